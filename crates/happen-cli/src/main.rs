@@ -1,0 +1,3 @@
+//! The `happen` binary.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Contract suites, virtual time and test tools for Happen.

@@ -1,0 +1,1 @@
+//! Event-driven and agentic systems out of two things: nodes and events.
