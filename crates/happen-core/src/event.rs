@@ -1,6 +1,7 @@
 //! An event: its payload and its envelope. Owns what an event remembers of where it came from; does not know who
 //! handles it.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Deref;
@@ -10,7 +11,7 @@ use serde_json::Value as Json;
 
 use crate::id::EventId;
 use crate::name::EventType;
-use crate::payload::{Dynamic, Payload};
+use crate::payload::{Dynamic, ErasedPayload, Payload};
 
 /// An immutable fact: a payload with its causal context. Reads like its payload.
 ///
@@ -299,9 +300,138 @@ impl<T: fmt::Debug> fmt::Debug for Event<T> {
     }
 }
 
-impl<T: Payload> AsRef<T> for Event<T> {
-    fn as_ref(&self) -> &T {
+/// Several events of one type that were sent at once, for a handler that takes them together. Reads like a slice.
+///
+/// The events keep their own ids; what the handler sends is caused by all of them.
+#[derive(Clone, Debug)]
+pub struct Batch<T = Dynamic> {
+    events: Vec<Event<T>>,
+}
+
+impl<T> Batch<T> {
+    /// The batch of these events; `None` when there are none, for nothing would have caused its effects.
+    #[must_use]
+    pub fn new(events: Vec<Event<T>>) -> Option<Self> {
+        (!events.is_empty()).then_some(Self { events })
+    }
+
+    /// The events.
+    #[must_use]
+    pub fn into_events(self) -> Vec<Event<T>> {
+        self.events
+    }
+
+    /// When the events were sent at the latest, in milliseconds since 1970.
+    #[must_use]
+    pub fn received_at_unix_ms(&self) -> u64 {
+        self.events.iter().map(|event| event.envelope.at_unix_ms).max().unwrap_or(0)
+    }
+
+    /// The payloads, in the order they were sent.
+    pub fn payloads(&self) -> impl Iterator<Item = &T> {
+        self.events.iter().map(Event::payload)
+    }
+}
+
+impl<T> Deref for Batch<T> {
+    type Target = [Event<T>];
+
+    fn deref(&self) -> &[Event<T>] {
+        &self.events
+    }
+}
+
+/// An event or a batch of events, without its type.
+pub trait ErasedEvent: Send + Sync {
+    /// The context; of a batch, that of its first event.
+    fn envelope(&self) -> &Envelope;
+
+    /// The payload; of a batch, that of its first event.
+    fn payload(&self) -> &dyn ErasedPayload;
+
+    /// For downcasts to the event's own type.
+    fn as_any(&self) -> &dyn Any;
+
+    /// A copy that can be shared and kept.
+    fn to_shared(&self) -> Arc<dyn ErasedEvent>;
+
+    /// The number of events.
+    fn len(&self) -> usize {
+        1
+    }
+
+    /// Never: an event is one, and a batch has at least one.
+    fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// One event of a batch; an event is its own first and only one.
+    fn single(&self, index: usize) -> Option<&dyn ErasedEvent>;
+
+    /// Whether it was sent as a batch.
+    fn is_batch(&self) -> bool {
+        false
+    }
+}
+
+impl<T: Payload> ErasedEvent for Event<T> {
+    #[inline]
+    fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
+
+    #[inline]
+    fn payload(&self) -> &dyn ErasedPayload {
         &self.payload
+    }
+
+    #[inline]
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn to_shared(&self) -> Arc<dyn ErasedEvent> {
+        Arc::new(self.clone())
+    }
+
+    fn single(&self, index: usize) -> Option<&dyn ErasedEvent> {
+        (index == 0).then_some(self)
+    }
+}
+
+impl<T: Payload> ErasedEvent for Batch<T> {
+    fn envelope(&self) -> &Envelope {
+        &self.events[0].envelope
+    }
+
+    fn payload(&self) -> &dyn ErasedPayload {
+        &self.events[0].payload
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn to_shared(&self) -> Arc<dyn ErasedEvent> {
+        Arc::new(self.clone())
+    }
+
+    fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    fn single(&self, index: usize) -> Option<&dyn ErasedEvent> {
+        self.events.get(index).map(|event| event as _)
+    }
+
+    fn is_batch(&self) -> bool {
+        true
+    }
+}
+
+impl fmt::Debug for dyn ErasedEvent + '_ {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.envelope().event_type, self.envelope().id)
     }
 }
 

@@ -5,9 +5,12 @@
 
 pub mod error;
 pub mod event;
+pub mod function;
 pub mod id;
 pub mod name;
 pub mod payload;
+pub mod pool;
+pub mod reply;
 pub mod state;
 pub mod step;
 pub mod value;
@@ -15,10 +18,12 @@ pub mod value;
 pub mod env;
 
 pub use error::{Error, ErrorKind, Result};
-pub use event::{Envelope, Event, NodeKey};
+pub use event::{Batch, Envelope, ErasedEvent, Event, NodeKey};
+pub use function::Function;
 pub use id::EventId;
 pub use name::{EventType, TypeName};
 pub use payload::{Dynamic, Payload};
+pub use reply::{Answer, Outgoing, Parcel};
 pub use state::State;
 pub use step::{IntoStep, Step};
 pub use value::Value;

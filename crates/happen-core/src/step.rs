@@ -1,10 +1,10 @@
 //! What a handler may return. Owns the word "step" and nothing about how steps are run.
 
-use std::any::{Any, TypeId};
 use std::borrow::Cow;
 use std::fmt;
 
 use crate::error::{Error, Result};
+use crate::function::Function;
 use crate::payload::Payload;
 use crate::value::Value;
 
@@ -17,7 +17,7 @@ pub struct Step(Kind);
 #[non_exhaustive]
 pub enum Kind {
     /// Go on with this function.
-    Next(Box<dyn NextStep>),
+    Next(Box<dyn Function>),
     /// Run the same function again.
     Again,
     /// Go on with the step of this name.
@@ -26,18 +26,6 @@ pub enum Kind {
     Done(Value),
     /// End without a value.
     End,
-}
-
-/// A function to go on with, as the runtime made it. Its identity is that of the function's own type.
-pub trait NextStep: Any + Send {
-    /// The identity of the function.
-    fn function(&self) -> TypeId;
-
-    /// The name of the function's type, for messages.
-    fn function_name(&self) -> &'static str;
-
-    /// The runtime's own form of it.
-    fn into_any(self: Box<Self>) -> Box<dyn Any + Send>;
 }
 
 /// What handlers may return: a [`Step`], any payload as the final value, `()`, or a `Result` of these.
@@ -73,7 +61,7 @@ impl Step {
 impl fmt::Debug for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Kind::Next(next) => write!(f, "next({})", next.function_name()),
+            Kind::Next(next) => write!(f, "next({})", next.type_name()),
             Kind::Again => f.write_str("again()"),
             Kind::Goto(name) => write!(f, "goto({name:?})"),
             Kind::Done(value) => write!(f, "done({})", value.event_type()),

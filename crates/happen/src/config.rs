@@ -1,0 +1,299 @@
+//! The configuration of a space, as data with defaults. Owns what can be set, and the rule by which a node gets its
+//! options; does not know how they are used.
+
+use std::time::Duration;
+
+use happen_core::{Error, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::limits;
+
+/// How a space behaves. Every field has a default, so a file names only what differs.
+///
+/// # Examples
+///
+/// ```
+/// let config: happen::Config = serde_json::from_str(
+///     r#"{ "environment": "test", "nodes": { "api-*": { "max_concurrent": 10 } } }"#,
+/// ).unwrap();
+/// assert_eq!(config.options_for("api-users").max_concurrent, 10);
+/// assert_eq!(config.options_for("orders").max_concurrent, 100);
+/// ```
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The name of the environment, such as `production`; events tell it as `system.environment`.
+    pub environment: String,
+    /// The region; events tell it as `system.region`.
+    pub region: String,
+    /// The options of nodes that no table entry names.
+    pub node_defaults: NodeOptions,
+    /// Options by glob over node ids, such as `api-*`. Of several that match, the one with most literal characters
+    /// wins field by field.
+    pub nodes: std::collections::BTreeMap<String, NodeOverrides>,
+    /// The limits on correlations.
+    pub correlation: CorrelationLimits,
+    /// Event headers remembered per thread.
+    pub remembered_events: usize,
+    /// Event types whose routes are kept.
+    pub types_max: usize,
+    /// Undeliverable events kept.
+    pub dead_letters_max: usize,
+    /// Bytes of an encoded event.
+    pub event_bytes_max: usize,
+    /// How long a stopping space waits for flows under way, in milliseconds.
+    pub drain_ms: u64,
+}
+
+/// How a node takes events.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeOptions {
+    /// Flows under way at once; 1 makes a node serial.
+    pub max_concurrent: u32,
+    /// Events that may wait.
+    pub queue_limit: usize,
+    /// In which order waiting events start.
+    pub queue_order: QueueOrder,
+    /// What happens to an event that finds the queue full.
+    pub overflow: Overflow,
+    /// Globs over the node id, the source id or `source_type:source_id` of accepted events; empty accepts all.
+    pub accept_from: Vec<String>,
+    /// Steps of one flow.
+    pub steps_max: u32,
+    /// How long one flow may take, in milliseconds; 0 for no limit.
+    pub flow_ms_max: u64,
+}
+
+/// Options that a table entry sets; what is absent stays as it was.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NodeOverrides {
+    /// See [`NodeOptions::max_concurrent`].
+    pub max_concurrent: Option<u32>,
+    /// See [`NodeOptions::queue_limit`].
+    pub queue_limit: Option<usize>,
+    /// See [`NodeOptions::queue_order`].
+    pub queue_order: Option<QueueOrder>,
+    /// See [`NodeOptions::overflow`].
+    pub overflow: Option<Overflow>,
+    /// See [`NodeOptions::accept_from`].
+    pub accept_from: Option<Vec<String>>,
+    /// See [`NodeOptions::steps_max`].
+    pub steps_max: Option<u32>,
+    /// See [`NodeOptions::flow_ms_max`].
+    pub flow_ms_max: Option<u64>,
+}
+
+/// In which order waiting events start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum QueueOrder {
+    /// First come, first started.
+    #[default]
+    Fifo,
+    /// Last come, first started.
+    Lifo,
+    /// By the priority of the event (metadata `priority`, default 0), the highest first; equal ones first come first.
+    Priority,
+}
+
+/// What happens to an event that finds the queue full.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Overflow {
+    /// It is refused: the sender gets the error `busy`.
+    #[default]
+    Reject,
+    /// The event that waited longest goes to the dead letters.
+    DropOldest,
+    /// It goes to the dead letters itself, and the sender is told that it was taken.
+    DropNewest,
+}
+
+/// Limits that end runaway loops.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct CorrelationLimits {
+    /// Causes between an event and its root.
+    pub depth_max: u32,
+    /// Events one flow may send.
+    pub fan_out_max: u32,
+    /// Events below one root that one thread may handle.
+    pub events_max: u64,
+    /// How long events may follow from one root, in milliseconds; 0 for no limit.
+    pub deadline_ms: u64,
+}
+
+impl Config {
+    /// The options of the node with this id.
+    #[must_use]
+    pub fn options_for(&self, node: &str) -> NodeOptions {
+        let mut options = self.node_defaults.clone();
+        let mut matching: Vec<_> = self.nodes.iter().filter(|(glob, _)| glob_matches(glob, node)).collect();
+        matching.sort_by_key(|(glob, _)| glob.chars().filter(|&c| c != '*').count());
+        for (_, overrides) in matching {
+            overrides.apply(&mut options);
+        }
+        options
+    }
+
+    /// Checks that every value can mean something.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Misuse`](crate::ErrorKind::Misuse) that names the first field that cannot.
+    pub fn check(&self) -> Result<()> {
+        let all = self.nodes.iter().map(|(glob, overrides)| {
+            let mut options = self.node_defaults.clone();
+            overrides.apply(&mut options);
+            (glob.as_str(), options)
+        });
+        for (name, options) in all.chain([("node_defaults", self.node_defaults.clone())]) {
+            if options.max_concurrent == 0 {
+                return Err(Error::misuse(format!("`{name}`: max_concurrent is 0, so nothing would ever run")));
+            }
+            if options.steps_max == 0 {
+                return Err(Error::misuse(format!("`{name}`: steps_max is 0, so no flow could take a step")));
+            }
+        }
+        if self.remembered_events == 0 {
+            return Err(Error::misuse("remembered_events is 0; the causal web needs at least one header"));
+        }
+        Ok(())
+    }
+}
+
+impl NodeOverrides {
+    fn apply(&self, options: &mut NodeOptions) {
+        let Self { max_concurrent, queue_limit, queue_order, overflow, accept_from, steps_max, flow_ms_max } = self;
+        options.max_concurrent = max_concurrent.unwrap_or(options.max_concurrent);
+        options.queue_limit = queue_limit.unwrap_or(options.queue_limit);
+        options.queue_order = queue_order.unwrap_or(options.queue_order);
+        options.overflow = overflow.unwrap_or(options.overflow);
+        options.steps_max = steps_max.unwrap_or(options.steps_max);
+        options.flow_ms_max = flow_ms_max.unwrap_or(options.flow_ms_max);
+        if let Some(globs) = accept_from {
+            options.accept_from.clone_from(globs);
+        }
+    }
+}
+
+impl NodeOptions {
+    pub(crate) fn flow_time_max(&self) -> Option<Duration> {
+        (self.flow_ms_max > 0).then(|| Duration::from_millis(self.flow_ms_max))
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            environment: "development".to_owned(),
+            region: "local".to_owned(),
+            node_defaults: NodeOptions::default(),
+            nodes: std::collections::BTreeMap::new(),
+            correlation: CorrelationLimits::default(),
+            remembered_events: limits::REMEMBERED_EVENTS,
+            types_max: limits::TYPES_MAX,
+            dead_letters_max: limits::DEAD_LETTERS_MAX,
+            event_bytes_max: limits::EVENT_BYTES_MAX,
+            drain_ms: limits::DRAIN_MS,
+        }
+    }
+}
+
+impl Default for NodeOptions {
+    fn default() -> Self {
+        Self {
+            max_concurrent: limits::MAX_CONCURRENT,
+            queue_limit: limits::QUEUE_LIMIT,
+            queue_order: QueueOrder::Fifo,
+            overflow: Overflow::Reject,
+            accept_from: Vec::new(),
+            steps_max: limits::STEPS_MAX,
+            flow_ms_max: 0,
+        }
+    }
+}
+
+impl Default for CorrelationLimits {
+    fn default() -> Self {
+        Self {
+            depth_max: limits::DEPTH_MAX,
+            fan_out_max: limits::FAN_OUT_MAX,
+            events_max: limits::CORRELATION_EVENTS_MAX,
+            deadline_ms: 0,
+        }
+    }
+}
+
+/// Whether an id matches a glob in which `*` stands for any characters, none included. Ids are no event types: they
+/// have no segments, so this is not a [`Pattern`](crate::Pattern).
+pub(crate) fn glob_matches(glob: &str, id: &str) -> bool {
+    let mut parts = glob.split('*');
+    let Some(mut rest) = parts.next().and_then(|first| id.strip_prefix(first)) else { return false };
+    if !glob.contains('*') {
+        return rest.is_empty();
+    }
+    let mut parts = parts.peekable();
+    while let Some(part) = parts.next() {
+        if parts.peek().is_none() {
+            return rest.ends_with(part);
+        }
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn globs() {
+        for (glob, id, expected) in [
+            ("api-*", "api-users", true),
+            ("api-*", "api-", true),
+            ("api-*", "app", false),
+            ("*", "", true),
+            ("", "", true),
+            ("", "x", false),
+            ("tenant:acme:*", "tenant:acme:u1", true),
+            ("a*b*c", "aXbYc", true),
+            ("a*b*c", "abc", true),
+            ("a*b*c", "acb", false),
+            ("a*a", "a", false),
+            ("*ab", "aab", true),
+        ] {
+            assert_eq!(glob_matches(glob, id), expected, "{glob} {id}");
+        }
+    }
+
+    #[test]
+    fn the_more_literal_entry_wins_field_by_field() {
+        let config: Config = serde_json::from_value(serde_json::json!({
+            "nodes": {
+                "*": { "queue_limit": 5, "max_concurrent": 7 },
+                "api-*": { "max_concurrent": 2 },
+            }
+        }))
+        .unwrap();
+        let options = config.options_for("api-x");
+        assert_eq!((options.max_concurrent, options.queue_limit), (2, 5));
+        assert_eq!(config.options_for("x").max_concurrent, 7);
+    }
+
+    #[test]
+    fn impossible_values_and_misspelt_fields_are_named() {
+        let mut config = Config::default();
+        config.node_defaults.max_concurrent = 0;
+        assert!(config.check().unwrap_err().to_string().contains("max_concurrent"));
+        let error = serde_json::from_str::<Config>(r#"{ "enviroment": "x" }"#).unwrap_err();
+        assert!(error.to_string().contains("enviroment"), "{error}");
+    }
+}

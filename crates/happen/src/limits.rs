@@ -1,0 +1,63 @@
+//! Every limit of the framework: name, unit, default, reason. Nothing here knows what the limits guard.
+
+/// Handlers nested on one stack, by events sent from handlers that run inline. Deeper ones wait for the stack to
+/// unwind, so that a long cascade needs no long stack: a frame takes about one kilobyte in release builds and several
+/// in debug builds, and threads of tests have two megabytes.
+pub const INLINE_DEPTH_MAX: u32 = 32;
+
+/// Dispatches in a row from one task before it lets others run.
+pub const INLINE_RUN_MAX: u32 = 1_024;
+
+/// Flows of one node that may be under way at once.
+pub const MAX_CONCURRENT: u32 = 100;
+
+/// Events that may wait for a node.
+pub const QUEUE_LIMIT: usize = 10_000;
+
+/// The part of a queue, in percent, from which a node signals back-pressure.
+pub const BACK_PRESSURE_PERCENT: usize = 80;
+
+/// Steps of one flow, so that a loop that never ends is found. A loop of ten thousand turns is better several events.
+pub const STEPS_MAX: u32 = 10_000;
+
+/// Causes between an event and its root.
+pub const DEPTH_MAX: u32 = 100_000;
+
+/// Events that one flow may send.
+pub const FAN_OUT_MAX: u32 = 1_000_000;
+
+/// Events below one root that one thread may handle.
+pub const CORRELATION_EVENTS_MAX: u64 = 1_000_000;
+
+/// Event headers that each thread remembers of a space, 80 bytes each.
+pub const REMEMBERED_EVENTS: usize = 4_096;
+
+/// Event types whose routes are kept. Beyond it they are found anew for every event.
+pub const TYPES_MAX: usize = 16_384;
+
+/// Letters that could not be delivered and are kept for a look and another try.
+pub const DEAD_LETTERS_MAX: usize = 1_000;
+
+/// Items of a stream that wait for its reader.
+pub const STREAM_ITEMS_MAX: usize = 16;
+
+/// Items of a broadcast stream that wait for its slowest listener before that one misses some.
+pub const STREAM_BROADCAST_ITEMS_MAX: usize = 256;
+
+/// Bytes of an encoded event.
+pub const EVENT_BYTES_MAX: usize = 1 << 20;
+
+/// Milliseconds a plain handler may take before it counts as slow.
+pub const SLOW_HANDLER_MS: u64 = 10;
+
+/// Slow runs in a row that move a plain handler off its caller's thread.
+pub const SLOW_RUNS_MAX: u32 = 3;
+
+/// Events that may wait for a plain handler that was moved off its caller's thread.
+pub const SLOW_QUEUE_LIMIT: usize = 10_000;
+
+/// Contexts and futures that each thread keeps to use again.
+pub(crate) const RECYCLED_MAX: usize = 64;
+
+/// Milliseconds a stopping space waits for flows under way.
+pub const DRAIN_MS: u64 = 30_000;

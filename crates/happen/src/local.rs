@@ -1,0 +1,185 @@
+//! What each thread keeps for each space: the block its ids come from, its ring of headers, and how deep it is in
+//! handlers that run inline. Keyed by space, so two spaces in one process share nothing.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use happen_core::EventId;
+use happen_core::id::IdBlock;
+use scoped_tls::scoped_thread_local;
+
+use crate::context::Context;
+use crate::flow::FlowInner;
+use crate::limits;
+use crate::space::SpaceInner;
+use crate::web::Ring;
+
+scoped_thread_local! {
+    /// The flow being polled on this thread; what is sent meanwhile is caused by its event.
+    static CURRENT: FlowInner
+}
+
+thread_local! {
+    static LOCALS: RefCell<Locals> = const { RefCell::new(Locals { spaces: Vec::new(), recycled: Vec::new() }) };
+    static DEPTH: Cell<u32> = const { Cell::new(0) };
+    static RUN: Cell<u32> = const { Cell::new(0) };
+    static DEFERRED: RefCell<VecDeque<Deferred>> = const { RefCell::new(VecDeque::new()) };
+}
+
+/// Work that waits for the stack to unwind.
+pub(crate) type Deferred = Box<dyn FnOnce()>;
+
+struct Locals {
+    spaces: Vec<(u64, Local)>,
+    recycled: Vec<Arc<FlowInner>>,
+}
+
+/// One thread's part of one space.
+pub(crate) struct Local {
+    ids: IdBlock,
+    pub(crate) ring: Arc<Ring>,
+    counts: Box<[(Option<EventId>, u64)]>,
+}
+
+impl Local {
+    fn new(space: &SpaceInner) -> Self {
+        Self {
+            ids: IdBlock::new(space.env.random_u64()),
+            ring: space.ring(),
+            counts: vec![(None, 0); COUNTS].into(),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn next_id(&mut self, unix_ms: u64) -> EventId {
+        self.ids.next_id(unix_ms)
+    }
+
+    /// Counts one more event below this root and returns how many this thread has seen. Roots share a table of fixed
+    /// size; one that is pushed out begins anew, and a root that runs away is not pushed out for long.
+    #[inline]
+    pub(crate) fn count(&mut self, root: EventId) -> u64 {
+        let (high, low) = root.to_halves();
+        let index = (low >> 42 ^ high) as usize & (COUNTS - 1);
+        let entry = &mut self.counts[index];
+        if entry.0 == Some(root) {
+            entry.1 += 1;
+        } else {
+            *entry = (Some(root), 1);
+        }
+        entry.1
+    }
+}
+
+/// Runs `work` with this thread's part of the space.
+#[inline]
+pub(crate) fn with_local<R>(space: &SpaceInner, work: impl FnOnce(&mut Local) -> R) -> R {
+    LOCALS.with_borrow_mut(|locals| {
+        let spaces = &mut locals.spaces;
+        let found = spaces.iter().position(|(id, _)| *id == space.id);
+        let index = found.unwrap_or_else(|| {
+            spaces.retain(|(_, local)| !local.ring.is_closed());
+            spaces.push((space.id, Local::new(space)));
+            spaces.len() - 1
+        });
+        work(&mut spaces[index].1)
+    })
+}
+
+/// A context to use again, when this thread has one.
+#[inline]
+pub(crate) fn take_recycled() -> Option<Arc<FlowInner>> {
+    LOCALS.with_borrow_mut(|locals| locals.recycled.pop())
+}
+
+/// Keeps a context for later use.
+#[inline]
+pub(crate) fn recycle(flow: Arc<FlowInner>) {
+    // A context that ends with its thread finds no place to be kept in, which is fine.
+    let kept = LOCALS.try_with(|locals| {
+        if let Ok(mut locals) = locals.try_borrow_mut()
+            && locals.recycled.len() < limits::RECYCLED_MAX
+        {
+            locals.recycled.push(flow);
+            return None;
+        }
+        Some(flow)
+    });
+    // Dropped outside the borrow: a context may own a node, and with it anything the user captured.
+    drop(kept);
+}
+
+/// Forgets the contexts kept by this thread, which may keep a closed space alive.
+pub(crate) fn forget_recycled() {
+    let recycled = LOCALS.with_borrow_mut(|locals| std::mem::take(&mut locals.recycled));
+    drop(recycled);
+}
+
+/// Runs `work` as part of this flow.
+#[inline]
+pub(crate) fn enter<R>(flow: &Context, work: impl FnOnce() -> R) -> R {
+    CURRENT.set(flow.inner(), work)
+}
+
+/// The flow that is being polled on this thread, when it belongs to this space.
+#[inline]
+pub(crate) fn current<R>(space: &SpaceInner, work: impl FnOnce(Option<&FlowInner>) -> R) -> R {
+    if !CURRENT.is_set() {
+        return work(None);
+    }
+    CURRENT.with(|flow| work((flow.node.space.id == space.id).then_some(flow)))
+}
+
+/// One level deeper in handlers that run inline; `None` when it is deep enough.
+#[inline]
+pub(crate) fn deeper() -> Option<Depth> {
+    DEPTH.with(|depth| {
+        let now = depth.get();
+        (now < limits::INLINE_DEPTH_MAX).then(|| {
+            depth.set(now + 1);
+            Depth
+        })
+    })
+}
+
+/// A level of handlers that run inline. When the outermost one ends, what was put off is run.
+pub(crate) struct Depth;
+
+impl Drop for Depth {
+    #[inline]
+    fn drop(&mut self) {
+        let depth = DEPTH.get();
+        // Only the outermost level runs what was put off, so its stack is as short as it gets.
+        if depth == 1 && DEFERRED.with_borrow(|deferred| !deferred.is_empty()) {
+            run_deferred();
+        }
+        DEPTH.set(depth - 1);
+    }
+}
+
+#[cold]
+fn run_deferred() {
+    while let Some(work) = DEFERRED.with_borrow_mut(VecDeque::pop_front) {
+        work();
+    }
+}
+
+/// Puts work off until the outermost handler on this thread has returned.
+pub(crate) fn defer(work: Deferred) {
+    DEFERRED.with_borrow_mut(|deferred| deferred.push_back(work));
+}
+
+/// Whether this thread has dispatched so much in a row that others should run.
+#[inline]
+pub(crate) fn should_yield() -> bool {
+    let run = RUN.get();
+    if run < limits::INLINE_RUN_MAX {
+        RUN.set(run + 1);
+        return false;
+    }
+    RUN.set(0);
+    true
+}
+
+const COUNTS: usize = 256;

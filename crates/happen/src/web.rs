@@ -1,0 +1,191 @@
+//! The causal web as far as it is remembered: headers of events and of what became of them, in one bounded ring for
+//! each thread. Written on the way of every event, so a write is a few plain stores; read by `trace`, which costs more.
+
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+use happen_core::{Envelope, EventId, NodeKey};
+
+/// The headers one thread wrote last. One writer, any number of readers.
+///
+/// A slot is guarded by its stamp: the writer clears it, writes the words, and sets it to the number of the write; a
+/// reader that sees the same stamp before and after has read one whole header (a sequence lock whose data are atomics,
+/// so a torn read is impossible to act on and no unsafe code is needed).
+#[derive(Debug)]
+pub(crate) struct Ring {
+    slots: Box<[Slot]>,
+    written: AtomicU64,
+    closed: std::sync::atomic::AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    stamp: AtomicU64,
+    words: [AtomicU64; WORDS],
+}
+
+/// One remembered header.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Header {
+    /// An event was sent, to one node or to whoever listens.
+    Sent { id: EventId, cause: Option<EventId>, root: EventId, type_index: u32, sender: NodeKey, to: NodeKey, what: u8 },
+    /// What became of an event at one node.
+    Handled { id: EventId, node: NodeKey, what: u8 },
+    /// A further cause of an event made from several.
+    Cause { id: EventId, cause: EventId },
+}
+
+/// Where a header was written, so that its outcome can be filled in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mark {
+    number: u64,
+}
+
+impl Ring {
+    pub(crate) fn new(len: usize) -> Self {
+        // A power of two, so that finding a slot is a mask; the next greater one, so that as many are kept as asked.
+        let len = len.next_power_of_two();
+        Self {
+            slots: (0..len).map(|_| Slot::default()).collect(),
+            written: AtomicU64::new(0),
+            closed: std::sync::atomic::AtomicBool::new(false),
+        }
+    }
+
+    #[inline]
+    fn write(&self, words: [u64; WORDS]) -> Mark {
+        let number = self.written.load(Ordering::Relaxed) + 1;
+        let slot = &self.slots[(number as usize) & (self.slots.len() - 1)];
+        slot.stamp.store(0, Ordering::Relaxed);
+        fence(Ordering::Release);
+        for (to, word) in slot.words.iter().zip(words) {
+            to.store(word, Ordering::Relaxed);
+        }
+        slot.stamp.store(number, Ordering::Release);
+        self.written.store(number, Ordering::Relaxed);
+        Mark { number }
+    }
+
+    #[inline]
+    pub(crate) fn sent(&self, envelope: &Envelope, type_index: u32, to: NodeKey, what: u8) -> Mark {
+        let (id_high, id_low) = envelope.id.to_halves();
+        let (cause_high, cause_low) = envelope.cause.map_or((0, 0), EventId::to_halves);
+        let (root_high, root_low) = envelope.root.to_halves();
+        self.write([
+            id_high,
+            id_low,
+            cause_high,
+            cause_low,
+            root_high,
+            root_low,
+            u64::from(type_index) | u64::from(envelope.sender.0) << 32,
+            u64::from(to.0) | u64::from(what) << 32 | SENT,
+        ])
+    }
+
+    #[inline]
+    pub(crate) fn handled(&self, id: EventId, node: NodeKey, what: u8) {
+        let (high, low) = id.to_halves();
+        self.write([high, low, 0, 0, 0, 0, 0, u64::from(node.0) | u64::from(what) << 32 | HANDLED]);
+    }
+
+    #[cold]
+    pub(crate) fn cause(&self, id: EventId, cause: EventId) {
+        let (id_high, id_low) = id.to_halves();
+        let (cause_high, cause_low) = cause.to_halves();
+        self.write([id_high, id_low, cause_high, cause_low, 0, 0, 0, CAUSE]);
+    }
+
+    /// Fills in what became of an event whose header this thread wrote, unless it was overwritten meanwhile.
+    #[inline]
+    pub(crate) fn settle(&self, mark: Mark, to: NodeKey, what: u8) {
+        let slot = &self.slots[(mark.number as usize) & (self.slots.len() - 1)];
+        if slot.stamp.load(Ordering::Relaxed) == mark.number {
+            slot.words[WORDS - 1].store(u64::from(to.0) | u64::from(what) << 32 | SENT, Ordering::Relaxed);
+        }
+    }
+
+    /// The headers in the order they were written, and whether older ones were overwritten.
+    pub(crate) fn read(&self) -> (Vec<Header>, bool) {
+        let mut numbered = Vec::new();
+        for slot in &self.slots {
+            let before = slot.stamp.load(Ordering::Acquire);
+            if before == 0 {
+                continue;
+            }
+            let mut words = [0; WORDS];
+            for (word, from) in words.iter_mut().zip(&slot.words) {
+                *word = from.load(Ordering::Relaxed);
+            }
+            fence(Ordering::Acquire);
+            if slot.stamp.load(Ordering::Relaxed) == before
+                && let Some(header) = header(words)
+            {
+                numbered.push((before, header));
+            }
+        }
+        numbered.sort_unstable_by_key(|&(number, _)| number);
+        let cut = self.written.load(Ordering::Relaxed) > self.slots.len() as u64;
+        (numbered.into_iter().map(|(_, header)| header).collect(), cut)
+    }
+
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+}
+
+fn header(words: [u64; WORDS]) -> Option<Header> {
+    let [id_high, id_low, cause_high, cause_low, root_high, root_low, names, end] = words;
+    let id = EventId::from_halves(id_high, id_low)?;
+    let cause = EventId::from_halves(cause_high, cause_low);
+    let node = NodeKey(end as u32);
+    let what = (end >> 32) as u8;
+    Some(match end & KIND {
+        SENT => Header::Sent {
+            id,
+            cause,
+            root: EventId::from_halves(root_high, root_low)?,
+            type_index: names as u32,
+            sender: NodeKey((names >> 32) as u32),
+            to: node,
+            what,
+        },
+        HANDLED => Header::Handled { id, node, what },
+        _ => Header::Cause { id, cause: cause? },
+    })
+}
+
+const WORDS: usize = 8;
+const KIND: u64 = 3 << 40;
+const SENT: u64 = 1 << 40;
+const HANDLED: u64 = 2 << 40;
+const CAUSE: u64 = 3 << 40;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use happen_core::id::IdBlock;
+
+    #[test]
+    fn the_oldest_headers_give_way() {
+        let ring = Ring::new(4);
+        let mut ids = IdBlock::new(1);
+        let all: Vec<_> = (0..6).map(|_| ids.next_id(1)).collect();
+        for &id in &all {
+            ring.handled(id, NodeKey(3), 2);
+        }
+        let (headers, cut) = ring.read();
+        assert!(cut);
+        let seen: Vec<_> = headers
+            .iter()
+            .map(|header| match header {
+                Header::Handled { id, node: NodeKey(3), what: 2 } => *id,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(seen, all[2..]);
+    }
+}
