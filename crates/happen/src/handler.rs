@@ -1,0 +1,371 @@
+//! What may handle events, and how it loses its types. Owns the trait [`Handler`] and its kinds: plain functions that
+//! borrow, `async fn` that own, and either with dependencies.
+
+use std::any::{Any, TypeId, type_name};
+use std::fmt;
+use std::future::Future;
+use std::marker::PhantomData;
+
+use happen_core::function::{Function, Started};
+use happen_core::pool::StepFuture;
+use happen_core::{Batch, Error, ErrorKind, ErasedEvent, Event, IntoStep, Payload, Result};
+
+use crate::context::Context;
+
+/// What a handler takes first: an [`Event`] of some payload, or a [`Batch`] of them.
+#[diagnostic::on_unimplemented(
+    message = "a handler cannot take `{Self}`",
+    label = "neither `Event<T>` nor `Batch<T>`",
+    note = "the first argument is `Event<T>` (or `&Event<T>` in a plain function), where `T` derives `happen::Event`"
+)]
+pub trait Argument: Sized + Send + Sync + 'static {
+    #[doc(hidden)]
+    const BATCH: bool;
+
+    #[doc(hidden)]
+    fn payload_name() -> Option<&'static str>;
+
+    #[doc(hidden)]
+    fn own(event: &dyn ErasedEvent) -> Result<Self>;
+}
+
+/// A function that handles events.
+///
+/// Two kinds implement it, always with these two arguments: plain functions and closures `Fn(&Event<T>, &Context)`,
+/// which run on the caller's stack, and asynchronous ones `Fn(Event<T>, Context)`, which may wait. What they return is
+/// any [`IntoStep`]. [`with`] adds a dependency in front. The marker `M` tells the kinds apart and is inferred.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a handler",
+    label = "not a handler",
+    note = "a handler is `async fn(Event<T>, Context) -> R` or a plain `fn(&Event<T>, &Context) -> R`",
+    note = "`T` derives `happen::Event`; `R` is `happen::Result<Step>`, `()`, a payload, or a `Result` of these",
+    note = "closures need the types of their arguments written out, and an async closure that captures needs \
+            `happen::with(dependency, handler)`"
+)]
+pub trait Handler<M>: Send + Sync + 'static {
+    /// What it gives: a future for the asynchronous kind.
+    type Future;
+
+    #[doc(hidden)]
+    fn into_function(self) -> Box<dyn Function>
+    where
+        Self::Future: Send;
+}
+
+/// Marks plain handlers.
+pub struct Plain<A, R>(PhantomData<fn(A) -> R>);
+/// Marks asynchronous handlers.
+pub struct Asynchronous<A, F>(PhantomData<fn(A) -> F>);
+/// Marks handlers with a dependency.
+pub struct WithDependency<D, M>(PhantomData<fn(D) -> M>);
+
+/// A handler and the dependency it is given; made by [`with`].
+#[derive(Clone)]
+pub struct With<D, F> {
+    dependency: D,
+    function: F,
+}
+
+/// Gives a handler a dependency as its first argument: a clone for every event.
+///
+/// An async closure that captures cannot be called twice, so what a handler needs is handed to it. Several
+/// dependencies are a tuple.
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicU64, Ordering};
+/// use happen::{Context, Event, Space, with};
+///
+/// #[derive(happen::Event, Clone, serde::Serialize, serde::Deserialize)]
+/// #[event("refund")]
+/// struct Refund { cents: u64 }
+///
+/// async fn refund(total: Arc<AtomicU64>, refund: Event<Refund>, _: Context) {
+///     total.fetch_add(refund.cents, Ordering::Relaxed);
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> happen::Result<()> {
+/// let total = Arc::new(AtomicU64::new(0));
+/// let space = Space::memory();
+/// let desk = space.node("desk");
+/// desk.on("refund", with(total.clone(), refund));
+/// space.start().await?;
+/// space.send(&desk, Refund { cents: 250 }).await?;
+/// assert_eq!(total.load(Ordering::Relaxed), 250);
+/// # Ok(())
+/// # }
+/// ```
+pub fn with<D, F>(dependency: D, function: F) -> With<D, F> {
+    With { dependency, function }
+}
+
+impl<T: Payload> Argument for Event<T> {
+    const BATCH: bool = false;
+
+    fn payload_name() -> Option<&'static str> {
+        payload_name::<T>()
+    }
+
+    #[inline]
+    fn own(event: &dyn ErasedEvent) -> Result<Self> {
+        if let Some(same) = event.as_any().downcast_ref::<Self>() {
+            return Ok(same.clone());
+        }
+        convert(event)
+    }
+}
+
+impl<T: Payload> Argument for Batch<T> {
+    const BATCH: bool = true;
+
+    fn payload_name() -> Option<&'static str> {
+        payload_name::<T>()
+    }
+
+    fn own(event: &dyn ErasedEvent) -> Result<Self> {
+        if let Some(same) = event.as_any().downcast_ref::<Self>() {
+            return Ok(same.clone());
+        }
+        let singles = (0..event.len()).filter_map(|index| event.single(index));
+        let events = singles.map(Event::<T>::own).collect::<Result<Vec<_>>>()?;
+        Self::new(events).ok_or_else(|| Error::misuse("a batch without events"))
+    }
+}
+
+fn payload_name<T: Payload>() -> Option<&'static str> {
+    (TypeId::of::<T>() != TypeId::of::<happen_core::Dynamic>()).then_some(T::TYPE.as_str())
+}
+
+/// The event with its payload as another Rust type: the pattern chose the event, the type says what shape it has.
+#[cold]
+fn convert<T: Payload>(event: &dyn ErasedEvent) -> Result<Event<T>> {
+    let envelope = event.envelope();
+    let payload = T::from_erased(event.payload()).map_err(|error| {
+        let wanted = T::TYPE.as_str().to_owned();
+        let found = envelope.event_type.as_str().to_owned();
+        let kind = if wanted == found {
+            ErrorKind::Undecodable { wanted }
+        } else {
+            ErrorKind::WrongPayload { wanted, found }
+        };
+        Error::new(kind).with_source(error.into_std()).at_event(envelope.id)
+    })?;
+    Ok(Event::from_parts(envelope.clone(), payload))
+}
+
+impl<F, A, R> Handler<Plain<A, R>> for F
+where
+    F: Fn(&A, &Context) -> R + Send + Sync + 'static,
+    A: Argument,
+    R: IntoStep + 'static,
+{
+    type Future = ();
+
+    fn into_function(self) -> Box<dyn Function> {
+        Box::new(PlainFunction { function: self, kind: PhantomData::<Plain<A, R>> })
+    }
+}
+
+impl<F, A, Fut> Handler<Asynchronous<A, Fut>> for F
+where
+    F: Fn(A, Context) -> Fut + Send + Sync + 'static,
+    A: Argument,
+    Fut: Future<Output: IntoStep> + 'static,
+{
+    type Future = Fut;
+
+    fn into_function(self) -> Box<dyn Function>
+    where
+        Fut: Send,
+    {
+        Box::new(AsyncFunction { function: self, kind: PhantomData::<Asynchronous<A, Fut>> })
+    }
+}
+
+impl<D, F, A, R> Handler<WithDependency<D, Plain<A, R>>> for With<D, F>
+where
+    D: Clone + Send + Sync + 'static,
+    F: Fn(D, &A, &Context) -> R + Send + Sync + 'static,
+    A: Argument,
+    R: IntoStep + 'static,
+{
+    type Future = ();
+
+    fn into_function(self) -> Box<dyn Function> {
+        let Self { dependency, function } = self;
+        let named = Named::<F>::of(&function);
+        let call = move |event: &A, context: &Context| function(dependency.clone(), event, context);
+        Box::new(Renamed { function: PlainFunction { function: call, kind: PhantomData::<Plain<A, R>> }, named })
+    }
+}
+
+impl<D, F, A, Fut> Handler<WithDependency<D, Asynchronous<A, Fut>>> for With<D, F>
+where
+    D: Clone + Send + Sync + 'static,
+    F: Fn(D, A, Context) -> Fut + Send + Sync + 'static,
+    A: Argument,
+    Fut: Future<Output: IntoStep> + 'static,
+{
+    type Future = Fut;
+
+    fn into_function(self) -> Box<dyn Function>
+    where
+        Fut: Send,
+    {
+        let Self { dependency, function } = self;
+        let named = Named::<F>::of(&function);
+        let call = move |event: A, context: Context| function(dependency.clone(), event, context);
+        Box::new(Renamed { function: AsyncFunction { function: call, kind: PhantomData::<Asynchronous<A, Fut>> }, named })
+    }
+}
+
+struct PlainFunction<F, M> {
+    function: F,
+    kind: PhantomData<M>,
+}
+
+impl<F, A, R> Function for PlainFunction<F, Plain<A, R>>
+where
+    F: Fn(&A, &Context) -> R + Send + Sync + 'static,
+    A: Argument,
+    R: IntoStep + 'static,
+{
+    #[inline]
+    fn start(&self, event: &dyn ErasedEvent, context: &dyn Any) -> Started {
+        let Some(context) = context.downcast_ref::<Context>() else { return foreign_context() };
+        if let Some(event) = event.as_any().downcast_ref::<A>() {
+            return Started::Ended((self.function)(event, context).into_step());
+        }
+        Started::Ended(A::own(event).and_then(|event| (self.function)(&event, context).into_step()))
+    }
+
+    fn identity(&self) -> TypeId {
+        TypeId::of::<F>()
+    }
+
+    fn type_name(&self) -> &'static str {
+        type_name::<F>()
+    }
+
+    fn takes_batch(&self) -> bool {
+        A::BATCH
+    }
+
+    fn is_plain(&self) -> bool {
+        true
+    }
+
+    fn payload_name(&self) -> Option<&'static str> {
+        A::payload_name()
+    }
+}
+
+struct AsyncFunction<F, M> {
+    function: F,
+    kind: PhantomData<M>,
+}
+
+impl<F, A, Fut> Function for AsyncFunction<F, Asynchronous<A, Fut>>
+where
+    F: Fn(A, Context) -> Fut + Send + Sync + 'static,
+    A: Argument,
+    Fut: Future<Output: IntoStep> + Send + 'static,
+{
+    #[inline]
+    fn start(&self, event: &dyn ErasedEvent, context: &dyn Any) -> Started {
+        let Some(context) = context.downcast_ref::<Context>() else { return foreign_context() };
+        match A::own(event) {
+            Ok(event) => Started::Future(StepFuture::new((self.function)(event, context.clone()))),
+            Err(error) => Started::Ended(Err(error)),
+        }
+    }
+
+    fn identity(&self) -> TypeId {
+        TypeId::of::<F>()
+    }
+
+    fn type_name(&self) -> &'static str {
+        type_name::<F>()
+    }
+
+    fn takes_batch(&self) -> bool {
+        A::BATCH
+    }
+
+    fn is_plain(&self) -> bool {
+        false
+    }
+
+    fn payload_name(&self) -> Option<&'static str> {
+        A::payload_name()
+    }
+}
+
+/// The name and identity of a function that was wrapped to be given a dependency.
+struct Named<F>(PhantomData<fn() -> F>);
+
+impl<F> Named<F> {
+    fn of(_: &F) -> Self {
+        Self(PhantomData)
+    }
+}
+
+struct Renamed<G, F> {
+    function: G,
+    named: Named<F>,
+}
+
+impl<G: Function, F: 'static> Function for Renamed<G, F> {
+    fn start(&self, event: &dyn ErasedEvent, context: &dyn Any) -> Started {
+        self.function.start(event, context)
+    }
+
+    fn identity(&self) -> TypeId {
+        fn identity_of<F: 'static>(_: &Named<F>) -> TypeId {
+            TypeId::of::<F>()
+        }
+        identity_of(&self.named)
+    }
+
+    fn type_name(&self) -> &'static str {
+        type_name::<F>()
+    }
+
+    fn takes_batch(&self) -> bool {
+        self.function.takes_batch()
+    }
+
+    fn is_plain(&self) -> bool {
+        self.function.is_plain()
+    }
+
+    fn payload_name(&self) -> Option<&'static str> {
+        self.function.payload_name()
+    }
+}
+
+#[cold]
+fn foreign_context() -> Started {
+    Started::Ended(Err(Error::misuse("a function of this crate was started with another runtime's context")))
+}
+
+impl<D, F> fmt::Debug for With<D, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "with({}, {})", type_name::<D>(), type_name::<F>())
+    }
+}
+
+macro_rules! debug_marker {
+    ($($name:ident<$($parameter:ident),+>),+) => {
+        $(impl<$($parameter),+> fmt::Debug for $name<$($parameter),+> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(stringify!($name))
+            }
+        })+
+    };
+}
+
+debug_marker!(Plain<A, R>, Asynchronous<A, F>, WithDependency<D, M>);
