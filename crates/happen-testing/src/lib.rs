@@ -1,1 +1,13 @@
-//! Contract suites, virtual time and test tools for Happen.
+//! Contract suites, virtual time and test tools for Happen. It knows the contract in `happen-core` and not the
+//! framework above it, so that the framework's own tests can use it.
+//!
+//! What is here fails by panicking, with a message that says how to see the failure again: it is made for tests.
+
+pub mod limits;
+
+mod panic_text;
+mod seeds;
+mod simulator;
+
+pub use seeds::{SeedOutcome, check_seeds};
+pub use simulator::{RunError, RunErrorKind, Simulator};
