@@ -1,6 +1,9 @@
 //! Futures of steps, placed in memory that each thread uses again, so that an async handler that is ready at its first
 //! poll allocates nothing. Owns that memory; does not know what the futures do.
-#![expect(unsafe_code, reason = "futures of many types share recycled memory: 0 allocations on the ready path")]
+#![expect(
+    unsafe_code,
+    reason = "futures of many types share recycled memory: 0 allocations on the ready path"
+)]
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::cell::RefCell;
@@ -38,7 +41,8 @@ impl<F> Of<F>
 where
     F: Future<Output: IntoStep> + Send + 'static,
 {
-    const TABLE: &'static Table = &Table { layout: place_for(Layout::new::<F>()), poll: Self::poll, drop: Self::drop };
+    const TABLE: &'static Table =
+        &Table { layout: place_for(Layout::new::<F>()), poll: Self::poll, drop: Self::drop };
 
     unsafe fn poll(place: NonNull<u8>, task: &mut Context<'_>) -> Poll<Result<Step>> {
         // SAFETY: by the contract of the table `place` holds an `F` that stays there until it is dropped.
@@ -157,7 +161,8 @@ const fn class_layout(class: usize) -> Layout {
 #[inline]
 fn take(layout: Layout) -> NonNull<u8> {
     if let Some(class) = class_of(layout) {
-        let recycled = FREE.try_with(|free| free.try_borrow_mut().ok().and_then(|mut free| free.0[class].pop()));
+        let recycled =
+            FREE.try_with(|free| free.try_borrow_mut().ok().and_then(|mut free| free.0[class].pop()));
         if let Ok(Some(place)) = recycled {
             return place;
         }

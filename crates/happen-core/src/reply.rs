@@ -87,7 +87,8 @@ impl Answer for () {
             None => Ok(()),
             Some(value) => {
                 let found = value.event_type().as_str().to_owned();
-                Err(Error::new(ErrorKind::OtherReply { asked: "nothing".to_owned(), found }).with_value(value))
+                Err(Error::new(ErrorKind::OtherReply { asked: "nothing".to_owned(), found })
+                    .with_value(value))
             }
         }
     }
@@ -119,7 +120,10 @@ mod tests {
         assert_eq!(ok, Ok(1));
         let err = <Result<u64, String>>::from_reply(Some(Value::new("no".to_owned()))).unwrap();
         assert_eq!(err, Err("no".to_owned()));
-        assert_eq!(<Result<u64, String>>::from_reply(Some(Value::new(true))).unwrap_err().code(), "other-reply");
+        assert_eq!(
+            <Result<u64, String>>::from_reply(Some(Value::new(true))).unwrap_err().code(),
+            "other-reply"
+        );
         assert_eq!(<Result<u64, String>>::from_reply(None).unwrap_err().code(), "other-reply");
     }
 

@@ -153,7 +153,9 @@ impl Config {
         });
         for (name, options) in all.chain([("node_defaults", self.node_defaults.clone())]) {
             if options.max_concurrent == 0 {
-                return Err(Error::misuse(format!("`{name}`: max_concurrent is 0, so nothing would ever run")));
+                return Err(Error::misuse(format!(
+                    "`{name}`: max_concurrent is 0, so nothing would ever run"
+                )));
             }
             if options.steps_max == 0 {
                 return Err(Error::misuse(format!("`{name}`: steps_max is 0, so no flow could take a step")));
@@ -168,7 +170,8 @@ impl Config {
 
 impl NodeOverrides {
     fn apply(&self, options: &mut NodeOptions) {
-        let Self { max_concurrent, queue_limit, queue_order, overflow, accept_from, steps_max, flow_ms_max } = self;
+        let Self { max_concurrent, queue_limit, queue_order, overflow, accept_from, steps_max, flow_ms_max } =
+            self;
         options.max_concurrent = max_concurrent.unwrap_or(options.max_concurrent);
         options.queue_limit = queue_limit.unwrap_or(options.queue_limit);
         options.queue_order = queue_order.unwrap_or(options.queue_order);

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 
 use happen_core::function::{Function, Started};
 use happen_core::pool::StepFuture;
-use happen_core::{Batch, Error, ErrorKind, ErasedEvent, Event, IntoStep, Payload, Result};
+use happen_core::{Batch, ErasedEvent, Error, ErrorKind, Event, IntoStep, Payload, Result};
 
 use crate::context::Context;
 
@@ -198,7 +198,10 @@ where
         let Self { dependency, function } = self;
         let named = Named::<F>::of(&function);
         let call = move |event: &A, context: &Context| function(dependency.clone(), event, context);
-        Box::new(Renamed { function: PlainFunction { function: call, kind: PhantomData::<Plain<A, R>> }, named })
+        Box::new(Renamed {
+            function: PlainFunction { function: call, kind: PhantomData::<Plain<A, R>> },
+            named,
+        })
     }
 }
 
@@ -218,7 +221,10 @@ where
         let Self { dependency, function } = self;
         let named = Named::<F>::of(&function);
         let call = move |event: A, context: Context| function(dependency.clone(), event, context);
-        Box::new(Renamed { function: AsyncFunction { function: call, kind: PhantomData::<Asynchronous<A, Fut>> }, named })
+        Box::new(Renamed {
+            function: AsyncFunction { function: call, kind: PhantomData::<Asynchronous<A, Fut>> },
+            named,
+        })
     }
 }
 

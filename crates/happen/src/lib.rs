@@ -1,1 +1,76 @@
 //! Event-driven and agentic systems out of two things: nodes and events.
+//!
+//! A [`Space`] holds [`Node`]s. A node handles events with functions ([`Node::on`]) and sends them ([`Node::send`],
+//! [`Node::broadcast`]). A handler returns the next function or a final value ([`next`], [`done`]). Every event knows
+//! what caused it, so a running system can be asked why ([`Space::trace`]).
+//!
+//! ```
+//! use happen::{Context, Event, Space};
+//!
+//! #[derive(happen::Event, Clone, serde::Serialize, serde::Deserialize)]
+//! #[event("greet")]
+//! struct Greet { name: String }
+//!
+//! #[tokio::main(flavor = "current_thread")]
+//! async fn main() -> happen::Result<()> {
+//!     let space = Space::memory();
+//!     let greeter = space.node("greeter");
+//!     greeter.on("greet", |greet: &Event<Greet>, _: &Context| format!("hello {}", greet.name));
+//!     space.start().await?;
+//!
+//!     let text = space.send(&greeter, Greet { name: "Ada".into() }).reply::<String>().await?;
+//!     assert_eq!(*text, "hello Ada");
+//!     Ok(())
+//! }
+//! ```
+
+pub mod config;
+pub mod limits;
+
+mod accept;
+mod context;
+mod dispatch;
+pub mod env;
+mod failure;
+mod flow;
+mod gate;
+mod handler;
+mod hooks;
+mod index;
+mod local;
+mod node;
+mod send;
+mod slow;
+mod space;
+mod stamp;
+mod state;
+mod step;
+mod stream;
+mod sync;
+mod table;
+mod trace;
+mod waits;
+mod web;
+
+pub use happen_core::event::{Delegation, Purpose, Trace as TraceContext, User};
+pub use happen_core::pattern::{
+    Aliases, Domain, Pattern, PatternError, all_of, any, domain, exact, not, one_of, predicate, wildcard,
+};
+pub use happen_core::{
+    Answer, Batch, Dynamic, Envelope, Error, ErrorKind, Event, EventId, EventType, IntoPattern, IntoStep,
+    Outgoing, Payload, Result, State, Step, TypeName, Value,
+};
+pub use happen_macros::{Event, State};
+
+pub use accept::Origin;
+pub use config::{Config, NodeOptions, Overflow, QueueOrder};
+pub use context::Context;
+pub use failure::{DeadLetter, Failure};
+pub use handler::{Argument, Asynchronous, Handler, Plain, With, WithDependency, with};
+pub use hooks::{Moment, Seen};
+pub use node::{Handles, Node, Registration};
+pub use send::{Asking, Broadcasting, Replies, Reply, Sending, Sent, Target};
+pub use space::Space;
+pub use step::{again, done, goto, next, next_with};
+pub use stream::{Items, Outlet};
+pub use trace::{Handled, Line, Trace, TraceOutcome, Traceable};

@@ -5,6 +5,9 @@
 /// in debug builds, and threads of tests have two megabytes.
 pub const INLINE_DEPTH_MAX: u32 = 32;
 
+/// Events on one thread that wait for the stack to unwind.
+pub const DEFERRED_MAX: usize = 1_000_000;
+
 /// Dispatches in a row from one task before it lets others run.
 pub const INLINE_RUN_MAX: u32 = 1_024;
 

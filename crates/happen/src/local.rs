@@ -5,8 +5,8 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use happen_core::EventId;
 use happen_core::id::IdBlock;
+use happen_core::{Error, ErrorKind, EventId, Result};
 use scoped_tls::scoped_thread_local;
 
 use crate::context::Context;
@@ -24,6 +24,7 @@ thread_local! {
     static LOCALS: RefCell<Locals> = const { RefCell::new(Locals { spaces: Vec::new(), recycled: Vec::new() }) };
     static DEPTH: Cell<u32> = const { Cell::new(0) };
     static RUN: Cell<u32> = const { Cell::new(0) };
+    static DEFERRED_LEN: Cell<usize> = const { Cell::new(0) };
     static DEFERRED: RefCell<VecDeque<Deferred>> = const { RefCell::new(VecDeque::new()) };
 }
 
@@ -40,6 +41,9 @@ pub(crate) struct Local {
     ids: IdBlock,
     pub(crate) ring: Arc<Ring>,
     counts: Box<[(Option<EventId>, u64)]>,
+    steps_seen: [u64; STEPS_SEEN],
+    /// Keeps the id of the space from being given to another one while it is remembered here.
+    _token: Arc<()>,
 }
 
 impl Local {
@@ -48,6 +52,8 @@ impl Local {
             ids: IdBlock::new(space.env.random_u64()),
             ring: space.ring(),
             counts: vec![(None, 0); COUNTS].into(),
+            steps_seen: [0; STEPS_SEEN],
+            _token: space.token(),
         }
     }
 
@@ -69,6 +75,15 @@ impl Local {
             *entry = (Some(root), 1);
         }
         entry.1
+    }
+}
+
+impl Local {
+    /// Whether this thread sees the name of a step for the first time, or again after others took its place.
+    #[inline]
+    pub(crate) fn sees_step(&mut self, number: u64) -> bool {
+        let slot = &mut self.steps_seen[(number >> 4) as usize % STEPS_SEEN];
+        std::mem::replace(slot, number) != number
     }
 }
 
@@ -131,16 +146,22 @@ pub(crate) fn current<R>(space: &SpaceInner, work: impl FnOnce(Option<&FlowInner
     CURRENT.with(|flow| work((flow.node.space.id == space.id).then_some(flow)))
 }
 
-/// One level deeper in handlers that run inline; `None` when it is deep enough.
+/// One level deeper in handlers that run inline; `None` when it is deep enough, or when earlier events on this thread
+/// were put off and so have to come first.
 #[inline]
 pub(crate) fn deeper() -> Option<Depth> {
-    DEPTH.with(|depth| {
-        let now = depth.get();
-        (now < limits::INLINE_DEPTH_MAX).then(|| {
-            depth.set(now + 1);
-            Depth
-        })
+    let now = DEPTH.get();
+    let free = now < limits::INLINE_DEPTH_MAX && (now == 0 || DEFERRED_LEN.get() == 0);
+    free.then(|| {
+        DEPTH.set(now + 1);
+        Depth
     })
+}
+
+/// How many handlers are nested on this thread's stack.
+#[inline]
+pub(crate) fn depth() -> u32 {
+    DEPTH.get()
 }
 
 /// A level of handlers that run inline. When the outermost one ends, what was put off is run.
@@ -151,7 +172,7 @@ impl Drop for Depth {
     fn drop(&mut self) {
         let depth = DEPTH.get();
         // Only the outermost level runs what was put off, so its stack is as short as it gets.
-        if depth == 1 && DEFERRED.with_borrow(|deferred| !deferred.is_empty()) {
+        if depth == 1 && DEFERRED_LEN.get() != 0 {
             run_deferred();
         }
         DEPTH.set(depth - 1);
@@ -161,13 +182,26 @@ impl Drop for Depth {
 #[cold]
 fn run_deferred() {
     while let Some(work) = DEFERRED.with_borrow_mut(VecDeque::pop_front) {
+        // Counted until it has run, so that what it sends itself waits behind what was put off before.
         work();
+        DEFERRED_LEN.set(DEFERRED_LEN.get() - 1);
     }
 }
 
 /// Puts work off until the outermost handler on this thread has returned.
-pub(crate) fn defer(work: Deferred) {
+///
+/// # Errors
+///
+/// [`ErrorKind::Busy`] when too much waits already.
+pub(crate) fn defer(work: Deferred) -> Result<()> {
+    let len = DEFERRED_LEN.get();
+    if len >= limits::DEFERRED_MAX {
+        let what = format!("the list of {len} events that wait for the stack to unwind");
+        return Err(Error::new(ErrorKind::Busy { what }));
+    }
+    DEFERRED_LEN.set(len + 1);
     DEFERRED.with_borrow_mut(|deferred| deferred.push_back(work));
+    Ok(())
 }
 
 /// Whether this thread has dispatched so much in a row that others should run.
@@ -182,4 +216,7 @@ pub(crate) fn should_yield() -> bool {
     true
 }
 
+/// Roots whose events are counted at once.
 const COUNTS: usize = 256;
+/// Step names this thread knows to be known.
+const STEPS_SEEN: usize = 64;

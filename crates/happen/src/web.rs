@@ -27,9 +27,19 @@ struct Slot {
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Header {
     /// An event was sent, to one node or to whoever listens.
-    Sent { id: EventId, cause: Option<EventId>, root: EventId, type_index: u32, sender: NodeKey, to: NodeKey, what: u8 },
+    Sent {
+        id: EventId,
+        cause: Option<EventId>,
+        root: EventId,
+        type_index: u32,
+        sender: NodeKey,
+        to: NodeKey,
+        what: u8,
+    },
     /// What became of an event at one node.
     Handled { id: EventId, node: NodeKey, what: u8 },
+    /// A further step of a flow, by the address of its name.
+    Step { id: EventId, node: NodeKey, step: u64 },
     /// A further cause of an event made from several.
     Cause { id: EventId, cause: EventId },
 }
@@ -86,6 +96,12 @@ impl Ring {
     pub(crate) fn handled(&self, id: EventId, node: NodeKey, what: u8) {
         let (high, low) = id.to_halves();
         self.write([high, low, 0, 0, 0, 0, 0, u64::from(node.0) | u64::from(what) << 32 | HANDLED]);
+    }
+
+    #[inline]
+    pub(crate) fn step(&self, id: EventId, node: NodeKey, step: u64) {
+        let (high, low) = id.to_halves();
+        self.write([high, low, 0, 0, 0, 0, step, u64::from(node.0) | STEP]);
     }
 
     #[cold]
@@ -154,15 +170,71 @@ fn header(words: [u64; WORDS]) -> Option<Header> {
             what,
         },
         HANDLED => Header::Handled { id, node, what },
+        STEP => Header::Step { id, node, step: names },
         _ => Header::Cause { id, cause: cause? },
     })
 }
 
+/// Nothing is known yet of what became of the event.
+pub(crate) const SENT_ON: u8 = 0;
+/// Its flow ended without a value.
+pub(crate) const ENDED: u8 = 1;
+/// Its flow ended with a value.
+pub(crate) const VALUE: u8 = 2;
+/// Its flow waits, or the event waits for its flow.
+pub(crate) const WAITING: u8 = 3;
+/// It was broadcast; the outcomes are told for each listener.
+pub(crate) const PUBLISHED: u8 = 4;
+
+/// What is remembered of a failure: which of the known codes it had.
+pub(crate) fn failed(code: &str) -> u8 {
+    let index = CODES.iter().position(|known| *known == code).unwrap_or(0);
+    FAILED + index as u8
+}
+
+/// The code of a failure, when `what` is one.
+pub(crate) fn code(what: u8) -> Option<&'static str> {
+    CODES.get(usize::from(what.checked_sub(FAILED)?)).copied()
+}
+
+const FAILED: u8 = 16;
+
+/// The codes of errors in the order they are remembered by; only ever appended to.
+const CODES: [&str; 26] = [
+    "unknown",
+    "not-started",
+    "closed",
+    "no-such-node",
+    "no-handler",
+    "refused",
+    "busy",
+    "failed",
+    "panicked",
+    "timed-out",
+    "cancelled",
+    "other-reply",
+    "wrong-payload",
+    "undecodable",
+    "unencodable",
+    "oversized",
+    "bad-pattern",
+    "duplicate-node",
+    "misuse",
+    "unknown-step",
+    "runaway",
+    "deadlock",
+    "lagged",
+    "invalid",
+    "conflict",
+    "io",
+];
+
 const WORDS: usize = 8;
-const KIND: u64 = 3 << 40;
+const KIND: u64 = 7 << 40;
 const SENT: u64 = 1 << 40;
 const HANDLED: u64 = 2 << 40;
 const CAUSE: u64 = 3 << 40;
+const STEP: u64 = 4 << 40;
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,382 @@
+//! What a handler is given beside the event: its node, the flow's own values, and the ways to send. Owns the public
+//! type [`Context`] and its recycling.
+
+use std::any::Any;
+use std::borrow::Cow;
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Duration;
+
+use happen_core::{Envelope, ErasedEvent, Error, ErrorKind, EventId, Outgoing, Payload, Result, Value};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::dispatch::Want;
+use crate::flow::FlowInner;
+use crate::local;
+use crate::node::{Node, NodeInner};
+use crate::send::{Broadcasting, Sender, Sending, Target};
+use crate::stream::Items;
+
+/// The surroundings of one flow: shared by its steps, seen by no other flow. Cloning shares.
+#[derive(Clone)]
+pub struct Context(Arc<FlowInner>);
+
+impl Context {
+    /// The context of a new flow, in a place used before when there is one.
+    #[inline]
+    pub(crate) fn start(
+        node: &Arc<NodeInner>,
+        event: &dyn ErasedEvent,
+        registration: u64,
+        serial: Option<u64>,
+        want: Want,
+    ) -> Self {
+        let envelope = event.envelope();
+        let mut recycled = local::take_recycled();
+        // A context that somebody kept a clone of is not ours to change.
+        let mut shared = match recycled.as_mut().and_then(Arc::get_mut) {
+            Some(flow) => {
+                flow.reset(node, envelope);
+                match recycled {
+                    Some(flow) => flow,
+                    None => Arc::new(FlowInner::new(Arc::clone(node), envelope.clone())),
+                }
+            }
+            None => Arc::new(FlowInner::new(Arc::clone(node), envelope.clone())),
+        };
+        if let Some(flow) = Arc::get_mut(&mut shared) {
+            flow.registration = registration;
+            flow.serial = serial;
+            flow.held = want.held;
+            flow.sink = want.sink;
+            flow.set_source(want.source);
+            if event.is_batch() {
+                let others = (1..event.len()).filter_map(|index| event.single(index));
+                flow.more_causes.extend(others.map(|event| event.envelope().id));
+            }
+        }
+        Self(shared)
+    }
+
+    #[inline]
+    pub(crate) fn inner(&self) -> &FlowInner {
+        &self.0
+    }
+
+    pub(crate) fn from_shared(flow: Arc<FlowInner>) -> Self {
+        Self(flow)
+    }
+
+    /// Ends the flow: its values are dropped, its place is used again.
+    #[inline]
+    pub(crate) fn end(self) {
+        self.0.clear_vars();
+        local::recycle(self.0);
+    }
+
+    /// The node that handles the event.
+    #[must_use]
+    pub fn node(&self) -> Node {
+        Node::from_inner(Arc::clone(&self.0.node))
+    }
+
+    /// The id of the node that handles the event.
+    #[must_use]
+    pub fn node_id(&self) -> &str {
+        &self.0.node.name
+    }
+
+    /// The id of the node that sent the event; `None` when it was sent through the space itself.
+    #[must_use]
+    pub fn sender(&self) -> Option<Arc<str>> {
+        self.0.node.space.name_of(self.0.envelope.sender)
+    }
+
+    /// The id of the node that sent the root event of this correlation.
+    #[must_use]
+    pub fn origin(&self) -> Option<Arc<str>> {
+        self.0.node.space.name_of(self.0.envelope.origin)
+    }
+
+    /// Whether the sender waits for the value this flow ends with.
+    #[must_use]
+    pub fn expects_reply(&self) -> bool {
+        self.0.envelope.expects_reply()
+    }
+
+    /// The context of the event that is handled.
+    #[must_use]
+    pub fn envelope(&self) -> &Envelope {
+        &self.0.envelope
+    }
+
+    /// The id of the event that is handled.
+    #[must_use]
+    pub fn event_id(&self) -> EventId {
+        self.0.envelope.id
+    }
+
+    /// The correlation: what the sender of the root event chose, or the root's id.
+    #[must_use]
+    pub fn correlation(&self) -> String {
+        self.0.envelope.correlation()
+    }
+
+    /// The ids of the nodes the event came by, the nearest first, as far as the event remembers.
+    #[must_use]
+    pub fn path(&self) -> Vec<Arc<str>> {
+        let space = &self.0.node.space;
+        self.0.envelope.path.hops().filter_map(|key| space.name_of(key)).collect()
+    }
+
+    /// What the parts of the pattern stood for in the event's type, in order.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use happen::{Context, Event, Space};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// let space = Space::memory();
+    /// let node = space.node("audit");
+    /// node.on("*.created", |_: &Event, cx: &Context| cx.captures()[0].clone());
+    /// space.start().await?;
+    /// let what = space.send(&node, Event::new("order.created", serde_json::json!({}))).reply::<String>().await?;
+    /// assert_eq!(*what, "order");
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn captures(&self) -> Vec<String> {
+        let table = self.0.node.table.load();
+        let entry = table.entries.iter().find(|entry| entry.id == self.0.registration);
+        let captures = entry.and_then(|entry| entry.captures(self.0.envelope.event_type.as_str()));
+        captures
+            .iter()
+            .flat_map(|captures| captures.iter())
+            .map(|part| part.unwrap_or_default().to_owned())
+            .collect()
+    }
+
+    /// Keeps a value for the later steps of this flow, under a name. A value of the same name is replaced.
+    ///
+    /// # Errors
+    ///
+    /// Never for an ephemeral node; a durable one encodes the value.
+    pub fn put<T>(&self, name: impl Into<Cow<'static, str>>, value: T) -> Result<()>
+    where
+        T: Serialize + DeserializeOwned + Clone + Send + 'static,
+    {
+        let name = name.into();
+        let value: Box<dyn Any + Send> = Box::new(value);
+        let old = self.0.with_named(|named| match named.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, old)) => Some(std::mem::replace(old, value)),
+            None => {
+                named.push((name, value));
+                None
+            }
+        });
+        drop(old);
+        Ok(())
+    }
+
+    /// A copy of the value an earlier step kept under this name.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Misuse`] when there is none, or when it has another type.
+    pub fn get<T>(&self, name: &str) -> Result<T>
+    where
+        T: Serialize + DeserializeOwned + Clone + Send + 'static,
+    {
+        self.0.with_named(|named| {
+            let found = named.iter().find(|(known, _)| known == name).map(|(_, value)| value);
+            match found.map(|value| value.downcast_ref::<T>()) {
+                Some(Some(value)) => Ok(value.clone()),
+                Some(None) => Err(other_type::<T>(name)),
+                None => Err(nothing_kept(name)),
+            }
+        })
+    }
+
+    /// Takes the value an earlier step kept under this name.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Misuse`] when there is none, or when it has another type; then it stays.
+    pub fn take<T>(&self, name: &str) -> Result<T>
+    where
+        T: Serialize + DeserializeOwned + Clone + Send + 'static,
+    {
+        self.0.with_named(|named| {
+            let Some(index) = named.iter().position(|(known, _)| known == name) else {
+                return Err(nothing_kept(name));
+            };
+            let (known, value) = named.swap_remove(index);
+            value.downcast::<T>().map(|value| *value).map_err(|value| {
+                named.push((known, value));
+                other_type::<T>(name)
+            })
+        })
+    }
+
+    /// Sends an event, caused by the one being handled, to one node, several nodes, or as a batch. Nothing leaves
+    /// before `.await`, `.reply()`, `.replies()`, `.stream()` or `.forget()`.
+    #[inline]
+    pub fn send<'c, T: Outgoing>(&'c self, to: impl Target<'c>, event: T) -> Sending<'c, T::Payload> {
+        Sending::new(Sender::Flow(&self.0), to.into_destination(), event)
+    }
+
+    /// Sends an event, caused by the one being handled, to every node that listens, this one included.
+    ///
+    /// # Errors
+    ///
+    /// When a limit on the correlation is passed, or a hook objects.
+    #[inline]
+    pub fn broadcast<T: Payload>(&self, event: T) -> Result<EventId> {
+        Broadcasting::new(Sender::Flow(&self.0), event).publish()
+    }
+
+    /// A broadcast that is not sent yet, to give it metadata or to make it a stream.
+    pub fn broadcasting<T: Payload>(&self, event: T) -> Broadcasting<'_, T> {
+        Broadcasting::new(Sender::Flow(&self.0), event)
+    }
+
+    /// Sends one item to the reader of this flow's stream and waits until there is room for it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Closed`] when the reader has gone; a flow that returns this error ends there. When nobody asked for
+    /// a stream the item is dropped and the call succeeds.
+    pub async fn emit<T: Payload>(&self, item: T) -> Result<()> {
+        match &self.0.sink {
+            Some(sink) => sink.emit(Value::new(item)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The items of the stream that the event was broadcast with. Each listener reads at its own pace.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Misuse`] when the event came without a stream, or its items were taken already.
+    pub fn items<T: Payload>(&self) -> Result<Items<T>> {
+        self.0.take_source().map(Items::from_broadcast).ok_or_else(|| {
+            Error::misuse("the event came without a stream of items, or they were taken already")
+                .at_event(self.event_id())
+        })
+    }
+
+    /// Runs a future beside this flow. What it sends is caused by the event being handled.
+    ///
+    /// The task is not part of the flow: the flow does not wait for it.
+    pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+        let context = self.clone();
+        let mut future = Box::pin(future);
+        let task = std::future::poll_fn(move |task| local::enter(&context, || future.as_mut().poll(task)));
+        self.0.node.space.env.spawn(Box::pin(task));
+    }
+
+    /// Waits; in a test with virtual time, without waiting.
+    pub async fn sleep(&self, time: Duration) {
+        self.0.node.space.env.sleep(time).await;
+    }
+
+    /// Runs work that keeps a processor busy, or blocks, on a thread where it holds up no event.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Panicked`] when the work panics, [`ErrorKind::Cancelled`] when the runtime stops before it ran.
+    pub async fn offload<R: Send + 'static>(&self, work: impl FnOnce() -> R + Send + 'static) -> Result<R> {
+        let (to, from) = tokio::sync::oneshot::channel();
+        self.0.node.space.env.spawn_blocking(Box::new(move || {
+            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+            // The flow may have been cancelled meanwhile; then nobody wants the result.
+            drop(to.send(result));
+        }));
+        match from.await {
+            Ok(result) => result.map_err(|panic| Error::panicked(&*panic)),
+            Err(_) => Err(Error::new(ErrorKind::Cancelled)),
+        }
+    }
+
+    /// Asks this flow to stop at its next wait. It ends with [`ErrorKind::Cancelled`].
+    pub fn cancel(&self) {
+        self.0.cancel();
+    }
+
+    /// Whether this flow was asked to stop, for loops that do not wait.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.0.cancelled.load(Ordering::SeqCst)
+    }
+
+    /// The time left until the sender stops waiting; `None` when there is no deadline.
+    #[must_use]
+    pub fn time_left(&self) -> Option<Duration> {
+        let deadline = self.0.envelope.deadline_unix_ms;
+        let now = self.0.node.space.env.coarse_unix_ms();
+        (deadline != 0).then(|| Duration::from_millis(deadline.saturating_sub(now)))
+    }
+}
+
+/// A future polled as part of a flow's own time: it gives the flow's place to others while it waits.
+pub(crate) struct Yielding<F> {
+    future: Pin<Box<F>>,
+    flow: Option<Context>,
+    polled: bool,
+}
+
+impl<F: Future> Yielding<F> {
+    pub(crate) fn new(future: F, flow: Option<Context>) -> Self {
+        Self { future: Box::pin(future), flow, polled: false }
+    }
+}
+
+impl<F: Future> Future for Yielding<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, task: &mut std::task::Context<'_>) -> Poll<F::Output> {
+        let polled = self.future.as_mut().poll(task);
+        // The first poll happens before the flow is a task with a place of its own.
+        let first = !std::mem::replace(&mut self.polled, true);
+        if let Some(place) = self.flow.as_ref().and_then(|flow| flow.0.place()) {
+            if polled.is_ready() {
+                place.retake();
+            } else if !first {
+                place.release();
+            }
+        }
+        polled
+    }
+}
+
+impl<F> Drop for Yielding<F> {
+    fn drop(&mut self) {
+        if let Some(place) = self.flow.as_ref().and_then(|flow| flow.0.place()) {
+            place.retake();
+        }
+    }
+}
+
+#[cold]
+fn nothing_kept(name: &str) -> Error {
+    Error::misuse(format!("no step of this flow kept a value named `{name}`; use `cx.put` first"))
+}
+
+#[cold]
+fn other_type<T>(name: &str) -> Error {
+    let wanted = std::any::type_name::<T>();
+    Error::misuse(format!("the value named `{name}` was kept as another type than `{wanted}`"))
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}

@@ -1,0 +1,147 @@
+//! Which nodes listen to a type, over all nodes of a space: an index of patterns, and a cache of what it answered. A
+//! broadcast costs its matches, not the number of nodes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use happen_core::pattern::{FirstSegment, is_runtime};
+use happen_core::{EventType, Pattern};
+
+use crate::node::NodeInner;
+use crate::sync::{Mutex, lock};
+
+/// The nodes that listen to one type, in the order they were made.
+pub(crate) type Listeners = Arc<[Arc<NodeInner>]>;
+
+/// The index of one space.
+pub(crate) struct Index {
+    patterns: Mutex<Patterns>,
+    cache: papaya::HashMap<EventType, Listeners>,
+    types_max: usize,
+}
+
+/// Registrations by what their pattern begins with: the whole type, its first segment, or anything.
+#[derive(Default)]
+struct Patterns {
+    literal: HashMap<String, BTreeMap<RegistrationKey, Arc<NodeInner>>>,
+    first: HashMap<String, BTreeMap<RegistrationKey, (Pattern, Arc<NodeInner>)>>,
+    any: BTreeMap<RegistrationKey, (Pattern, Arc<NodeInner>)>,
+}
+
+/// A registration by its node and its own number.
+type RegistrationKey = (u32, u64);
+
+impl Index {
+    pub(crate) fn new(types_max: usize) -> Self {
+        Self { patterns: Mutex::default(), cache: papaya::HashMap::new(), types_max }
+    }
+
+    pub(crate) fn insert(&self, node: &Arc<NodeInner>, id: u64, pattern: &Pattern) {
+        let key = (node.key.0, id);
+        let mut patterns = lock(&self.patterns);
+        let entry = || (pattern.clone(), Arc::clone(node));
+        match (pattern.is_literal(), pattern.first_segment()) {
+            (Some(text), _) => {
+                patterns.literal.entry(text.to_owned()).or_default().insert(key, Arc::clone(node));
+            }
+            (None, FirstSegment::Literal(first)) => {
+                patterns.first.entry(first.to_owned()).or_default().insert(key, entry());
+            }
+            (None, FirstSegment::OneOf(all)) => {
+                for first in all {
+                    patterns.first.entry(first.to_owned()).or_default().insert(key, entry());
+                }
+            }
+            (None, _) => {
+                patterns.any.insert(key, entry());
+            }
+        }
+        self.forget(pattern);
+    }
+
+    pub(crate) fn remove(&self, node: &NodeInner, id: u64, pattern: &Pattern) {
+        let key = (node.key.0, id);
+        let mut patterns = lock(&self.patterns);
+        if let Some(text) = pattern.is_literal()
+            && let Some(all) = patterns.literal.get_mut(text)
+        {
+            all.remove(&key);
+            if all.is_empty() {
+                patterns.literal.remove(text);
+            }
+        } else {
+            patterns.any.remove(&key);
+            for first in firsts(pattern) {
+                if let Some(all) = patterns.first.get_mut(&first) {
+                    all.remove(&key);
+                    if all.is_empty() {
+                        patterns.first.remove(&first);
+                    }
+                }
+            }
+        }
+        self.forget(pattern);
+    }
+
+    /// Forgets what was answered for the types a changed pattern concerns. Called with the patterns locked, so that an
+    /// answer from before the change cannot be put back after it.
+    fn forget(&self, pattern: &Pattern) {
+        let cache = self.cache.pin();
+        if let Some(text) = pattern.is_literal() {
+            cache.remove(text);
+            return;
+        }
+        cache.retain(|event_type, _| !pattern.matches(event_type.as_str()));
+    }
+
+    /// The nodes that listen to a type.
+    #[inline]
+    pub(crate) fn listeners(&self, event_type: &EventType) -> Listeners {
+        if let Some(known) = self.cache.pin().get(event_type) {
+            return Arc::clone(known);
+        }
+        self.find(event_type)
+    }
+
+    #[cold]
+    fn find(&self, event_type: &EventType) -> Listeners {
+        let text = event_type.as_str();
+        let runtime = is_runtime(text);
+        let patterns = lock(&self.patterns);
+        let mut nodes = BTreeMap::new();
+        for ((node_key, _), node) in patterns.literal.get(text).into_iter().flatten() {
+            nodes.insert(*node_key, Arc::clone(node));
+        }
+        let first = text.split('.').next().unwrap_or(text);
+        let by_first = patterns.first.get(first).into_iter().flatten();
+        for ((node_key, _), (pattern, node)) in by_first.chain(&patterns.any) {
+            let matches = if runtime { pattern.matches_runtime(text) } else { pattern.matches(text) };
+            if matches {
+                nodes.insert(*node_key, Arc::clone(node));
+            }
+        }
+        let listeners: Listeners = nodes.into_values().collect();
+        let cache = self.cache.pin();
+        if cache.len() < self.types_max {
+            cache.insert(event_type.clone(), Arc::clone(&listeners));
+        }
+        drop(patterns);
+        listeners
+    }
+
+    pub(crate) fn clear(&self) {
+        let mut patterns = lock(&self.patterns);
+        let all = std::mem::take(&mut *patterns);
+        self.cache.pin().clear();
+        drop(patterns);
+        drop(all);
+    }
+}
+
+fn firsts(pattern: &Pattern) -> Vec<String> {
+    match pattern.first_segment() {
+        FirstSegment::Literal(first) => vec![first.to_owned()],
+        FirstSegment::OneOf(all) => all.into_iter().map(str::to_owned).collect(),
+        _ => Vec::new(),
+    }
+}

@@ -1,0 +1,656 @@
+//! A node: its registrations, options and lifecycle. Owns the public types [`Node`] and [`Registration`]; how events
+//! reach its handlers is in `dispatch.rs`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwap;
+use happen_core::event::Envelope;
+use happen_core::{
+    ErasedEvent, Error, ErrorKind, Event, EventId, Function, IntoPattern, NodeKey, Outgoing, Pattern,
+    Payload, Result,
+};
+
+use crate::accept::{Acceptance, Origin};
+use crate::config::{Overflow, QueueOrder};
+use crate::context::Context;
+use crate::dispatch::Job;
+use crate::gate::Gate;
+use crate::handler::{Argument, Handler};
+use crate::hooks::{Hooks, Moment, Seen};
+use crate::send::{Broadcasting, Sender, Sending, Target};
+use crate::slow::SlowLane;
+use crate::space::SpaceInner;
+use crate::sync::{Mutex, lock};
+use crate::table::{Entry, Guard, Lane, Phase, StepEntry, Table};
+
+/// An autonomous component with an id: it handles events and owns its state. A handle; cloning shares the node.
+///
+/// Made by [`Space::node`](crate::Space::node). Options are given in one go with the making, handlers with
+/// [`Node::on`]; both may change while events flow.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<NodeInner>,
+}
+
+/// A handler's registration. Dropping it changes nothing; [`Registration::off`] takes it back.
+#[derive(Clone)]
+#[must_use = "a registration stays when this is dropped; the methods here refine it"]
+pub struct Registration {
+    node: Arc<NodeInner>,
+    id: Option<u64>,
+}
+
+pub(crate) struct NodeInner {
+    pub(crate) key: NodeKey,
+    pub(crate) name: Arc<str>,
+    pub(crate) space: Arc<SpaceInner>,
+    pub(crate) table: ArcSwap<Table>,
+    pub(crate) gate: Gate<Job>,
+    aside: OnceLock<Box<Aside>>,
+}
+
+/// What only some nodes need.
+#[derive(Default)]
+struct Aside {
+    keys: Mutex<HashMap<u64, Arc<Gate<Job>>>>,
+    under_way: Mutex<Vec<Option<Context>>>,
+    pub(crate) states: crate::state::States,
+}
+
+/// Takes a flow off the list of those under way when it ends.
+pub(crate) struct UnderWay {
+    node: Arc<NodeInner>,
+    index: usize,
+}
+
+/// What a node handles, for introspection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Handles {
+    /// The pattern, as it was written.
+    pub pattern: String,
+    /// The name of the handler's function.
+    pub handler: String,
+    /// The payload type it takes; `None` for any.
+    pub payload: Option<String>,
+    /// Its priority.
+    pub priority: i32,
+}
+
+impl NodeInner {
+    pub(crate) fn new(space: &Arc<SpaceInner>, key: NodeKey, name: Arc<str>, table: Table) -> Self {
+        Self {
+            key,
+            name,
+            space: Arc::clone(space),
+            table: ArcSwap::from_pointee(table),
+            gate: Gate::new(),
+            aside: OnceLock::new(),
+        }
+    }
+
+    fn aside(&self) -> &Aside {
+        self.aside.get_or_init(Box::default)
+    }
+
+    pub(crate) fn states(&self) -> &crate::state::States {
+        &self.aside().states
+    }
+
+    pub(crate) fn key_gate(&self, key: u64) -> Arc<Gate<Job>> {
+        let mut keys = lock(&self.aside().keys);
+        Arc::clone(keys.entry(key).or_insert_with(|| Arc::new(Gate::new())))
+    }
+
+    /// Gives a place of a key back. True when jobs of this key wait and the caller must drain them.
+    pub(crate) fn leave_key(&self, key: u64) -> bool {
+        let gate = self.key_gate(key);
+        let drain = gate.leave();
+        drop(gate);
+        self.forget_idle(key);
+        drain
+    }
+
+    pub(crate) fn key_started(&self, key: u64) {
+        self.key_gate(key).started();
+        self.forget_idle(key);
+    }
+
+    /// Drops the gate of a key that nobody is in, waits for or is about to enter.
+    fn forget_idle(&self, key: u64) {
+        let mut keys = lock(&self.aside().keys);
+        if let Some(gate) = keys.get(&key)
+            && Arc::strong_count(gate) == 1
+            && gate.active() == 0
+            && gate.waiting() == 0
+        {
+            keys.remove(&key);
+        }
+    }
+
+    /// Lists a flow that goes on as a task.
+    pub(crate) fn under_way(self: &Arc<Self>, context: Context) -> UnderWay {
+        self.space.flow_began();
+        let mut flows = lock(&self.aside().under_way);
+        let index = match flows.iter().position(Option::is_none) {
+            Some(index) => index,
+            None => {
+                flows.push(None);
+                flows.len() - 1
+            }
+        };
+        flows[index] = Some(context);
+        UnderWay { node: Arc::clone(self), index }
+    }
+
+    fn flows(&self) -> Vec<Context> {
+        match self.aside.get() {
+            Some(aside) => lock(&aside.under_way).iter().flatten().cloned().collect(),
+            None => Vec::new(),
+        }
+    }
+
+    /// Changes the table. The change may run more than once, when another comes between.
+    pub(crate) fn change(&self, mut change: impl FnMut(&mut Table)) {
+        self.table.rcu(|table| {
+            let mut changed = table.changed();
+            change(&mut changed);
+            changed
+        });
+    }
+
+    #[cold]
+    pub(crate) fn closed_error(&self, phase: Phase) -> Error {
+        if phase != Phase::Open {
+            return Error::new(ErrorKind::Closed { what: format!("node `{}`", self.name) });
+        }
+        self.space.check_running().err().unwrap_or_else(|| Error::new(ErrorKind::NotStarted))
+    }
+
+    /// Ends the node: what waits is refused, what is under way is asked to stop.
+    pub(crate) fn close(self: &Arc<Self>) {
+        self.change(|table| {
+            table.phase = Phase::Closed;
+            table.entries.clear();
+            table.steps.clear();
+        });
+        let mut jobs = self.gate.clear();
+        if let Some(aside) = self.aside.get() {
+            let gates: Vec<_> = lock(&aside.keys).values().cloned().collect();
+            jobs.extend(gates.iter().flat_map(|gate| gate.clear()));
+        }
+        for job in jobs {
+            let error = Error::new(ErrorKind::Closed { what: format!("node `{}`", self.name) });
+            self.space.undelivered(&*job.event, &self.name, error, job.reply);
+        }
+        for flow in self.flows() {
+            flow.cancel();
+        }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let flow = lock(&self.node.aside().under_way)[self.index].take();
+        drop(flow);
+        self.node.space.flow_ended();
+    }
+}
+
+impl Node {
+    pub(crate) fn from_inner(inner: Arc<NodeInner>) -> Self {
+        Self { inner }
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<NodeInner> {
+        &self.inner
+    }
+
+    /// The node's id.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Registers a handler for the events whose type matches a pattern.
+    ///
+    /// The handler is an `async fn(Event<T>, Context)` or a plain `fn(&Event<T>, &Context)`, see [`Handler`]. A pattern
+    /// that cannot be understood registers nothing and is told by [`Space::start`](crate::Space::start), or at once by
+    /// [`Registration::check`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen::{Context, Event, Space};
+    ///
+    /// #[derive(happen::Event, Clone, serde::Serialize, serde::Deserialize)]
+    /// #[event("greet")]
+    /// struct Greet { name: String }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// let space = Space::memory();
+    /// let greeter = space.node("greeter");
+    /// greeter.on("greet", |greet: &Event<Greet>, _: &Context| format!("hello {}", greet.name));
+    /// space.start().await?;
+    /// let text = space.send(&greeter, Greet { name: "Ada".into() }).reply::<String>().await?;
+    /// assert_eq!(*text, "hello Ada");
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "addEventListener")]
+    #[doc(alias = "subscribe")]
+    #[expect(clippy::needless_pass_by_value, reason = "patterns and handlers are given away")]
+    pub fn on<P, PM, H, M>(&self, pattern: P, handler: H) -> Registration
+    where
+        P: IntoPattern<PM>,
+        H: Handler<M>,
+        H::Future: Send,
+    {
+        self.register(pattern.into_pattern().map_err(Error::from), handler.into_function(), false)
+    }
+
+    pub(crate) fn register(
+        &self,
+        pattern: Result<Pattern>,
+        function: Box<dyn Function>,
+        zero: bool,
+    ) -> Registration {
+        let node = Arc::clone(&self.inner);
+        let pattern = match pattern {
+            Ok(pattern) => pattern,
+            Err(error) => {
+                node.space.problem(error.at_node(&node.name));
+                return Registration { node, id: None };
+            }
+        };
+        let function: Arc<dyn Function> = function.into();
+        let id = node.space.next_registration();
+        let entry = Arc::new(Entry {
+            id,
+            name: function.short_name().into(),
+            pattern,
+            priority: 0,
+            guard: None,
+            function,
+            slow: Arc::new(SlowLane::default()),
+            zero,
+        });
+        node.space.index(&node, &entry);
+        node.change(|table| table.insert(Arc::clone(&entry)));
+        Registration { node, id: Some(id) }
+    }
+
+    /// Sends an event to one node, several nodes, or as a batch, from this node. Inside a handler the event is caused
+    /// by the one being handled. Nothing leaves before `.await`, `.reply()`, `.replies()`, `.stream()` or `.forget()`.
+    #[inline]
+    pub fn send<'n, T: Outgoing>(&'n self, to: impl Target<'n>, event: T) -> Sending<'n, T::Payload> {
+        Sending::new(Sender::Node(&self.inner), to.into_destination(), event)
+    }
+
+    /// Sends an event to every node that listens, this one included.
+    ///
+    /// # Errors
+    ///
+    /// As [`Broadcasting::publish`].
+    #[doc(alias = "emit")]
+    #[inline]
+    pub fn broadcast<T: Payload>(&self, event: T) -> Result<EventId> {
+        Broadcasting::new(Sender::Node(&self.inner), event).publish()
+    }
+
+    /// A broadcast that is not sent yet, to give it metadata or to make it a stream.
+    pub fn broadcasting<T: Payload>(&self, event: T) -> Broadcasting<'_, T> {
+        Broadcasting::new(Sender::Node(&self.inner), event)
+    }
+
+    /// Makes the node handle one event at a time, in the order they came: an actor.
+    #[must_use]
+    pub fn serial(self) -> Self {
+        self.max_concurrent(1)
+    }
+
+    /// Makes the node handle events one at a time for each key, and side by side for different keys.
+    ///
+    /// An event whose payload is no `T` has the key of its type.
+    #[must_use]
+    pub fn serial_by<T: Payload, K: Hash>(self, key: impl Fn(&T) -> K + Send + Sync + 'static) -> Self {
+        let key_of = Arc::new(move |event: &dyn ErasedEvent| {
+            let mut hasher = DefaultHasher::new();
+            match event.payload().as_any().downcast_ref::<T>() {
+                Some(payload) => key(payload).hash(&mut hasher),
+                None => match Event::<T>::own(event) {
+                    Ok(event) => key(event.payload()).hash(&mut hasher),
+                    Err(_) => event.envelope().event_type.as_str().hash(&mut hasher),
+                },
+            }
+            hasher.finish()
+        });
+        self.inner.change(|table| table.lane = Lane::ByKey(Arc::clone(&key_of) as _));
+        self
+    }
+
+    /// Limits how many events are handled at once; 1 makes the node serial. Default
+    /// [`MAX_CONCURRENT`](crate::limits::MAX_CONCURRENT).
+    #[must_use]
+    pub fn max_concurrent(self, max: u32) -> Self {
+        self.inner.change(|table| table.options.max_concurrent = max.max(1));
+        self
+    }
+
+    /// Limits how many events wait. Default [`QUEUE_LIMIT`](crate::limits::QUEUE_LIMIT).
+    #[must_use]
+    pub fn queue_limit(self, events: usize) -> Self {
+        self.inner.change(|table| table.options.queue_limit = events);
+        self
+    }
+
+    /// Sets in which order waiting events start.
+    #[must_use]
+    pub fn queue_order(self, order: QueueOrder) -> Self {
+        self.inner.change(|table| table.options.queue_order = order);
+        self
+    }
+
+    /// Sets what happens to an event that finds the queue full.
+    #[must_use]
+    pub fn overflow(self, overflow: Overflow) -> Self {
+        self.inner.change(|table| table.options.overflow = overflow);
+        self
+    }
+
+    /// Limits the steps of one flow. Default [`STEPS_MAX`](crate::limits::STEPS_MAX).
+    #[must_use]
+    pub fn steps_max(self, steps: u32) -> Self {
+        self.inner.change(|table| table.options.steps_max = steps.max(1));
+        self
+    }
+
+    /// Limits how long one flow may take. A plain function cannot be interrupted and is not.
+    #[must_use]
+    pub fn flow_time_max(self, time: std::time::Duration) -> Self {
+        let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
+        self.inner.change(|table| table.options.flow_ms_max = ms);
+        self
+    }
+
+    /// Accepts only events whose sender, source id or `source_type:source_id` matches one of these globs, in which `*`
+    /// stands for any characters.
+    #[doc(alias = "acceptFrom")]
+    #[must_use]
+    pub fn accept_from<G: Into<String>>(self, globs: impl IntoIterator<Item = G>) -> Self {
+        let globs: Vec<String> = globs.into_iter().map(Into::into).collect();
+        self.inner.change(|table| {
+            table.options.accept_from.clone_from(&globs);
+            table.accept = Some(table.accept.take().unwrap_or_default().with_globs(globs.clone()));
+        });
+        self
+    }
+
+    /// Accepts only events for whose origin the predicate answers true, in addition to other rules.
+    #[must_use]
+    pub fn accept_if(self, predicate: impl Fn(&Origin<'_>) -> bool + Send + Sync + 'static) -> Self {
+        let predicate = Arc::new(predicate);
+        self.inner.change(|table| {
+            let predicate = Arc::clone(&predicate);
+            let accept: Acceptance = table.accept.take().unwrap_or_default();
+            table.accept = Some(accept.with_predicate(move |origin| predicate(origin)));
+        });
+        self
+    }
+
+    /// Keeps metadata about the node, for people and tools.
+    #[must_use]
+    pub fn metadata(self, name: &str, value: impl Into<serde_json::Value>) -> Self {
+        let value = value.into();
+        self.inner.change(|table| {
+            let mut all = table.metadata.as_deref().cloned().unwrap_or_default();
+            all.insert(name.to_owned(), value.clone());
+            table.metadata = Some(Arc::new(all));
+        });
+        self
+    }
+
+    /// The metadata kept about the node.
+    #[must_use]
+    pub fn all_metadata(&self) -> BTreeMap<String, serde_json::Value> {
+        self.inner.table.load().metadata.as_deref().cloned().unwrap_or_default()
+    }
+
+    /// Runs a hook at this moment of the node's work. Hooks of higher priority run first.
+    #[must_use]
+    pub fn hook(
+        self,
+        moment: Moment,
+        priority: i32,
+        hook: impl Fn(&Seen<'_>) -> Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        let hook = Arc::new(hook);
+        self.change_hooks(|hooks| {
+            let hook = Arc::clone(&hook);
+            hooks.add(moment, priority, move |seen| hook(seen));
+        });
+        self
+    }
+
+    /// Changes every payload of one type before the node's handlers see it. Transformers run in the order they were
+    /// added; one that fails refuses the event.
+    #[doc(alias = "use")]
+    #[must_use]
+    pub fn transform<T: Payload>(self, transform: impl Fn(T) -> Result<T> + Send + Sync + 'static) -> Self {
+        let transform = Arc::new(transform);
+        self.change_hooks(|hooks| {
+            let transform = Arc::clone(&transform);
+            hooks.add_transform(move |payload| transform(payload));
+        });
+        self
+    }
+
+    fn change_hooks(&self, change: impl Fn(&mut Hooks)) {
+        self.inner.change(|table| {
+            let mut hooks = table.hooks.as_deref().cloned().unwrap_or_default();
+            change(&mut hooks);
+            table.hooks = Some(Arc::new(hooks));
+        });
+    }
+
+    /// Adds a step that a flow of this node may resume or `goto` at, named after its function.
+    pub fn step<H, M>(&self, function: H)
+    where
+        H: Handler<M>,
+        H::Future: Send,
+    {
+        let function: Arc<dyn Function> = function.into_function().into();
+        let name = function.short_name();
+        self.add_step(name.into(), &function);
+    }
+
+    fn add_step(&self, name: Arc<str>, function: &Arc<dyn Function>) {
+        let step = Arc::new(StepEntry { name, function: Arc::clone(function) });
+        self.inner.change(|table| {
+            table.steps.retain(|other| other.name != step.name);
+            table.steps.push(Arc::clone(&step));
+        });
+    }
+
+    /// What the node handles, by priority.
+    #[must_use]
+    pub fn handles(&self) -> Vec<Handles> {
+        let table = self.inner.table.load();
+        let handles = table.entries.iter().map(|entry| Handles {
+            pattern: entry.pattern.to_string(),
+            handler: entry.name.to_string(),
+            payload: entry.function.payload_name().map(str::to_owned),
+            priority: entry.priority,
+        });
+        handles.collect()
+    }
+
+    /// The types of events the node was seen to send, as far as is remembered.
+    #[must_use]
+    pub fn emits(&self) -> Vec<String> {
+        self.inner.space.emitted_by(self.inner.key)
+    }
+
+    /// The number of events that wait for the node.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        let by_key = self
+            .inner
+            .aside
+            .get()
+            .map_or(0, |aside| lock(&aside.keys).values().map(|gate| gate.waiting() as usize).sum());
+        self.inner.gate.waiting() as usize + by_key
+    }
+
+    /// The flows of the node that wait for something, as the ids of the events they handle.
+    #[must_use]
+    pub fn flows(&self) -> Vec<EventId> {
+        self.inner.flows().iter().map(Context::event_id).collect()
+    }
+
+    /// Asks every flow of this node that handles the event to stop at its next wait. Says how many there were.
+    pub fn cancel(&self, event: EventId) -> usize {
+        let flows = self.inner.flows();
+        let matching = flows.iter().filter(|flow| flow.event_id() == event);
+        matching.map(Context::cancel).count()
+    }
+
+    /// Takes events again after [`Node::stop`].
+    pub fn resume(&self) {
+        self.inner.change(|table| {
+            if table.phase == Phase::Stopped {
+                table.phase = Phase::Open;
+            }
+        });
+        self.inner.space.announce("node.started", serde_json::json!({ "node_id": self.id() }));
+    }
+
+    /// Stops taking events: senders get the error `closed`. What is under way goes on.
+    pub fn stop(&self) {
+        self.inner.change(|table| {
+            if table.phase == Phase::Open {
+                table.phase = Phase::Stopped;
+            }
+        });
+        self.inner.space.announce("node.stopped", serde_json::json!({ "node_id": self.id() }));
+    }
+
+    /// Ends the node for good: takes every registration back, refuses what waits, cancels what is under way, and frees
+    /// the id.
+    pub fn destroy(&self) {
+        self.inner.space.remove(&self.inner);
+        self.inner.close();
+        self.inner.space.announce("node.destroyed", serde_json::json!({ "node_id": self.id() }));
+    }
+
+    pub(crate) fn entry_pattern_matches(&self, envelope: &Envelope) -> bool {
+        let table = self.inner.table.load();
+        !table.route(&envelope.event_type, || 0).entries.is_empty()
+    }
+}
+
+impl Registration {
+    /// Adds a step that flows of the node may resume or `goto` at, named after its function.
+    pub fn step<H, M>(self, function: H) -> Self
+    where
+        H: Handler<M>,
+        H::Future: Send,
+    {
+        Node::from_inner(Arc::clone(&self.node)).step(function);
+        self
+    }
+
+    /// Adds a step under a name of its own.
+    pub fn step_as<H, M>(self, name: &str, function: H) -> Self
+    where
+        H: Handler<M>,
+        H::Future: Send,
+    {
+        let function: Arc<dyn Function> = function.into_function().into();
+        Node::from_inner(Arc::clone(&self.node)).add_step(name.into(), &function);
+        self
+    }
+
+    /// Gives the registration a name of its own, for `goto` and for traces. Closures want one.
+    pub fn named(self, name: &str) -> Self {
+        self.change(|entry| entry.name = name.into())
+    }
+
+    /// Orders the handlers of one node for one event: the highest first. Default 0.
+    pub fn priority(self, priority: i32) -> Self {
+        self.change(|entry| entry.priority = priority)
+    }
+
+    /// Handles only events for which the guard answers true. It sees the payload by path.
+    pub fn guard(self, guard: impl Fn(&Event) -> bool + Send + Sync + 'static) -> Self {
+        let guard: Guard = Arc::new(guard);
+        self.change(|entry| entry.guard = Some(Arc::clone(&guard)))
+    }
+
+    /// Takes the registration back. Flows under way go on.
+    pub fn off(&self) {
+        let Some(id) = self.id else { return };
+        self.node.space.unindex(&self.node, id);
+        self.node.change(|table| table.entries.retain(|entry| entry.id != id));
+    }
+
+    /// Says why nothing was registered.
+    ///
+    /// # Errors
+    ///
+    /// The pattern's error.
+    pub fn check(&self) -> Result<()> {
+        match self.id {
+            Some(_) => Ok(()),
+            None => Err(self.node.space.first_problem_of(&self.node.name)),
+        }
+    }
+
+    fn change(self, change: impl Fn(&mut Entry)) -> Self {
+        if let Some(id) = self.id {
+            self.node.change(|table| {
+                let Some(at) = table.entries.iter().position(|entry| entry.id == id) else { return };
+                let old = table.entries.remove(at);
+                let mut entry = Entry {
+                    id,
+                    name: Arc::clone(&old.name),
+                    pattern: old.pattern.clone(),
+                    priority: old.priority,
+                    guard: old.guard.clone(),
+                    function: Arc::clone(&old.function),
+                    slow: Arc::clone(&old.slow),
+                    zero: old.zero,
+                };
+                change(&mut entry);
+                if entry.priority == old.priority {
+                    table.entries.insert(at, Arc::new(entry));
+                } else {
+                    table.insert(Arc::new(entry));
+                }
+            });
+        }
+        self
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Node({})", self.id())
+    }
+}
+
+impl fmt::Debug for NodeInner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node {}", self.name)
+    }
+}
+
+impl fmt::Debug for Registration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Registration({:?} of {})", self.id, self.node.name)
+    }
+}

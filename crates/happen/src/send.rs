@@ -1,0 +1,737 @@
+//! Sending: from a payload and a destination to what the sender asked for. Owns the builders that nothing leaves
+//! before; does not know how a node handles what it gets.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::{Future, IntoFuture, Ready, ready};
+use std::marker::PhantomData;
+use std::ops::Deref;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use happen_core::env::BoxFuture;
+use happen_core::event::{Delegation, Purpose, User};
+use happen_core::{
+    Answer, Batch, Envelope, ErasedEvent, Error, ErrorKind, Event, EventId, EventType, NodeKey, Outgoing,
+    Parcel, Payload, Result,
+};
+use serde_json::Value as Json;
+use tokio::sync::oneshot;
+
+use crate::context::Yielding;
+use crate::dispatch::{self, Delivered, Want};
+use crate::flow::{FlowInner, Held, Outcome};
+use crate::local;
+use crate::node::{Node, NodeInner};
+use crate::space::SpaceInner;
+use crate::stamp::{Cause, stamp};
+use crate::stream::{Items, Outlet, Sink};
+use crate::web;
+
+/// Who sends.
+#[derive(Clone, Copy)]
+pub(crate) enum Sender<'s> {
+    /// Somebody outside any node.
+    Space(&'s Arc<SpaceInner>),
+    /// A node, through its handle.
+    Node(&'s Arc<NodeInner>),
+    /// A flow, through its context.
+    Flow(&'s Arc<FlowInner>),
+}
+
+/// Where an event goes: a node, the id of one, or several of either.
+#[diagnostic::on_unimplemented(
+    message = "an event cannot be sent to `{Self}`",
+    label = "not a destination",
+    note = "a destination is `&Node`, the id of a node as text, or an array, slice or vector of these"
+)]
+pub trait Target<'t> {
+    #[doc(hidden)]
+    fn into_destination(self) -> Destination<'t>;
+}
+
+/// Where an event goes; made by [`Target`].
+#[derive(Debug)]
+#[doc(hidden)]
+pub struct Destination<'t>(To<'t>);
+
+#[derive(Debug)]
+enum To<'t> {
+    Node(&'t Node),
+    Name(Cow<'t, str>),
+    Many(Vec<To<'t>>),
+}
+
+/// What a sender adds to an event; absent for most.
+#[derive(Default)]
+pub(crate) struct Extras {
+    pub(crate) correlation: Option<Arc<str>>,
+    pub(crate) source: Option<(Arc<str>, Arc<str>)>,
+    pub(crate) user: Option<User>,
+    pub(crate) trace: Option<happen_core::event::Trace>,
+    pub(crate) on_behalf_of: Option<Delegation>,
+    pub(crate) metadata: BTreeMap<String, Json>,
+    pub(crate) within: Option<Duration>,
+}
+
+/// An event on its way to nodes that was not sent yet. Awaiting it sends and says whether it was taken; `reply` waits
+/// for the answer.
+///
+/// # Delivery
+///
+/// `.await` is ready once the event is handled, or waits in the queue of its node. What the handler returns, or its
+/// failure, is not told here: ask for it with [`Sending::reply`].
+#[must_use = "nothing is sent before `.await`, `.reply()`, `.replies()`, `.stream()` or `.forget()`"]
+pub struct Sending<'s, T> {
+    sender: Sender<'s>,
+    to: To<'s>,
+    parcel: Parcel<T>,
+    extras: Option<Box<Extras>>,
+}
+
+/// Says that an event was taken, and which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    event: EventId,
+}
+
+impl Sent {
+    /// The event's id; of a batch, that of its first event.
+    #[must_use]
+    pub fn event_id(self) -> EventId {
+        self.event
+    }
+}
+
+/// An answer and the id of the event that asked. Reads like the answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply<R> {
+    event: EventId,
+    answer: R,
+}
+
+impl<R> Reply<R> {
+    /// The id of the event that asked; of a batch, that of its first event.
+    #[must_use]
+    pub fn event_id(&self) -> EventId {
+        self.event
+    }
+
+    /// The answer.
+    #[must_use]
+    pub fn into_inner(self) -> R {
+        self.answer
+    }
+}
+
+impl<R> Deref for Reply<R> {
+    type Target = R;
+
+    fn deref(&self) -> &R {
+        &self.answer
+    }
+}
+
+/// The answers of several nodes, by node id. One that failed does not hide the others.
+pub type Replies<R> = BTreeMap<String, Result<Reply<R>>>;
+
+macro_rules! extras {
+    () => {
+        /// Gives the root event of a new correlation a name of the sender's choice, such as a business id. Inside a
+        /// handler the correlation is inherited and this is refused when the event is sent.
+        pub fn correlation(mut self, name: impl Into<Arc<str>>) -> Self {
+            self.extras().correlation = Some(name.into());
+            self
+        }
+
+        /// Says on a root event whose it is: a source of some kind, such as `("user", "admin")`. Inherited by all it
+        /// causes; inside a handler it is refused when the event is sent, use [`Self::on_behalf_of`].
+        pub fn from_source(
+            mut self,
+            source_type: impl Into<Arc<str>>,
+            source_id: impl Into<Arc<str>>,
+        ) -> Self {
+            self.extras().source = Some((source_type.into(), source_id.into()));
+            self
+        }
+
+        /// Acts for another source: changes the source that the event and its effects tell, and records who did so.
+        pub fn on_behalf_of(mut self, source_type: &str, source_id: &str) -> Self {
+            let extras = self.extras();
+            extras.source = Some((source_type.into(), source_id.into()));
+            let on_behalf_of = format!("{source_type}:{source_id}");
+            extras.on_behalf_of = Some(Delegation { node: String::new(), on_behalf_of });
+            self
+        }
+
+        /// Says on whose account the event happens. Inherited.
+        pub fn user(mut self, user: User) -> Self {
+            self.extras().user = Some(user);
+            self
+        }
+
+        /// Gives the event a W3C trace context. Inherited.
+        pub fn trace_context(mut self, trace: happen_core::event::Trace) -> Self {
+            self.extras().trace = Some(trace);
+            self
+        }
+
+        /// Adds free metadata to this event alone.
+        pub fn metadata(mut self, name: impl Into<String>, value: impl Into<Json>) -> Self {
+            self.extras().metadata.insert(name.into(), value.into());
+            self
+        }
+
+        fn extras(&mut self) -> &mut Extras {
+            self.extras.get_or_insert_default()
+        }
+    };
+}
+
+impl<'s, T: Payload> Sending<'s, T> {
+    #[inline]
+    pub(crate) fn new(sender: Sender<'s>, to: Destination<'s>, event: impl Outgoing<Payload = T>) -> Self {
+        Self { sender, to: to.0, parcel: event.into_parcel(), extras: None }
+    }
+
+    extras!();
+
+    /// Gives the priority by which a waiting event starts, in nodes whose queue goes by priority. Default 0; the
+    /// highest first.
+    pub fn priority(self, priority: i64) -> Self {
+        self.metadata("priority", priority)
+    }
+
+    /// Limits how long the sender waits. The deadline travels with the event: nobody starts on it when it has passed,
+    /// and what it causes inherits it.
+    pub fn within(mut self, time: Duration) -> Self {
+        self.extras().within = Some(time);
+        self
+    }
+
+    /// Sends and waits for the answer.
+    ///
+    /// The type to read the answer as is a payload, `()`, or a `Result` of two payloads.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future asks the handler's flow to stop at its next wait.
+    #[inline]
+    pub fn reply<R: Answer>(self) -> Asking<'s, T, R> {
+        Asking { state: State::New(self), answer: PhantomData }
+    }
+
+    /// Sends, and hands the answer to a function when it comes, beside the caller.
+    pub fn reply_with<R: Answer>(self, then: impl FnOnce(Result<Reply<R>>) + Send + 'static)
+    where
+        T: 'static,
+    {
+        let env = Arc::clone(&self.sender.space().env);
+        match self.start::<R>() {
+            Begun::Now(result) => then(result),
+            Begun::Later(waiting) => env.spawn(Box::pin(async move { then(waiting.await) })),
+        }
+    }
+
+    /// Sends to several nodes and waits for every answer. One node is several of length one.
+    pub async fn replies<R: Answer>(self) -> Replies<R> {
+        let Self { sender, to, parcel, extras } = self;
+        let mut names = Vec::new();
+        to.names(&mut names);
+        // All are sent before any is waited for, so the nodes work side by side.
+        let begun: Vec<_> = names
+            .into_iter()
+            .map(|to| {
+                let name = to.name().to_owned();
+                let extras = extras.as_deref().map(|extras| Box::new(extras.copy()));
+                let one = Sending { sender, to, parcel: parcel.clone(), extras };
+                (name, one.start::<R>())
+            })
+            .collect();
+        let mut replies = Replies::new();
+        for (name, begun) in begun {
+            let reply = match begun {
+                Begun::Now(reply) => reply,
+                Begun::Later(waiting) => waiting.await,
+            };
+            replies.insert(name, reply);
+        }
+        replies
+    }
+
+    /// Sends and reads the items the handler emits. An error that comes before the first item is the first item.
+    pub fn stream<I: Payload>(self) -> Items<I> {
+        let (sink, items) = Sink::new();
+        match self.begin(Purpose::Stream, Some(sink)) {
+            Err(error) => Items::failed(error),
+            Ok((event, Delivered::Now(outcome))) => Items::ended(items, outcome, event),
+            Ok((event, Delivered::Later(end))) => Items::from_handler(items, end, event),
+        }
+    }
+
+    /// Sends and does not wait for anything. What cannot be delivered goes to the dead letters.
+    pub fn forget(self) {
+        let Self { sender, to, parcel, extras } = self;
+        let mut all = Vec::new();
+        to.names(&mut all);
+        for to in all {
+            let name = to.name().to_owned();
+            let extras = extras.as_deref().map(|extras| Box::new(extras.copy()));
+            let one = Sending { sender, to, parcel: parcel.clone(), extras };
+            if let Err(error) = one.begin(Purpose::Send, None) {
+                sender.space().lost(&name, error, |event| shared(parcel.clone(), event));
+            }
+        }
+    }
+
+    fn send_now(self) -> Result<Sent> {
+        if let To::Many(_) = self.to {
+            let Self { sender, to, parcel, extras } = self;
+            let mut all = Vec::new();
+            to.names(&mut all);
+            let mut first = None;
+            for to in all {
+                let extras = extras.as_deref().map(|extras| Box::new(extras.copy()));
+                let one = Sending { sender, to, parcel: parcel.clone(), extras };
+                let sent = one.send_now()?;
+                first.get_or_insert(sent);
+            }
+            return first.ok_or_else(no_destination);
+        }
+        let (event, _) = self.begin(Purpose::Send, None)?;
+        Ok(Sent { event })
+    }
+
+    #[inline]
+    fn start<R: Answer>(self) -> Begun<R> {
+        let within = self.extras.as_ref().and_then(|extras| extras.within);
+        let space = self.sender.space();
+        let env = Arc::clone(&space.env);
+        let flow = self.sender.flow();
+        match self.begin(Purpose::Ask, None) {
+            Err(error) => Begun::Now(Err(error)),
+            Ok((event, Delivered::Now(outcome))) => Begun::Now(answer(event, outcome)),
+            Ok((event, Delivered::Later(None))) => Begun::Now(answer(event, Ok(None))),
+            Ok((event, Delivered::Later(Some(receiver)))) => {
+                let sleep = within.map(|time| (time, env.sleep(time)));
+                let waiting = Waiting { event, receiver, sleep };
+                Begun::Later(Box::pin(Yielding::new(
+                    async move {
+                        let event = waiting.event;
+                        answer(event, waiting.await)
+                    },
+                    flow,
+                )))
+            }
+        }
+    }
+
+    /// Stamps the event and brings it to its one destination.
+    #[inline]
+    fn begin(self, purpose: Purpose, sink: Option<Sink>) -> Result<(EventId, Delivered)> {
+        let Self { sender, to, parcel, extras } = self;
+        let space = sender.space();
+        let held;
+        let node = match &to {
+            To::Node(node) => {
+                if node.inner().space.id != space.id {
+                    return Err(Error::misuse(format!("node `{}` belongs to another space", node.id())));
+                }
+                node.inner()
+            }
+            To::Name(name) => match space.find(name) {
+                Some(found) => {
+                    held = found;
+                    &held
+                }
+                None => return Err(Error::new(ErrorKind::NoSuchNode { node: name.clone().into_owned() })),
+            },
+            To::Many(_) => return Err(one_destination()),
+        };
+        let want = Want { reply: purpose != Purpose::Send, sink, held: sender.held(), ..Want::default() };
+        match parcel {
+            Parcel::One(payload) => {
+                let event_type = payload.event_type();
+                let envelope = stamp(sender, event_type, purpose, extras.as_deref())?;
+                let event = Event::from_parts(envelope, payload);
+                bring(space, node, &event, event.id(), want)
+            }
+            Parcel::Batch(payloads) => {
+                let mut events = Vec::with_capacity(payloads.len());
+                for payload in payloads {
+                    let envelope = stamp(sender, payload.event_type(), purpose, extras.as_deref())?;
+                    events.push(Event::from_parts(envelope, payload));
+                }
+                let batch =
+                    Batch::new(events).ok_or_else(|| Error::misuse("a batch without events was sent"))?;
+                let event = batch[0].id();
+                for later in &batch[1..] {
+                    space.remember_sent(later.envelope(), node.key);
+                }
+                bring(space, node, &batch, event, want)
+            }
+            _ => Err(Error::misuse("a parcel of a kind this runtime does not know")),
+        }
+    }
+}
+
+/// Remembers the event, brings it to its node, and remembers what became of it.
+#[inline]
+fn bring(
+    space: &Arc<SpaceInner>,
+    node: &Arc<NodeInner>,
+    event: &dyn ErasedEvent,
+    id: EventId,
+    want: Want,
+) -> Result<(EventId, Delivered)> {
+    let mark = space.remember_sent(event.envelope(), node.key);
+    match dispatch::deliver(node, event, want) {
+        Ok(delivered) => {
+            let what = match &delivered {
+                Delivered::Now(outcome) => dispatch::what(outcome),
+                Delivered::Later(_) => web::WAITING,
+            };
+            space.settle(mark, node.key, what);
+            Ok((id, delivered))
+        }
+        Err(error) => {
+            space.settle(mark, node.key, web::failed(error.code()));
+            Err(error.at_event(id).at_node(&node.name))
+        }
+    }
+}
+
+fn shared<T: Payload>(parcel: Parcel<T>, envelope: Envelope) -> Option<Arc<dyn ErasedEvent>> {
+    let payload = match parcel {
+        Parcel::One(payload) => payload,
+        Parcel::Batch(payloads) => payloads.into_iter().next()?,
+        _ => return None,
+    };
+    Some(Arc::new(Event::from_parts(envelope, payload)))
+}
+
+#[inline]
+fn answer<R: Answer>(event: EventId, outcome: Outcome) -> Result<Reply<R>> {
+    match outcome.and_then(R::from_reply) {
+        Ok(answer) => Ok(Reply { event, answer }),
+        Err(error) => Err(error.at_event(event)),
+    }
+}
+
+enum Begun<R> {
+    Now(Result<Reply<R>>),
+    Later(BoxFuture<'static, Result<Reply<R>>>),
+}
+
+struct Waiting {
+    event: EventId,
+    receiver: oneshot::Receiver<Outcome>,
+    sleep: Option<(Duration, BoxFuture<'static, ()>)>,
+}
+
+impl Future for Waiting {
+    type Output = Outcome;
+
+    fn poll(mut self: Pin<&mut Self>, task: &mut std::task::Context<'_>) -> Poll<Outcome> {
+        if let Poll::Ready(outcome) = Pin::new(&mut self.receiver).poll(task) {
+            return Poll::Ready(outcome.unwrap_or_else(|_| Err(Error::new(ErrorKind::Cancelled))));
+        }
+        if let Some((time, sleep)) = &mut self.sleep
+            && sleep.as_mut().poll(task).is_ready()
+        {
+            let after = *time;
+            self.sleep = None;
+            return Poll::Ready(Err(Error::new(ErrorKind::TimedOut { after })));
+        }
+        Poll::Pending
+    }
+}
+
+/// An event for whose answer somebody waits. Sent when it is first polled.
+#[must_use = "nothing is sent before `.await`"]
+pub struct Asking<'s, T, R> {
+    state: State<'s, T, R>,
+    answer: PhantomData<fn() -> R>,
+}
+
+enum State<'s, T, R> {
+    New(Sending<'s, T>),
+    Waits(BoxFuture<'static, Result<Reply<R>>>),
+    Over,
+}
+
+impl<T: Payload, R: Answer> Asking<'_, T, R> {
+    /// As [`Sending::within`].
+    pub fn within(mut self, time: Duration) -> Self {
+        if let State::New(sending) = &mut self.state {
+            sending.extras().within = Some(time);
+        }
+        self
+    }
+}
+
+impl<T: Payload, R: Answer> Future for Asking<'_, T, R> {
+    type Output = Result<Reply<R>>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, task: &mut std::task::Context<'_>) -> Poll<Self::Output> {
+        if let State::Waits(waiting) = &mut self.state {
+            return waiting.as_mut().poll(task);
+        }
+        if local::should_yield() {
+            task.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let State::New(sending) = std::mem::replace(&mut self.state, State::Over) else {
+            return Poll::Ready(Err(Error::misuse(
+                "the answer was given already; a finished future was polled",
+            )));
+        };
+        match sending.start::<R>() {
+            Begun::Now(reply) => Poll::Ready(reply),
+            Begun::Later(mut waiting) => {
+                let polled = waiting.as_mut().poll(task);
+                self.state = State::Waits(waiting);
+                polled
+            }
+        }
+    }
+}
+
+impl<T, R> Unpin for Asking<'_, T, R> {}
+
+impl<'s, T: Payload> IntoFuture for Sending<'s, T> {
+    type Output = Result<Sent>;
+    type IntoFuture = Ready<Result<Sent>>;
+
+    fn into_future(self) -> Ready<Result<Sent>> {
+        ready(self.send_now())
+    }
+}
+
+/// An event on its way to everyone who listens, not sent yet.
+#[must_use = "nothing is sent before `.publish()` or `.stream()`"]
+pub struct Broadcasting<'s, T> {
+    sender: Sender<'s>,
+    payload: T,
+    extras: Option<Box<Extras>>,
+}
+
+impl<'s, T: Payload> Broadcasting<'s, T> {
+    #[inline]
+    pub(crate) fn new(sender: Sender<'s>, payload: T) -> Self {
+        Self { sender, payload, extras: None }
+    }
+
+    extras!();
+
+    /// Sends the event to every node whose patterns match, the sender included.
+    ///
+    /// # Errors
+    ///
+    /// When the space does not run, a limit on the correlation is passed, or a hook objects. What one listener does
+    /// with the event is not the broadcaster's concern: its failure becomes an error event and a dead letter.
+    pub fn publish(self) -> Result<EventId> {
+        self.publish_from(None)
+    }
+
+    /// Sends the event together with a stream, whose items every listener reads at its own pace with
+    /// [`Context::items`](crate::Context::items).
+    ///
+    /// # Errors
+    ///
+    /// As [`Broadcasting::publish`].
+    pub fn stream<I: Payload>(self) -> Result<Outlet<I>> {
+        let (to, _) = tokio::sync::broadcast::channel(crate::limits::STREAM_BROADCAST_ITEMS_MAX);
+        let event = self.publish_from(Some(&to))?;
+        Ok(Outlet::new(to, event))
+    }
+
+    #[inline]
+    fn publish_from(
+        self,
+        source: Option<&tokio::sync::broadcast::Sender<happen_core::Value>>,
+    ) -> Result<EventId> {
+        let Self { sender, payload, extras } = self;
+        let space = sender.space();
+        space.check_running()?;
+        let event_type: EventType = payload.event_type();
+        let envelope = stamp(sender, event_type, Purpose::Broadcast, extras.as_deref())?;
+        let id = envelope.id;
+        let listeners = space.listeners(&envelope.event_type);
+        let mark = space.remember_sent(&envelope, NodeKey(0));
+        space.settle(mark, NodeKey(0), web::PUBLISHED);
+        if !listeners.is_empty() {
+            let event = Event::from_parts(envelope, payload);
+            dispatch::publish(&listeners, &event, id, source);
+        }
+        Ok(id)
+    }
+}
+
+impl<'s> Sender<'s> {
+    #[inline]
+    pub(crate) fn space(self) -> &'s Arc<SpaceInner> {
+        match self {
+            Self::Space(space) => space,
+            Self::Node(node) => &node.space,
+            Self::Flow(flow) => &flow.node.space,
+        }
+    }
+
+    #[inline]
+    pub(crate) fn key(self) -> NodeKey {
+        match self {
+            Self::Space(_) => NodeKey(0),
+            Self::Node(node) => node.key,
+            Self::Flow(flow) => flow.node.key,
+        }
+    }
+
+    /// Runs `work` with the flow that causes what is sent: the context's own, or the one being polled on this thread.
+    #[inline]
+    pub(crate) fn with_cause<R>(self, work: impl FnOnce(Option<Cause<'_>>) -> R) -> R {
+        match self {
+            Self::Flow(flow) => work(Some(flow)),
+            Self::Space(_) | Self::Node(_) => local::current(self.space(), work),
+        }
+    }
+
+    /// The serial gates that wait while this sender waits.
+    #[inline]
+    fn held(self) -> Option<Arc<Held>> {
+        self.with_cause(|flow| flow.and_then(held_by))
+    }
+
+    /// The flow that waits when this sender waits.
+    fn flow(self) -> Option<crate::context::Context> {
+        match self {
+            Self::Flow(flow) => Some(crate::context::Context::from_shared(Arc::clone(flow))),
+            Self::Space(_) | Self::Node(_) => None,
+        }
+    }
+}
+
+fn held_by(flow: &FlowInner) -> Option<Arc<Held>> {
+    let Some(key) = flow.serial else { return flow.held.clone() };
+    let gate = (flow.node.key.0, key);
+    Some(Arc::new(Held { node: Arc::clone(&flow.node.name), gate, up: flow.held.clone() }))
+}
+
+impl<'t> To<'t> {
+    fn names(self, out: &mut Vec<Self>) {
+        match self {
+            Self::Many(all) => all.into_iter().for_each(|to| to.names(out)),
+            one => out.push(one),
+        }
+    }
+
+    fn name(&self) -> &str {
+        match self {
+            Self::Node(node) => node.id(),
+            Self::Name(name) => name,
+            Self::Many(_) => "several nodes",
+        }
+    }
+}
+
+impl Extras {
+    fn copy(&self) -> Self {
+        Self {
+            correlation: self.correlation.clone(),
+            source: self.source.clone(),
+            user: self.user.clone(),
+            trace: self.trace.clone(),
+            on_behalf_of: self.on_behalf_of.clone(),
+            metadata: self.metadata.clone(),
+            within: self.within,
+        }
+    }
+}
+
+impl<'t> Target<'t> for &'t Node {
+    #[inline]
+    fn into_destination(self) -> Destination<'t> {
+        Destination(To::Node(self))
+    }
+}
+
+impl<'t> Target<'t> for &'t str {
+    fn into_destination(self) -> Destination<'t> {
+        Destination(To::Name(Cow::Borrowed(self)))
+    }
+}
+
+impl<'t> Target<'t> for &'t String {
+    fn into_destination(self) -> Destination<'t> {
+        Destination(To::Name(Cow::Borrowed(self)))
+    }
+}
+
+impl Target<'static> for String {
+    fn into_destination(self) -> Destination<'static> {
+        Destination(To::Name(Cow::Owned(self)))
+    }
+}
+
+impl<'t> Target<'t> for &Arc<str> {
+    fn into_destination(self) -> Destination<'t> {
+        Destination(To::Name(Cow::Owned(self.to_string())))
+    }
+}
+
+impl<'t, X: Target<'t>, const N: usize> Target<'t> for [X; N] {
+    fn into_destination(self) -> Destination<'t> {
+        Destination(To::Many(self.into_iter().map(|to| to.into_destination().0).collect()))
+    }
+}
+
+impl<'t, X: Target<'t>> Target<'t> for Vec<X> {
+    fn into_destination(self) -> Destination<'t> {
+        Destination(To::Many(self.into_iter().map(|to| to.into_destination().0).collect()))
+    }
+}
+
+impl<'t, X> Target<'t> for &'t [X]
+where
+    &'t X: Target<'t>,
+{
+    fn into_destination(self) -> Destination<'t> {
+        Destination(To::Many(self.iter().map(|to| to.into_destination().0).collect()))
+    }
+}
+
+#[cold]
+fn no_destination() -> Error {
+    Error::misuse("an event was sent to a list of nodes that is empty")
+}
+
+#[cold]
+fn one_destination() -> Error {
+    Error::misuse("several nodes were asked for one reply; use `.replies()`, which gives one for each")
+}
+
+impl<T: fmt::Debug> fmt::Debug for Sending<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} to {:?}", self.parcel, self.to)
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Broadcasting<'_, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} to all", self.payload)
+    }
+}
+
+impl<T, R> fmt::Debug for Asking<'_, T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.state {
+            State::New(_) => "not sent",
+            State::Waits(_) => "waits for the answer",
+            State::Over => "answered",
+        })
+    }
+}

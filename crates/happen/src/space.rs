@@ -1,0 +1,804 @@
+//! A space: its nodes, its index, its memory of events, and its lifecycle. Owns the public type [`Space`]; everything
+//! in a space hangs from one value of it, so two spaces in one process never see each other.
+
+use std::collections::{HashSet, VecDeque};
+use std::fmt;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use happen_core::env::Env;
+use happen_core::event::Purpose;
+use happen_core::{
+    Envelope, ErasedEvent, Error, ErrorKind, Event, EventId, EventType, Function, IntoPattern, NodeKey,
+    Outgoing, Payload, Result,
+};
+use tokio::sync::Notify;
+
+use crate::config::Config;
+use crate::dispatch::{self, Job, Reply, Want};
+use crate::env::RealEnv;
+use crate::failure::{DeadLetter, DeadLetters, Failure};
+use crate::flow::{FlowInner, Outcome};
+use crate::gate::Gate;
+use crate::handler::Handler;
+use crate::hooks::{Hooks, Moment, Seen};
+use crate::index::{Index, Listeners};
+use crate::limits;
+use crate::local;
+use crate::node::{Node, NodeInner, Registration};
+use crate::send::{Broadcasting, Sender, Sending, Target};
+use crate::stamp::stamp;
+use crate::sync::{Mutex, lock};
+use crate::table::{Entry, Table};
+use crate::waits::Waits;
+use crate::web::{self, Mark, Ring};
+
+/// One event space. A handle; cloning shares the space, and dropping the last handle ends it.
+///
+/// # Examples
+///
+/// ```
+/// use happen::{Context, Event, Space};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> happen::Result<()> {
+/// let space = Space::memory();
+/// let echo = space.node("echo");
+/// echo.on("say", |said: &Event, _: &Context| said.get("text").cloned().unwrap_or_default());
+/// space.start().await?;
+///
+/// let said = Event::new("say", serde_json::json!({ "text": "hello" }));
+/// let heard = space.send(&echo, said).reply::<serde_json::Value>().await?;
+/// assert_eq!(*heard, "hello");
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Space {
+    owner: Arc<Owner>,
+}
+
+struct Owner(Arc<SpaceInner>);
+
+pub(crate) struct SpaceInner {
+    /// The address of `token`, which outlives the space as long as any thread remembers it; so it is never given twice.
+    pub(crate) id: u64,
+    token: Arc<()>,
+    pub(crate) env: Arc<dyn Env>,
+    pub(crate) config: Config,
+    phase: AtomicU8,
+    by_name: papaya::HashMap<Arc<str>, Arc<NodeInner>>,
+    names: papaya::HashMap<u32, Arc<str>>,
+    next_key: AtomicU32,
+    next_registration: AtomicU64,
+    index: Index,
+    types: papaya::HashMap<EventType, u32>,
+    type_names: Mutex<Vec<EventType>>,
+    steps: papaya::HashMap<u64, &'static str>,
+    rings: Mutex<Vec<Arc<Ring>>>,
+    threads: AtomicU32,
+    correlations: Mutex<VecDeque<(Arc<str>, EventId)>>,
+    hooks: arc_swap::ArcSwapOption<Hooks>,
+    has_hooks: AtomicBool,
+    problems: Mutex<Vec<Error>>,
+    dead: DeadLetters,
+    pub(crate) waits: Waits,
+    flows: AtomicUsize,
+    idle: Notify,
+    pressed: Mutex<HashSet<u32>>,
+}
+
+impl Space {
+    /// A space in this process alone: no server, no folder. Its nodes are ephemeral.
+    #[must_use]
+    pub fn memory() -> Self {
+        Self::made(Config::default(), Arc::new(RealEnv::new()))
+    }
+
+    /// A space in memory with this configuration.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Misuse`] when a value of the configuration cannot mean anything.
+    pub fn with(config: Config) -> Result<Self> {
+        Self::in_env(config, Arc::new(RealEnv::new()))
+    }
+
+    /// A space in memory that takes time, randomness and tasks from this environment: a simulator's, for example.
+    ///
+    /// # Errors
+    ///
+    /// As [`Space::with`].
+    pub fn in_env(config: Config, env: Arc<dyn Env>) -> Result<Self> {
+        config.check()?;
+        Ok(Self::made(config, env))
+    }
+
+    fn made(config: Config, env: Arc<dyn Env>) -> Self {
+        let token = Arc::new(());
+        let inner = Arc::new(SpaceInner {
+            id: Arc::as_ptr(&token) as u64,
+            token,
+            env,
+            index: Index::new(config.types_max),
+            config,
+            phase: AtomicU8::new(BUILDING),
+            by_name: papaya::HashMap::new(),
+            names: papaya::HashMap::new(),
+            next_key: AtomicU32::new(1),
+            next_registration: AtomicU64::new(1),
+            types: papaya::HashMap::new(),
+            type_names: Mutex::new(vec![EventType::new("(one of very many types)")]),
+            steps: papaya::HashMap::new(),
+            rings: Mutex::default(),
+            threads: AtomicU32::new(0),
+            correlations: Mutex::default(),
+            hooks: arc_swap::ArcSwapOption::empty(),
+            has_hooks: AtomicBool::new(false),
+            problems: Mutex::default(),
+            dead: DeadLetters::default(),
+            waits: Waits::default(),
+            flows: AtomicUsize::new(0),
+            idle: Notify::new(),
+            pressed: Mutex::default(),
+        });
+        Self { owner: Arc::new(Owner(inner)) }
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<SpaceInner> {
+        &self.owner.0
+    }
+
+    /// Makes a node. Its options come from the configuration, and from the methods of [`Node`] called on it.
+    ///
+    /// An id that is taken already, or empty, gives a node that takes no events; [`Space::start`] tells why, and so
+    /// does every send to it.
+    #[doc(alias = "createNode")]
+    pub fn node(&self, id: impl AsRef<str>) -> Node {
+        let id = id.as_ref();
+        let inner = self.inner();
+        let name: Arc<str> = id.into();
+        let key = NodeKey(inner.next_key.fetch_add(1, Ordering::Relaxed));
+        let table = Table::new(inner.config.options_for(id));
+        let node = Arc::new(NodeInner::new(inner, key, Arc::clone(&name), table));
+        if id.is_empty() || id.starts_with(RESERVED) {
+            inner.problem(Error::misuse(format!(
+                "a node cannot have the id `{id}`: it is empty or begins with `$`"
+            )));
+            node.close();
+        } else if inner.by_name.pin().try_insert(Arc::clone(&name), Arc::clone(&node)).is_err() {
+            inner.problem(Error::new(ErrorKind::DuplicateNode { node: id.to_owned() }));
+            node.close();
+        } else {
+            inner.names.pin().insert(key.0, name);
+            if inner.is_running() {
+                inner.announce("node.started", serde_json::json!({ "node_id": id }));
+            }
+        }
+        Node::from_inner(node)
+    }
+
+    /// The node with this id.
+    #[must_use]
+    pub fn find(&self, id: &str) -> Option<Node> {
+        self.inner().find(id).map(Node::from_inner)
+    }
+
+    /// All nodes, by id.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<Node> {
+        let guard = self.inner().by_name.pin();
+        let mut nodes: Vec<_> = guard.values().map(|node| Node::from_inner(Arc::clone(node))).collect();
+        nodes.sort_by(|a, b| a.id().cmp(b.id()));
+        nodes
+    }
+
+    /// Begins to deliver events.
+    ///
+    /// # Errors
+    ///
+    /// The first mistake made while the space was built: a pattern that cannot be understood, an id given twice. The
+    /// others are its causes' neighbours in [`Space::problems`].
+    pub async fn start(&self) -> Result<()> {
+        let inner = self.inner();
+        if let Some(first) = lock(&inner.problems).first() {
+            return Err(first.duplicate());
+        }
+        let started = inner.phase.compare_exchange(BUILDING, RUNNING, Ordering::SeqCst, Ordering::SeqCst);
+        if started == Err(STOPPED) {
+            return Err(closed_space());
+        }
+        if started.is_ok() {
+            let nodes = inner.by_name.pin().len();
+            inner.announce("system.started", serde_json::json!({ "nodes": nodes }));
+        }
+        Ok(())
+    }
+
+    /// The mistakes made while the space was built, and since.
+    #[must_use]
+    pub fn problems(&self) -> Vec<Error> {
+        lock(&self.inner().problems).iter().map(Error::duplicate).collect()
+    }
+
+    /// Stops taking events from outside, waits for the flows under way, and ends the space.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TimedOut`] when flows are still under way after the configured time; they are cancelled then.
+    pub async fn stop(&self) -> Result<()> {
+        let inner = self.inner();
+        inner.announce("system.stopping", serde_json::json!({ "flows": inner.flows.load(Ordering::SeqCst) }));
+        let after = Duration::from_millis(inner.config.drain_ms);
+        let drained = inner.drained(after).await;
+        inner.close();
+        if drained { Ok(()) } else { Err(Error::new(ErrorKind::TimedOut { after })) }
+    }
+
+    /// Waits until no flow is under way and no event waits, which a flow that waits forever prevents.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TimedOut`] after this time.
+    pub async fn settled(&self, within: Duration) -> Result<()> {
+        if self.inner().drained(within).await {
+            Ok(())
+        } else {
+            Err(Error::new(ErrorKind::TimedOut { after: within }))
+        }
+    }
+
+    /// Sends an event from outside any node. Inside a handler it is caused by the event being handled.
+    #[inline]
+    pub fn send<'s, T: Outgoing>(&'s self, to: impl Target<'s>, event: T) -> Sending<'s, T::Payload> {
+        Sending::new(Sender::Space(self.inner()), to.into_destination(), event)
+    }
+
+    /// Sends an event to every node that listens.
+    ///
+    /// # Errors
+    ///
+    /// As [`Broadcasting::publish`].
+    pub fn broadcast<T: Payload>(&self, event: T) -> Result<EventId> {
+        Broadcasting::new(Sender::Space(self.inner()), event).publish()
+    }
+
+    /// A broadcast that is not sent yet, to give it a correlation, metadata, or to make it a stream.
+    pub fn broadcasting<T: Payload>(&self, event: T) -> Broadcasting<'_, T> {
+        Broadcasting::new(Sender::Space(self.inner()), event)
+    }
+
+    /// Registers a handler of the space itself: for the runtime's own events such as `node.down`, for errors
+    /// (`**.error`), or for anything else.
+    pub fn on<P, PM, H, M>(&self, pattern: P, handler: H) -> Registration
+    where
+        P: IntoPattern<PM>,
+        H: Handler<M>,
+        H::Future: Send,
+    {
+        self.inner().own_node().on(pattern, handler)
+    }
+
+    /// Runs a hook for every node, before the node's own. Hooks of higher priority run first. Only
+    /// [`Moment::BeforeEmit`] is asked for the whole space; the other moments belong to nodes.
+    pub fn before_emit(&self, priority: i32, hook: impl Fn(&Seen<'_>) -> Result<()> + Send + Sync + 'static) {
+        let hook = Arc::new(hook);
+        let inner = self.inner();
+        inner.hooks.rcu(|hooks| {
+            let hook = Arc::clone(&hook);
+            let mut hooks = hooks.as_deref().cloned().unwrap_or_default();
+            hooks.add(Moment::BeforeEmit, priority, move |seen| hook(seen));
+            Some(Arc::new(hooks))
+        });
+        inner.has_hooks.store(true, Ordering::Relaxed);
+    }
+
+    /// What could not be delivered, the oldest first.
+    #[must_use]
+    pub fn dead_letters(&self) -> Vec<DeadLetter> {
+        self.inner().dead.all()
+    }
+
+    /// Tries to deliver a dead letter once more, under the same id. It is taken off the list.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Misuse`] when there is no such letter; otherwise as a send, and the letter is back on the list.
+    pub async fn redrive(&self, event: EventId) -> Result<()> {
+        let inner = self.inner();
+        let missing = || Error::misuse(format!("no dead letter has the event id {event}"));
+        let letter = inner.dead.take(event).ok_or_else(missing)?;
+        let result = match inner.find(&letter.node) {
+            None => Err(Error::new(ErrorKind::NoSuchNode { node: letter.node.clone() })),
+            Some(node) => dispatch::deliver(&node, &*letter.event, Want::default()).map(drop),
+        };
+        result.map_err(|error| {
+            inner.dead.push(letter, inner.config.dead_letters_max);
+            error.at_event(event)
+        })
+    }
+
+    /// The number of flows that wait for something.
+    #[must_use]
+    pub fn flows_under_way(&self) -> usize {
+        self.inner().flows.load(Ordering::SeqCst)
+    }
+
+    /// The environment of the space: time, randomness, tasks.
+    #[must_use]
+    pub fn env(&self) -> &Arc<dyn Env> {
+        &self.inner().env
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.inner().config
+    }
+}
+
+impl SpaceInner {
+    #[inline]
+    pub(crate) fn is_running(&self) -> bool {
+        self.phase.load(Ordering::Relaxed) == RUNNING
+    }
+
+    pub(crate) fn check_running(&self) -> Result<()> {
+        match self.phase.load(Ordering::Relaxed) {
+            RUNNING => Ok(()),
+            BUILDING => Err(Error::new(ErrorKind::NotStarted)),
+            _ => Err(closed_space()),
+        }
+    }
+
+    pub(crate) fn find(&self, id: &str) -> Option<Arc<NodeInner>> {
+        self.by_name.pin().get(id).cloned()
+    }
+
+    pub(crate) fn name_of(&self, key: NodeKey) -> Option<Arc<str>> {
+        self.names.pin().get(&key.0).cloned()
+    }
+
+    pub(crate) fn all_names(&self) -> std::collections::HashMap<NodeKey, Arc<str>> {
+        self.names.pin().iter().map(|(key, name)| (NodeKey(*key), Arc::clone(name))).collect()
+    }
+
+    pub(crate) fn token(&self) -> Arc<()> {
+        Arc::clone(&self.token)
+    }
+
+    /// The node that handles what is registered on the space itself.
+    fn own_node(self: &Arc<Self>) -> Node {
+        let guard = self.by_name.pin();
+        if let Some(own) = guard.get(OWN_NODE) {
+            return Node::from_inner(Arc::clone(own));
+        }
+        let key = NodeKey(self.next_key.fetch_add(1, Ordering::Relaxed));
+        let name: Arc<str> = OWN_NODE.into();
+        self.names.pin().insert(key.0, Arc::clone(&name));
+        let table = Table::new(self.config.options_for(OWN_NODE));
+        let made = Arc::new(NodeInner::new(self, key, Arc::clone(&name), table));
+        let node = match guard.try_insert(name, Arc::clone(&made)) {
+            Ok(_) => made,
+            Err(other) => Arc::clone(other.current),
+        };
+        Node::from_inner(node)
+    }
+
+    pub(crate) fn next_registration(&self) -> u64 {
+        self.next_registration.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(crate) fn index(&self, node: &Arc<NodeInner>, entry: &Entry) {
+        self.index.insert(node, entry.id, &entry.pattern);
+    }
+
+    pub(crate) fn unindex(&self, node: &Arc<NodeInner>, id: u64) {
+        let table = node.table.load();
+        if let Some(entry) = table.entries.iter().find(|entry| entry.id == id) {
+            self.index.remove(node, id, &entry.pattern);
+        }
+    }
+
+    pub(crate) fn remove(&self, node: &Arc<NodeInner>) {
+        let table = node.table.load();
+        for entry in &table.entries {
+            self.index.remove(node, entry.id, &entry.pattern);
+        }
+        let names = self.by_name.pin();
+        if names.get(&*node.name).is_some_and(|known| Arc::ptr_eq(known, node)) {
+            names.remove(&*node.name);
+        }
+    }
+
+    #[inline]
+    pub(crate) fn listeners(&self, event_type: &EventType) -> Listeners {
+        self.index.listeners(event_type)
+    }
+
+    /// The small number a type is remembered by; 0 when there are too many.
+    pub(crate) fn type_index(&self, event_type: &EventType) -> u32 {
+        let types = self.types.pin();
+        if let Some(index) = types.get(event_type) {
+            return *index;
+        }
+        let mut names = lock(&self.type_names);
+        if names.len() >= self.config.types_max {
+            return 0;
+        }
+        *types.get_or_insert_with(event_type.clone(), || {
+            names.push(event_type.clone());
+            (names.len() - 1) as u32
+        })
+    }
+
+    pub(crate) fn type_names(&self) -> Vec<EventType> {
+        lock(&self.type_names).clone()
+    }
+
+    /// A ring for a thread: one whose thread has ended, or a new one.
+    pub(crate) fn ring(&self) -> Arc<Ring> {
+        let mut rings = lock(&self.rings);
+        if let Some(left) = rings.iter().find(|ring| Arc::strong_count(ring) == 1) {
+            return Arc::clone(left);
+        }
+        let ring = Arc::new(Ring::new(self.config.remembered_events));
+        rings.push(Arc::clone(&ring));
+        self.threads.store(rings.len() as u32, Ordering::Relaxed);
+        ring
+    }
+
+    pub(crate) fn rings(&self) -> Vec<Arc<Ring>> {
+        lock(&self.rings).clone()
+    }
+
+    /// Whether an event may run on its sender's stack without being counted against the limit of its node. A counter
+    /// that every event changes would cost more than everything else; so it is left alone as long as even all that can
+    /// run inline at this moment would fit beside what is counted.
+    #[inline]
+    pub(crate) fn inline_is_uncounted(&self, max: u32, gate: &Gate<Job>) -> bool {
+        let uncounted_max = self.threads.load(Ordering::Relaxed).max(1) * UNCOUNTED_DEPTH;
+        local::depth() <= UNCOUNTED_DEPTH
+            && gate.waiting() == 0
+            && gate.active().saturating_add(uncounted_max) <= max
+    }
+
+    #[inline]
+    pub(crate) fn remember_sent(&self, envelope: &Envelope, to: NodeKey) -> Mark {
+        let type_index = self.type_index(&envelope.event_type);
+        local::with_local(self, |local| {
+            let mark = local.ring.sent(envelope, type_index, to, web::SENT_ON);
+            if let Some(extra) = &envelope.extra {
+                for &cause in &extra.more_causes {
+                    local.ring.cause(envelope.id, cause);
+                }
+            }
+            mark
+        })
+    }
+
+    #[inline]
+    pub(crate) fn settle(&self, mark: Mark, to: NodeKey, what: u8) {
+        local::with_local(self, |local| local.ring.settle(mark, to, what));
+    }
+
+    #[inline]
+    pub(crate) fn remember(&self, event: EventId, node: NodeKey, what: u8) {
+        local::with_local(self, |local| local.ring.handled(event, node, what));
+    }
+
+    #[inline]
+    pub(crate) fn settled(&self, event: EventId, node: NodeKey, outcome: &Outcome) {
+        self.remember(event, node, dispatch::what(outcome));
+    }
+
+    /// Remembers that a flow went on with this function.
+    pub(crate) fn note_step(&self, flow: &FlowInner, function: &dyn Function) {
+        let name = function.type_name();
+        // The address of a name is its number: names are constants, so it never stands for another one.
+        let number = name.as_ptr() as u64;
+        local::with_local(self, |local| {
+            if local.sees_step(number) {
+                self.steps.pin().insert(number, name);
+            }
+            local.ring.step(flow.envelope.id, flow.node.key, number);
+        });
+    }
+
+    pub(crate) fn step_name(&self, number: u64) -> Option<&'static str> {
+        self.steps.pin().get(&number).copied()
+    }
+
+    pub(crate) fn name_correlation(&self, name: &Arc<str>, root: EventId) {
+        let mut named = lock(&self.correlations);
+        if named.len() >= self.config.remembered_events {
+            named.pop_front();
+        }
+        named.push_back((Arc::clone(name), root));
+    }
+
+    pub(crate) fn roots_of(&self, correlation: &str) -> Vec<EventId> {
+        let named = lock(&self.correlations);
+        named.iter().filter(|(name, _)| &**name == correlation).map(|(_, root)| *root).collect()
+    }
+
+    pub(crate) fn problem(self: &Arc<Self>, error: Error) {
+        let running = self.is_running();
+        let told = running.then(|| serde_json::json!({ "code": error.code(), "problem": error.to_string() }));
+        let mut problems = lock(&self.problems);
+        if problems.len() < PROBLEMS_MAX {
+            problems.push(error);
+        }
+        drop(problems);
+        if let Some(told) = told {
+            self.announce("system.problem", told);
+        }
+    }
+
+    pub(crate) fn first_problem_of(&self, node: &str) -> Error {
+        let problems = lock(&self.problems);
+        let own = problems.iter().rev().find(|error| error.node_id() == Some(node));
+        own.map_or_else(|| Error::misuse("nothing was registered"), Error::duplicate)
+    }
+
+    /// Broadcasts one of the runtime's own events.
+    pub(crate) fn announce(self: &Arc<Self>, event_type: &str, content: serde_json::Value) {
+        if !self.is_running() {
+            return;
+        }
+        let event = Event::new(event_type, content);
+        if let Err(error) = Broadcasting::new(Sender::Space(self), event).publish() {
+            tracing::warn!(target: "happen", code = error.code(), "{event_type} could not be announced: {error}");
+        }
+    }
+
+    pub(crate) fn watches_emits(&self, sender: Sender<'_>) -> bool {
+        self.has_hooks.load(Ordering::Relaxed)
+            || match sender {
+                Sender::Space(_) => false,
+                Sender::Node(node) => node.table.load().hooks.is_some(),
+                Sender::Flow(flow) => flow.node.table.load().hooks.is_some(),
+            }
+    }
+
+    pub(crate) fn emit_hooks(&self, sender: Sender<'_>) -> Vec<Arc<Hooks>> {
+        let own = match sender {
+            Sender::Space(_) => None,
+            Sender::Node(node) => node.table.load().hooks.clone(),
+            Sender::Flow(flow) => flow.node.table.load().hooks.clone(),
+        };
+        self.hooks.load_full().into_iter().chain(own).collect()
+    }
+
+    pub(crate) fn dynamic(&self, event: &dyn ErasedEvent) -> Event {
+        dispatch::as_dynamic(event)
+    }
+
+    #[cold]
+    pub(crate) fn warn(&self, node: &NodeInner, envelope: &Envelope, error: &Error) {
+        tracing::warn!(
+            target: "happen",
+            node = &*node.name,
+            event = %envelope.id,
+            event_type = envelope.event_type.as_str(),
+            code = error.code(),
+            "{error}"
+        );
+    }
+
+    /// Tells of a failed flow: as the event `<type>.error`, caused by the event that failed; a failure while handling
+    /// an error event becomes a dead letter instead, so that errors of errors end.
+    #[cold]
+    pub(crate) fn flow_failed(
+        self: &Arc<Self>,
+        node: &Arc<NodeInner>,
+        handler: &str,
+        event: &dyn ErasedEvent,
+        error: &Error,
+    ) {
+        let envelope = event.envelope();
+        self.warn(node, envelope, error);
+        if envelope.event_type.as_str().ends_with(".error") {
+            self.bury(event, &node.name, error);
+            return;
+        }
+        let failure = Failure::new(&node.name, handler, event, error);
+        let error_type = EventType::new(&format!("{}.error", envelope.event_type));
+        let cause = FlowInner::new(Arc::clone(node), envelope.clone());
+        let cause = Arc::new(cause);
+        let result = stamp(Sender::Flow(&cause), error_type, Purpose::Broadcast, None).map(|envelope| {
+            let id = envelope.id;
+            let listeners = self.listeners(&envelope.event_type);
+            let mark = self.remember_sent(&envelope, NodeKey(0));
+            self.settle(mark, NodeKey(0), web::PUBLISHED);
+            let event = Event::from_parts(envelope, failure);
+            dispatch::publish(&listeners, &event, id, None);
+        });
+        if let Err(runaway) = result {
+            self.warn(node, envelope, &runaway);
+        }
+    }
+
+    /// Tells of an event that its node did not take after its sender had gone on.
+    #[cold]
+    pub(crate) fn undelivered(&self, event: &dyn ErasedEvent, node: &str, error: Error, reply: Reply) {
+        let envelope = event.envelope();
+        let error = error.at_event(envelope.id).at_node(node);
+        if let Some(found) = self.find(node) {
+            self.remember(envelope.id, found.key, web::failed(error.code()));
+        }
+        match reply {
+            Reply::Nobody => self.bury(event, node, &error),
+            reply => reply.refuse(error),
+        }
+    }
+
+    /// Tells of an event that was sent without waiting and found no way.
+    #[cold]
+    pub(crate) fn lost(
+        self: &Arc<Self>,
+        node: &str,
+        error: Error,
+        event: impl FnOnce(Envelope) -> Option<Arc<dyn ErasedEvent>>,
+    ) {
+        let unknown = EventType::new("(lost)");
+        let Ok(mut envelope) = stamp(Sender::Space(self), unknown, Purpose::Send, None) else { return };
+        if let Some(id) = error.event_id() {
+            envelope.id = id;
+        }
+        if let Some(event) = event(envelope) {
+            self.bury(&*event, node, &error);
+        }
+    }
+
+    fn bury(&self, event: &dyn ErasedEvent, node: &str, error: &Error) {
+        let letter = DeadLetter {
+            event: event.to_shared(),
+            node: node.to_owned(),
+            code: error.code(),
+            causes: error.chain(),
+            at_unix_ms: self.env.coarse_unix_ms(),
+        };
+        self.dead.push(letter, self.config.dead_letters_max);
+    }
+
+    /// Signals back-pressure when a queue passes four fifths of its limit, once until it is below half again.
+    #[cold]
+    pub(crate) fn note_pressure(self: &Arc<Self>, node: &Arc<NodeInner>, waiting: usize, limit: usize) {
+        let pressed = waiting * 100 >= limit * limits::BACK_PRESSURE_PERCENT;
+        let relaxed = waiting * 2 < limit;
+        if !pressed && !relaxed {
+            return;
+        }
+        let mut nodes = lock(&self.pressed);
+        let changed = if pressed { nodes.insert(node.key.0) } else { nodes.remove(&node.key.0) };
+        drop(nodes);
+        if changed && pressed && &*node.name != OWN_NODE {
+            let told =
+                serde_json::json!({ "node_id": &*node.name, "waiting": waiting, "queue_limit": limit });
+            self.announce("node.slow", told);
+        }
+    }
+
+    pub(crate) fn flow_began(&self) {
+        self.flows.fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn flow_ended(&self) {
+        if self.flows.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.idle.notify_waiters();
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.flows.load(Ordering::SeqCst) == 0
+            && self.by_name.pin().values().all(|node| Node::from_inner(Arc::clone(node)).waiting() == 0)
+    }
+
+    async fn drained(&self, within: Duration) -> bool {
+        let mut late = self.env.sleep(within);
+        loop {
+            let idle = self.idle.notified();
+            let mut idle = std::pin::pin!(idle);
+            idle.as_mut().enable();
+            if self.is_idle() {
+                return true;
+            }
+            // Events that wait for their node make no sound when they start, so there is a look from time to time too.
+            let mut again = self.env.sleep(DRAIN_LOOK);
+            let on_time = poll_fn(|task| {
+                use std::future::Future;
+                if late.as_mut().poll(task).is_ready() {
+                    return Poll::Ready(false);
+                }
+                let ready = idle.as_mut().poll(task).is_ready() || again.as_mut().poll(task).is_ready();
+                if ready { Poll::Ready(true) } else { Poll::Pending }
+            })
+            .await;
+            if !on_time {
+                return self.is_idle();
+            }
+        }
+    }
+
+    /// Ends the space: every node is closed, every cycle of references is cut.
+    fn close(&self) {
+        if self.phase.swap(STOPPED, Ordering::SeqCst) == STOPPED {
+            return;
+        }
+        let nodes: Vec<_> = self.by_name.pin().values().cloned().collect();
+        for node in &nodes {
+            node.close();
+        }
+        self.index.clear();
+        self.by_name.pin().clear();
+        self.hooks.store(None);
+        for ring in lock(&self.rings).iter() {
+            ring.close();
+        }
+        local::forget_recycled();
+    }
+
+    /// The events that led to this one, oldest first, as far as they are remembered.
+    pub(crate) fn way_to(&self, event: EventId, max: usize) -> Vec<String> {
+        crate::trace::Remembered::read(self).way_to(event, max)
+    }
+
+    pub(crate) fn emitted_by(&self, node: NodeKey) -> Vec<String> {
+        crate::trace::Remembered::read(self).types_from(node)
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+/// Lets other tasks run.
+pub(crate) async fn yield_now() {
+    let mut yielded = false;
+    poll_fn(|task| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        task.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+#[cold]
+fn closed_space() -> Error {
+    Error::new(ErrorKind::Closed { what: "the space".to_owned() })
+}
+
+impl fmt::Debug for Space {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.inner(), f)
+    }
+}
+
+impl fmt::Debug for SpaceInner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Space({} nodes)", self.by_name.pin().len())
+    }
+}
+
+const BUILDING: u8 = 0;
+const RUNNING: u8 = 1;
+const STOPPED: u8 = 2;
+
+/// What ids of the runtime's own nodes begin with.
+const RESERVED: char = '$';
+/// The id of the node that handles what is registered on the space itself.
+const OWN_NODE: &str = "$space";
+/// Mistakes that are kept to be told.
+const PROBLEMS_MAX: usize = 100;
+/// Handlers nested on one stack that may go uncounted.
+const UNCOUNTED_DEPTH: u32 = 4;
+/// How often a stopping space looks whether events still wait.
+const DRAIN_LOOK: Duration = Duration::from_millis(5);

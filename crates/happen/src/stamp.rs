@@ -1,0 +1,193 @@
+//! The stamp every event gets before it leaves: id, time, causes, correlation, path, limits. The only place where an
+//! envelope is made, so causality cannot be left out.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use happen_core::event::{Inherited, Path, Purpose};
+use happen_core::{Envelope, Error, ErrorKind, EventType, NodeKey, Result};
+
+use crate::flow::FlowInner;
+use crate::hooks::{Moment, Seen};
+use crate::local;
+use crate::send::{Extras, Sender};
+use crate::space::SpaceInner;
+
+/// The flow that causes what is sent.
+pub(crate) type Cause<'c> = &'c FlowInner;
+
+/// The envelope of an event that is about to leave.
+///
+/// # Errors
+///
+/// [`ErrorKind::Runaway`] when a limit on the correlation is passed, [`ErrorKind::Misuse`] when a root's privilege is
+/// used inside a handler, or what a hook objects.
+#[inline]
+pub(crate) fn stamp(
+    sender: Sender<'_>,
+    event_type: EventType,
+    purpose: Purpose,
+    extras: Option<&Extras>,
+) -> Result<Envelope> {
+    let space = sender.space();
+    let at_unix_ms = space.env.coarse_unix_ms();
+    let mut envelope = sender.with_cause(|cause| match cause {
+        None => Ok(root(space, sender.key(), event_type, purpose, at_unix_ms)),
+        Some(flow) => effect(space, flow, sender.key(), event_type, purpose, at_unix_ms),
+    })?;
+    if let Some(extras) = extras {
+        add(space, sender, &mut envelope, extras)?;
+    }
+    if space.watches_emits(sender) {
+        before_emit(space, sender, &envelope)?;
+    }
+    Ok(envelope)
+}
+
+#[inline]
+fn root(
+    space: &SpaceInner,
+    sender: NodeKey,
+    event_type: EventType,
+    purpose: Purpose,
+    at_unix_ms: u64,
+) -> Envelope {
+    let id = local::with_local(space, |local| local.next_id(at_unix_ms));
+    let deadline = space.config.correlation.deadline_ms;
+    Envelope {
+        id,
+        cause: None,
+        root: id,
+        at_unix_ms,
+        event_type,
+        extra: None,
+        deadline_unix_ms: if deadline == 0 { 0 } else { at_unix_ms + deadline },
+        sender,
+        origin: sender,
+        depth: 0,
+        path: Path::default(),
+        purpose,
+    }
+}
+
+#[inline]
+fn effect(
+    space: &SpaceInner,
+    flow: &FlowInner,
+    sender: NodeKey,
+    event_type: EventType,
+    purpose: Purpose,
+    at_unix_ms: u64,
+) -> Result<Envelope> {
+    let cause = &flow.envelope;
+    let limits = &space.config.correlation;
+    let depth = cause.depth + 1;
+    let emitted = flow.emitted.fetch_add(1, Ordering::Relaxed);
+    let (id, count) = local::with_local(space, |local| (local.next_id(at_unix_ms), local.count(cause.root)));
+    if depth > limits.depth_max {
+        return Err(runaway(space, flow, "correlation.depth_max", u64::from(limits.depth_max)));
+    }
+    if emitted >= limits.fan_out_max {
+        return Err(runaway(space, flow, "correlation.fan_out_max", u64::from(limits.fan_out_max)));
+    }
+    if count > limits.events_max {
+        return Err(runaway(space, flow, "correlation.events_max", limits.events_max));
+    }
+    let mut envelope = Envelope {
+        id,
+        cause: Some(cause.id),
+        root: cause.root,
+        at_unix_ms,
+        event_type,
+        extra: cause.extra_for_effect(),
+        deadline_unix_ms: cause.deadline_unix_ms,
+        sender,
+        origin: cause.origin,
+        depth,
+        path: cause.path.extended(sender),
+        purpose,
+    };
+    if !flow.more_causes.is_empty() {
+        envelope.extra_mut().more_causes.clone_from(&flow.more_causes);
+    }
+    Ok(envelope)
+}
+
+#[cold]
+fn runaway(space: &SpaceInner, flow: &FlowInner, limit: &'static str, max: u64) -> Error {
+    let path = space.way_to(flow.envelope.id, RUNAWAY_PATH);
+    Error::new(ErrorKind::Runaway { limit, max, path }).at_event(flow.envelope.id).at_node(&flow.node.name)
+}
+
+#[cold]
+fn add(space: &SpaceInner, sender: Sender<'_>, envelope: &mut Envelope, extras: &Extras) -> Result<()> {
+    let is_root = envelope.cause.is_none();
+    if let Some(time) = extras.within {
+        let time_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
+        let own = envelope.at_unix_ms.saturating_add(time_ms);
+        let inherited = if envelope.deadline_unix_ms == 0 { u64::MAX } else { envelope.deadline_unix_ms };
+        envelope.deadline_unix_ms = own.min(inherited);
+    }
+    if let Some(correlation) = &extras.correlation {
+        if !is_root {
+            return Err(Error::misuse(
+                "a correlation is chosen on a root event; inside a handler it is inherited",
+            ));
+        }
+        envelope.inherited_mut().correlation = Some(Arc::clone(correlation));
+        space.name_correlation(correlation, envelope.root);
+    }
+    if let Some((source_type, source_id)) = &extras.source {
+        if !is_root && extras.on_behalf_of.is_none() {
+            return Err(Error::misuse(
+                "a source is set on a root event; inside a handler use `.on_behalf_of(..)`",
+            ));
+        }
+        let inherited: &mut Inherited = envelope.inherited_mut();
+        inherited.source_type = Some(Arc::clone(source_type));
+        inherited.source_id = Some(Arc::clone(source_id));
+        if let Some(delegation) = &extras.on_behalf_of {
+            let mut delegation = delegation.clone();
+            delegation.node = space.name_of(sender.key()).map(|name| name.to_string()).unwrap_or_default();
+            inherited.delegations.push(delegation);
+        }
+    }
+    if let Some(user) = &extras.user {
+        envelope.inherited_mut().user = Some(Arc::new(user.clone()));
+    }
+    if let Some(trace) = &extras.trace {
+        envelope.inherited_mut().trace = Some(Arc::new(trace.clone()));
+    }
+    if !extras.metadata.is_empty() {
+        envelope.extra_mut().metadata.clone_from(&extras.metadata);
+    }
+    Ok(())
+}
+
+#[cold]
+fn before_emit(space: &SpaceInner, sender: Sender<'_>, envelope: &Envelope) -> Result<()> {
+    let name = space.name_of(sender.key());
+    let content = serde_json::Value::Null;
+    let payload = happen_core::Dynamic::from_json(envelope.event_type.clone(), content);
+    let event = happen_core::Event::from_parts(envelope.clone(), payload);
+    let seen = Seen { node: name.as_deref(), event: Some(&event), state: None, error: None };
+    for hooks in space.emit_hooks(sender) {
+        hooks.run(Moment::BeforeEmit, &seen).map_err(|error| {
+            let reason = format!("a hook objected: {error}");
+            Error::new(ErrorKind::Refused { node: name.as_deref().unwrap_or("the space").to_owned(), reason })
+                .with_source(error.into_std())
+                .at_event(envelope.id)
+        })?;
+    }
+    Ok(())
+}
+
+/// How a time becomes a deadline: the whole milliseconds, at least one.
+#[must_use]
+pub(crate) fn deadline_after(now_unix_ms: u64, time: Duration) -> u64 {
+    now_unix_ms.saturating_add(u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1))
+}
+
+/// Events shown of a way that ran away.
+const RUNAWAY_PATH: usize = 12;

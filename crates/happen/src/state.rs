@@ -1,0 +1,3 @@
+//! Placeholder.
+#[derive(Default)]
+pub(crate) struct States;
