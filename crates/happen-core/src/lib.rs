@@ -12,7 +12,11 @@ pub mod state;
 pub mod step;
 pub mod value;
 
+pub mod codec;
+pub mod raw;
+
 pub mod env;
+pub mod limits;
 
 pub use error::{Error, ErrorKind, Result};
 pub use event::{Envelope, Event, NodeKey};
