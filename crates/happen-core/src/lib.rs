@@ -13,6 +13,7 @@ pub mod step;
 pub mod value;
 
 pub mod codec;
+pub mod hash;
 pub mod raw;
 
 pub mod env;
