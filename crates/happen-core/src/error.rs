@@ -578,6 +578,14 @@ impl Copied {
     }
 }
 
+/// Causes that came from elsewhere as words, the outermost first.
+pub(crate) fn told_causes(
+    lines: impl DoubleEndedIterator<Item = String>,
+) -> Option<Box<dyn StdError + Send + Sync>> {
+    let outermost = lines.rfold(None, |source, text| Some(Box::new(Copied { text, source })));
+    outermost.map(|cause| cause as _)
+}
+
 impl fmt::Display for Copied {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)

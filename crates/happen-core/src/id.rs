@@ -47,6 +47,9 @@ pub struct IdBlock {
 }
 
 impl EventId {
+    /// The least id: no event that was sent has it.
+    pub(crate) const MIN: Self = Self { high: NonZeroU64::MIN, low: 0 };
+
     /// The milliseconds since 1970 at which the id was made, by the clock of its block.
     #[must_use]
     pub const fn unix_ms(self) -> u64 {

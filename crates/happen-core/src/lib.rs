@@ -3,15 +3,19 @@
 //!
 //! Users take the crate `happen`, which re-exports what they need. Adapters build on this one.
 
+pub mod codec;
 pub mod env;
 pub mod error;
 pub mod event;
 pub mod function;
+pub mod hash;
 pub mod id;
+pub mod limits;
 pub mod name;
 pub mod pattern;
 pub mod payload;
 pub mod pool;
+pub mod raw;
 pub mod reply;
 pub mod state;
 pub mod step;

@@ -1,0 +1,17 @@
+//! The wire form of events and replies. Owns the envelope's bytes, and is the only place that knows them; does not know
+//! who moves or keeps them. `docs/format.md` describes the form for other languages.
+
+mod envelope;
+mod event;
+mod failure;
+mod frame;
+pub(crate) mod msgpack;
+mod reply;
+
+pub use event::{CauseLink, WireDelegation, WireEvent, WirePath, WireTrace, WireUser};
+pub use failure::WireError;
+pub use frame::{FORMAT_VERSION, FrameError, FrameProblem, UnknownField};
+pub use reply::{Outcome, WireReply};
+
+#[cfg(test)]
+pub(crate) mod tests;

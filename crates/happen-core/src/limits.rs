@@ -1,0 +1,59 @@
+//! Every limit of this crate: its name with its unit, its default, and the reason. Knows nothing of who keeps to it;
+//! the tests at each limit stand beside the code that does.
+
+/// The most bytes one encoded event or reply has, unless a caller passes another limit.
+///
+/// 1 MiB is what a NATS server takes by default, so that an event that can be stored can also be sent. Larger values
+/// go by reference.
+pub const EVENT_BYTES_MAX: usize = 1 << 20;
+
+/// The most arrays and maps inside one another in MessagePack that comes from outside.
+///
+/// 128 is what `serde_json` takes, so that whatever came in as JSON can go on. The reader descends by calling itself,
+/// and 128 calls need a few kilobytes of stack.
+pub const NESTING_MAX: usize = 128;
+
+/// The most causes of one event.
+///
+/// An event made from a batch has one cause for each event of the batch; 10 000 is the default length of a queue, which
+/// no batch goes over.
+pub const CAUSES_MAX: usize = 10_000;
+
+/// The most bytes of one event's metadata, encoded.
+///
+/// Metadata is read, hashed and copied with the envelope, on the way of every event that has some; what is larger is
+/// content and belongs into the payload.
+pub const METADATA_BYTES_MAX: usize = 64 << 10;
+
+/// The most delegations of one event: who acted on whose behalf.
+///
+/// Each hands the work on to another node on somebody's account; a chain of 64 is a loop.
+pub const DELEGATIONS_MAX: usize = 64;
+
+/// The most permissions of an event's user.
+///
+/// They travel with every event of a correlation. The limit also bounds what decoding may allocate: an empty text has
+/// one byte on the wire and 24 in memory.
+pub const PERMISSIONS_MAX: usize = 256;
+
+/// The most fields of one frame that the reader does not know and keeps for the next.
+///
+/// A later version adds a few fields, not dozens; keeping one takes 32 bytes of memory for as little as two on the
+/// wire.
+pub const UNKNOWN_FIELDS_MAX: usize = 32;
+
+/// The most lines of each list in an error that crosses a link: context, causes, names.
+///
+/// A reader of an error looks at the first lines. The last one says so when there were more.
+pub const ERROR_LINES_MAX: usize = 32;
+
+/// The most bytes of one text in an error that crosses a link.
+///
+/// Panic messages and errors of other libraries can quote whole documents; with [`ERROR_LINES_MAX`] this keeps any error
+/// below [`EVENT_BYTES_MAX`], so that a failure can always be told.
+pub const ERROR_TEXT_BYTES_MAX: usize = 4 << 10;
+
+/// The segments of a field path that are split in advance; those beyond are split at each use.
+///
+/// A path of eight is deeper than payloads usually are, and each segment takes three words.
+pub const PATH_SEGMENTS_AHEAD: usize = 8;
