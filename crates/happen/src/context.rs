@@ -34,31 +34,37 @@ impl Context {
         event: &dyn ErasedEvent,
         registration: u64,
         serial: Option<u64>,
-        want: Want,
+        mut want: Want,
     ) -> Self {
         let envelope = event.envelope();
-        let mut recycled = local::take_recycled();
-        // A context that somebody kept a clone of is not ours to change.
-        let mut shared = match recycled.as_mut().and_then(Arc::get_mut) {
-            Some(flow) => {
-                flow.reset(node, envelope);
-                match recycled {
-                    Some(flow) => flow,
-                    None => Arc::new(FlowInner::new(Arc::clone(node), envelope.clone())),
-                }
-            }
+        let mut shared = match local::take_recycled() {
+            Some(flow) => flow,
             None => Arc::new(FlowInner::new(Arc::clone(node), envelope.clone())),
         };
-        if let Some(flow) = Arc::get_mut(&mut shared) {
-            flow.registration = registration;
-            flow.serial = serial;
-            flow.held = want.held;
-            flow.sink = want.sink;
-            flow.set_source(want.source);
-            if event.is_batch() {
-                let others = (1..event.len()).filter_map(|index| event.single(index));
-                flow.more_causes.extend(others.map(|event| event.envelope().id));
+        let flow = match Arc::get_mut(&mut shared) {
+            Some(flow) => {
+                flow.reset(node, envelope);
+                flow
             }
+            // Somebody kept a clone of the recycled context, so it is not ours to change.
+            None => {
+                shared = Arc::new(FlowInner::new(Arc::clone(node), envelope.clone()));
+                match Arc::get_mut(&mut shared) {
+                    Some(flow) => flow,
+                    None => return Self(shared),
+                }
+            }
+        };
+        flow.registration = registration;
+        flow.serial = serial;
+        if let Some(along) = want.take_along() {
+            flow.held = along.held;
+            flow.sink = along.sink;
+            flow.set_source(along.source);
+        }
+        if event.is_batch() {
+            let others = (1..event.len()).filter_map(|index| event.single(index));
+            flow.more_causes.extend(others.map(|event| event.envelope().id));
         }
         Self(shared)
     }

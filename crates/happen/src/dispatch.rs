@@ -17,15 +17,21 @@ use crate::local;
 use crate::node::NodeInner;
 use crate::stream::{Sink, Source};
 use crate::sync::{Mutex, lock};
-use crate::table::{Entry, Lane, Phase, Table};
+use crate::table::{Entry, Found, Lane, Phase, Route, Table};
 use crate::waits::WaitGuard;
 use crate::web;
 
-/// What the sender of an event wants to know.
+/// What the sender of an event wants to know, and what it sends along.
 #[derive(Default)]
 pub(crate) struct Want {
     /// Whether somebody waits for the outcome.
     pub(crate) reply: bool,
+    /// What few senders have; kept aside, because a want is handed on at every turn.
+    along: Option<Box<Along>>,
+}
+
+#[derive(Default)]
+pub(crate) struct Along {
     /// Where items of a stream go.
     pub(crate) sink: Option<Sink>,
     /// The items a broadcaster sends along.
@@ -33,7 +39,47 @@ pub(crate) struct Want {
     /// The serial gates that wait for this event.
     pub(crate) held: Option<Arc<Held>>,
     /// Says to the others that the serial gates above wait for a place, as long as they do.
-    pub(crate) waits: Option<WaitGuard>,
+    waits: Option<WaitGuard>,
+}
+
+impl Want {
+    /// What a sender of this kind wants.
+    #[inline]
+    pub(crate) fn new(
+        reply: bool,
+        sink: Option<Sink>,
+        source: Option<Source>,
+        held: Option<Arc<Held>>,
+    ) -> Self {
+        let plain = sink.is_none() && source.is_none() && held.is_none();
+        let along = if plain { None } else { Some(Box::new(Along { sink, source, held, waits: None })) };
+        Self { reply, along }
+    }
+
+    /// What it sends along.
+    #[inline]
+    pub(crate) fn take_along(&mut self) -> Option<Box<Along>> {
+        self.along.take()
+    }
+
+    fn held(&self) -> Option<&Held> {
+        self.along.as_ref()?.held.as_deref()
+    }
+
+    fn set_waits(&mut self, waits: Option<WaitGuard>) {
+        if let Some(along) = &mut self.along {
+            along.waits = waits;
+        }
+    }
+
+    /// The same for one more flow of the same event.
+    fn copy(&self) -> Self {
+        let along = self.along.as_deref().map(|along| {
+            let source = along.source.as_ref().map(Source::resubscribe);
+            Box::new(Along { sink: along.sink.clone(), source, held: along.held.clone(), waits: None })
+        });
+        Self { reply: true, along }
+    }
 }
 
 /// What became of an event that was taken by a node.
@@ -121,7 +167,7 @@ fn join(outcomes: &mut [Option<Outcome>]) -> Option<Outcome> {
 #[inline]
 pub(crate) fn deliver(node: &Arc<NodeInner>, event: &dyn ErasedEvent, want: Want) -> Result<Delivered> {
     let table = node.table.load();
-    admissible(node, &table, event)?;
+    let route = admissible(node, &table, event)?;
     let changed = match &table.hooks {
         None => None,
         Some(hooks) => before_handling(node, hooks, event)?,
@@ -149,10 +195,12 @@ pub(crate) fn deliver(node: &Arc<NodeInner>, event: &dyn ErasedEvent, want: Want
             }
         }
     };
-    run(node, &table, event, want, Reply::Nobody, permit)
+    run(node, &table, &route, event, want, Reply::Nobody, permit)
 }
 
-fn admissible(node: &Arc<NodeInner>, table: &Table, event: &dyn ErasedEvent) -> Result<()> {
+/// The registrations for an event that the node takes.
+#[inline]
+fn admissible<'t>(node: &Arc<NodeInner>, table: &'t Table, event: &dyn ErasedEvent) -> Result<Found<'t>> {
     if table.phase != Phase::Open || !node.space.is_running() {
         return Err(node.closed_error(table.phase));
     }
@@ -167,11 +215,11 @@ fn admissible(node: &Arc<NodeInner>, table: &Table, event: &dyn ErasedEvent) -> 
     if envelope.deadline_unix_ms != 0 && node.space.env.coarse_unix_ms() >= envelope.deadline_unix_ms {
         return Err(late(envelope));
     }
-    let route = table.route(&envelope.event_type, || node.space.type_index(&envelope.event_type));
+    let route = table.route(&envelope.event_type);
     if route.entries.is_empty() {
         return Err(no_handler(node, envelope));
     }
-    Ok(())
+    Ok(route)
 }
 
 #[cold]
@@ -228,16 +276,19 @@ fn reply_for(want: &Want) -> (Reply, Option<oneshot::Receiver<Outcome>>) {
 /// Handles a job whose sender has gone on. With `place` it has been admitted already.
 fn again(node: &Arc<NodeInner>, job: Job, place: Option<Place>) {
     let Job { event, mut want, reply } = job;
-    want.waits = None;
+    want.set_waits(None);
     let came_by_queue = place.is_some();
     let table = node.table.load();
-    let refused = admissible(node, &table, &*event).err();
+    let admitted = admissible(node, &table, &*event);
     let started = Started { node, key: place.as_ref().and_then(|place| place.key), came_by_queue };
-    if let Some(error) = refused {
-        drop(started);
-        let error = error.at_event(event.envelope().id).at_node(&node.name);
-        return node.space.undelivered(&*event, &node.name, error, reply);
-    }
+    let route = match admitted {
+        Ok(route) => route,
+        Err(error) => {
+            drop(started);
+            let error = error.at_event(event.envelope().id).at_node(&node.name);
+            return node.space.undelivered(&*event, &node.name, error, reply);
+        }
+    };
     // Put-off work runs from the outermost level and queued work from a task, so there is room for one level more.
     let _depth = local::deeper();
     let permit = match place {
@@ -257,7 +308,7 @@ fn again(node: &Arc<NodeInner>, job: Job, place: Option<Place>) {
             Place::new(node, key)
         }
     };
-    let result = run(node, &table, &*event, want, reply, Permit::Held(permit));
+    let result = run(node, &table, &route, &*event, want, reply, Permit::Held(permit));
     drop(started);
     // The outcome went through `reply`, and failures were reported where they happened.
     drop(result);
@@ -369,8 +420,8 @@ fn try_enqueue(
 ) -> Result<(), (Job, Error)> {
     let options = &table.options;
     if job.want.reply && (options.max_concurrent == 1 || key.is_some()) {
-        match node.space.waits.enter(node, gate_id(node, key), job.want.held.as_deref()) {
-            Ok(waits) => job.want.waits = waits,
+        match node.space.waits.enter(node, gate_id(node, key), job.want.held()) {
+            Ok(waits) => job.want.set_waits(waits),
             Err(error) => return Err((job, error)),
         }
     }
@@ -444,13 +495,12 @@ fn spawn_drain(node: &Arc<NodeInner>, key: Option<u64>) {
 fn run(
     node: &Arc<NodeInner>,
     table: &Table,
+    route: &Route,
     event: &dyn ErasedEvent,
     want: Want,
     reply: Reply,
     permit: Permit,
 ) -> Result<Delivered> {
-    let envelope = event.envelope();
-    let route = table.route(&envelope.event_type, || node.space.type_index(&envelope.event_type));
     if let [entry] = &route.entries[..]
         && entry.guard.is_none()
         && (!event.is_batch() || entry.function.takes_batch())
@@ -540,16 +590,9 @@ fn run_many(
     let outcomes = runs.iter().map(|_| None).collect();
     let joined = Arc::new(Joined(Mutex::new(Parts { outcomes, reply: Some(outer) })));
     let place = Arc::new(place(node, permit));
-    let Want { sink, source, held, .. } = want;
     for (index, (entry, single)) in runs.into_iter().enumerate() {
         let event = single.and_then(|single| event.single(single)).unwrap_or(event);
-        let want = Want {
-            reply: true,
-            sink: sink.clone(),
-            source: source.as_ref().map(Source::resubscribe),
-            held: held.clone(),
-            waits: None,
-        };
+        let want = want.copy();
         let part = Reply::Part(Arc::clone(&joined), index);
         match run_flow(node, table, entry, event, want, &Permit::Uncounted) {
             Flow::Ended(outcome) => {
@@ -776,7 +819,7 @@ pub(crate) fn publish(
     source: Option<&tokio::sync::broadcast::Sender<happen_core::Value>>,
 ) {
     for node in listeners {
-        let want = Want { source: source.map(tokio::sync::broadcast::Sender::subscribe), ..Want::default() };
+        let want = Want::new(false, None, source.map(tokio::sync::broadcast::Sender::subscribe), None);
         match deliver(node, event, want) {
             Ok(Delivered::Now(outcome)) => node.space.settled(id, node.key, &outcome),
             Ok(Delivered::Later(_)) => node.space.remember(id, node.key, web::WAITING),

@@ -32,7 +32,7 @@ thread_local! {
 pub(crate) type Deferred = Box<dyn FnOnce()>;
 
 struct Locals {
-    spaces: Vec<(u64, Local)>,
+    spaces: Vec<(u64, Box<Local>)>,
     recycled: Vec<Arc<FlowInner>>,
 }
 
@@ -41,7 +41,8 @@ pub(crate) struct Local {
     ids: IdBlock,
     pub(crate) ring: Arc<Ring>,
     counts: Box<[(Option<EventId>, u64)]>,
-    steps_seen: [u64; STEPS_SEEN],
+    steps_seen: [u64; SEEN],
+    types_seen: [u64; SEEN],
     /// Keeps the id of the space from being given to another one while it is remembered here.
     _token: Arc<()>,
 }
@@ -52,7 +53,8 @@ impl Local {
             ids: IdBlock::new(space.env.random_u64()),
             ring: space.ring(),
             counts: vec![(None, 0); COUNTS].into(),
-            steps_seen: [0; STEPS_SEEN],
+            steps_seen: [0; SEEN],
+            types_seen: [0; SEEN],
             _token: space.token(),
         }
     }
@@ -82,9 +84,19 @@ impl Local {
     /// Whether this thread sees the name of a step for the first time, or again after others took its place.
     #[inline]
     pub(crate) fn sees_step(&mut self, number: u64) -> bool {
-        let slot = &mut self.steps_seen[(number >> 4) as usize % STEPS_SEEN];
-        std::mem::replace(slot, number) != number
+        sees(&mut self.steps_seen, number >> 4, number)
     }
+
+    /// Whether this thread sees a type for the first time, or again after others took its place.
+    #[inline]
+    pub(crate) fn sees_type(&mut self, hash: u64) -> bool {
+        sees(&mut self.types_seen, hash, hash)
+    }
+}
+
+#[inline]
+fn sees(seen: &mut [u64; SEEN], slot: u64, number: u64) -> bool {
+    std::mem::replace(&mut seen[slot as usize % SEEN], number) != number
 }
 
 /// Runs `work` with this thread's part of the space.
@@ -92,14 +104,24 @@ impl Local {
 pub(crate) fn with_local<R>(space: &SpaceInner, work: impl FnOnce(&mut Local) -> R) -> R {
     LOCALS.with_borrow_mut(|locals| {
         let spaces = &mut locals.spaces;
-        let found = spaces.iter().position(|(id, _)| *id == space.id);
-        let index = found.unwrap_or_else(|| {
-            spaces.retain(|(_, local)| !local.ring.is_closed());
-            spaces.push((space.id, Local::new(space)));
-            spaces.len() - 1
-        });
-        work(&mut spaces[index].1)
+        // The space used last stands first; most threads know one.
+        match spaces.first_mut() {
+            Some((id, local)) if *id == space.id => work(local),
+            _ => work(bring_forward(spaces, space)),
+        }
     })
+}
+
+#[cold]
+fn bring_forward<'l>(spaces: &'l mut Vec<(u64, Box<Local>)>, space: &SpaceInner) -> &'l mut Local {
+    match spaces.iter().position(|(id, _)| *id == space.id) {
+        Some(index) => spaces.swap(0, index),
+        None => {
+            spaces.retain(|(_, local)| !local.ring.is_closed());
+            spaces.insert(0, (space.id, Box::new(Local::new(space))));
+        }
+    }
+    &mut spaces[0].1
 }
 
 /// A context to use again, when this thread has one.
@@ -218,5 +240,5 @@ pub(crate) fn should_yield() -> bool {
 
 /// Roots whose events are counted at once.
 const COUNTS: usize = 256;
-/// Step names this thread knows to be known.
-const STEPS_SEEN: usize = 64;
+/// Names of steps and of types this thread knows to be known.
+const SEEN: usize = 64;

@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
-use happen_core::event::Envelope;
 use happen_core::{
     ErasedEvent, Error, ErrorKind, Event, EventId, Function, IntoPattern, NodeKey, Outgoing, Pattern,
     Payload, Result,
@@ -49,6 +49,7 @@ pub(crate) struct NodeInner {
     pub(crate) space: Arc<SpaceInner>,
     pub(crate) table: ArcSwap<Table>,
     pub(crate) gate: Gate<Job>,
+    has_hooks: AtomicBool,
     aside: OnceLock<Box<Aside>>,
 }
 
@@ -88,8 +89,15 @@ impl NodeInner {
             space: Arc::clone(space),
             table: ArcSwap::from_pointee(table),
             gate: Gate::new(),
+            has_hooks: AtomicBool::new(false),
             aside: OnceLock::new(),
         }
+    }
+
+    /// Whether hooks look at what the node does; asked for every event it sends.
+    #[inline]
+    pub(crate) fn has_hooks(&self) -> bool {
+        self.has_hooks.load(Ordering::Relaxed)
     }
 
     fn aside(&self) -> &Aside {
@@ -455,6 +463,7 @@ impl Node {
             change(&mut hooks);
             table.hooks = Some(Arc::new(hooks));
         });
+        self.inner.has_hooks.store(true, Ordering::Relaxed);
     }
 
     /// Adds a step that a flow of this node may resume or `goto` at, named after its function.
@@ -545,11 +554,6 @@ impl Node {
         self.inner.space.remove(&self.inner);
         self.inner.close();
         self.inner.space.announce("node.destroyed", serde_json::json!({ "node_id": self.id() }));
-    }
-
-    pub(crate) fn entry_pattern_matches(&self, envelope: &Envelope) -> bool {
-        let table = self.inner.table.load();
-        !table.route(&envelope.event_type, || 0).entries.is_empty()
     }
 }
 

@@ -308,24 +308,11 @@ impl<'s, T: Payload> Sending<'s, T> {
     #[inline]
     fn start<R: Answer>(self) -> Begun<R> {
         let within = self.extras.as_ref().and_then(|extras| extras.within);
-        let space = self.sender.space();
-        let env = Arc::clone(&space.env);
-        let flow = self.sender.flow();
+        let sender = self.sender;
         match self.begin(Purpose::Ask, None) {
             Err(error) => Begun::Now(Err(error)),
             Ok((event, Delivered::Now(outcome))) => Begun::Now(answer(event, outcome)),
-            Ok((event, Delivered::Later(None))) => Begun::Now(answer(event, Ok(None))),
-            Ok((event, Delivered::Later(Some(receiver)))) => {
-                let sleep = within.map(|time| (time, env.sleep(time)));
-                let waiting = Waiting { event, receiver, sleep };
-                Begun::Later(Box::pin(Yielding::new(
-                    async move {
-                        let event = waiting.event;
-                        answer(event, waiting.await)
-                    },
-                    flow,
-                )))
-            }
+            Ok((event, Delivered::Later(receiver))) => Begun::later(sender, event, receiver, within),
         }
     }
 
@@ -351,7 +338,7 @@ impl<'s, T: Payload> Sending<'s, T> {
             },
             To::Many(_) => return Err(one_destination()),
         };
-        let want = Want { reply: purpose != Purpose::Send, sink, held: sender.held(), ..Want::default() };
+        let want = Want::new(purpose != Purpose::Send, sink, None, sender.held());
         match parcel {
             Parcel::One(payload) => {
                 let event_type = payload.event_type();
@@ -394,11 +381,11 @@ fn bring(
                 Delivered::Now(outcome) => dispatch::what(outcome),
                 Delivered::Later(_) => web::WAITING,
             };
-            space.settle(mark, node.key, what);
+            space.settle(mark, what);
             Ok((id, delivered))
         }
         Err(error) => {
-            space.settle(mark, node.key, web::failed(error.code()));
+            space.settle(mark, web::failed(error.code()));
             Err(error.at_event(id).at_node(&node.name))
         }
     }
@@ -426,8 +413,22 @@ enum Begun<R> {
     Later(BoxFuture<'static, Result<Reply<R>>>),
 }
 
+impl<R: Answer> Begun<R> {
+    #[cold]
+    fn later(
+        sender: Sender<'_>,
+        event: EventId,
+        receiver: Option<oneshot::Receiver<Outcome>>,
+        within: Option<Duration>,
+    ) -> Self {
+        let Some(receiver) = receiver else { return Self::Now(answer(event, Ok(None))) };
+        let sleep = within.map(|time| (time, sender.space().env.sleep(time)));
+        let waiting = Waiting { receiver, sleep };
+        Self::Later(Box::pin(Yielding::new(async move { answer(event, waiting.await) }, sender.flow())))
+    }
+}
+
 struct Waiting {
-    event: EventId,
     receiver: oneshot::Receiver<Outcome>,
     sleep: Option<(Duration, BoxFuture<'static, ()>)>,
 }
@@ -563,7 +564,7 @@ impl<'s, T: Payload> Broadcasting<'s, T> {
         let id = envelope.id;
         let listeners = space.listeners(&envelope.event_type);
         let mark = space.remember_sent(&envelope, NodeKey(0));
-        space.settle(mark, NodeKey(0), web::PUBLISHED);
+        space.settle(mark, web::PUBLISHED);
         if !listeners.is_empty() {
             let event = Event::from_parts(envelope, payload);
             dispatch::publish(&listeners, &event, id, source);

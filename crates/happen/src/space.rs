@@ -75,8 +75,8 @@ pub(crate) struct SpaceInner {
     next_key: AtomicU32,
     next_registration: AtomicU64,
     index: Index,
-    types: papaya::HashMap<EventType, u32>,
-    type_names: Mutex<Vec<EventType>>,
+    /// The names of types by their hash, which is what the rings keep.
+    types: papaya::HashMap<u64, EventType>,
     steps: papaya::HashMap<u64, &'static str>,
     rings: Mutex<Vec<Arc<Ring>>>,
     threads: AtomicU32,
@@ -131,7 +131,6 @@ impl Space {
             next_key: AtomicU32::new(1),
             next_registration: AtomicU64::new(1),
             types: papaya::HashMap::new(),
-            type_names: Mutex::new(vec![EventType::new("(one of very many types)")]),
             steps: papaya::HashMap::new(),
             rings: Mutex::default(),
             threads: AtomicU32::new(0),
@@ -419,24 +418,17 @@ impl SpaceInner {
         self.index.listeners(event_type)
     }
 
-    /// The small number a type is remembered by; 0 when there are too many.
-    pub(crate) fn type_index(&self, event_type: &EventType) -> u32 {
+    /// Keeps the name of a type for traces, while there is room.
+    #[cold]
+    fn name_type(&self, event_type: &EventType) {
         let types = self.types.pin();
-        if let Some(index) = types.get(event_type) {
-            return *index;
+        if types.len() < self.config.types_max {
+            types.insert(event_type.hash(), event_type.clone());
         }
-        let mut names = lock(&self.type_names);
-        if names.len() >= self.config.types_max {
-            return 0;
-        }
-        *types.get_or_insert_with(event_type.clone(), || {
-            names.push(event_type.clone());
-            (names.len() - 1) as u32
-        })
     }
 
-    pub(crate) fn type_names(&self) -> Vec<EventType> {
-        lock(&self.type_names).clone()
+    pub(crate) fn type_names(&self) -> std::collections::HashMap<u64, EventType> {
+        self.types.pin().iter().map(|(hash, name)| (*hash, name.clone())).collect()
     }
 
     /// A ring for a thread: one whose thread has ended, or a new one.
@@ -468,9 +460,11 @@ impl SpaceInner {
 
     #[inline]
     pub(crate) fn remember_sent(&self, envelope: &Envelope, to: NodeKey) -> Mark {
-        let type_index = self.type_index(&envelope.event_type);
         local::with_local(self, |local| {
-            let mark = local.ring.sent(envelope, type_index, to, web::SENT_ON);
+            if local.sees_type(envelope.event_type.hash()) {
+                self.name_type(&envelope.event_type);
+            }
+            let mark = local.ring.sent(envelope, to, web::SENT_ON);
             if let Some(extra) = &envelope.extra {
                 for &cause in &extra.more_causes {
                     local.ring.cause(envelope.id, cause);
@@ -481,8 +475,8 @@ impl SpaceInner {
     }
 
     #[inline]
-    pub(crate) fn settle(&self, mark: Mark, to: NodeKey, what: u8) {
-        local::with_local(self, |local| local.ring.settle(mark, to, what));
+    pub(crate) fn settle(&self, mark: Mark, what: u8) {
+        local::with_local(self, |local| local.ring.settle(mark, what));
     }
 
     #[inline]
@@ -559,8 +553,8 @@ impl SpaceInner {
         self.has_hooks.load(Ordering::Relaxed)
             || match sender {
                 Sender::Space(_) => false,
-                Sender::Node(node) => node.table.load().hooks.is_some(),
-                Sender::Flow(flow) => flow.node.table.load().hooks.is_some(),
+                Sender::Node(node) => node.has_hooks(),
+                Sender::Flow(flow) => flow.node.has_hooks(),
             }
     }
 
@@ -613,7 +607,7 @@ impl SpaceInner {
             let id = envelope.id;
             let listeners = self.listeners(&envelope.event_type);
             let mark = self.remember_sent(&envelope, NodeKey(0));
-            self.settle(mark, NodeKey(0), web::PUBLISHED);
+            self.settle(mark, web::PUBLISHED);
             let event = Event::from_parts(envelope, failure);
             dispatch::publish(&listeners, &event, id, None);
         });

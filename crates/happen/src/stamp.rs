@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use happen_core::event::{Inherited, Path, Purpose};
 use happen_core::{Envelope, Error, ErrorKind, EventType, NodeKey, Result};
@@ -181,12 +180,6 @@ fn before_emit(space: &SpaceInner, sender: Sender<'_>, envelope: &Envelope) -> R
         })?;
     }
     Ok(())
-}
-
-/// How a time becomes a deadline: the whole milliseconds, at least one.
-#[must_use]
-pub(crate) fn deadline_after(now_unix_ms: u64, time: Duration) -> u64 {
-    now_unix_ms.saturating_add(u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1))
 }
 
 /// Events shown of a way that ran away.

@@ -71,7 +71,6 @@ pub(crate) struct StepEntry {
 #[derive(Debug, Default)]
 pub(crate) struct Route {
     pub(crate) entries: Vec<Arc<Entry>>,
-    pub(crate) type_index: u32,
 }
 
 /// A route from the cache, or one that found no room in it.
@@ -116,15 +115,15 @@ impl Table {
 
     /// The registrations for this type, found once and remembered while there is room.
     #[inline]
-    pub(crate) fn route(&self, event_type: &EventType, type_index: impl FnOnce() -> u32) -> Found<'_> {
-        self.routes.find(event_type, || self.match_type(event_type, type_index()), self.entries.len())
+    pub(crate) fn route(&self, event_type: &EventType) -> Found<'_> {
+        self.routes.find(event_type, || self.match_type(event_type), self.entries.len())
     }
 
-    fn match_type(&self, event_type: &EventType, type_index: u32) -> Route {
+    fn match_type(&self, event_type: &EventType) -> Route {
         let text = event_type.as_str();
         let runtime = is_runtime(text);
         let matching = self.entries.iter().filter(|entry| entry.wants_type(text, runtime));
-        Route { entries: matching.cloned().collect(), type_index }
+        Route { entries: matching.cloned().collect() }
     }
 
     /// The step of this name: one given with `.step`, or the function of a registration.

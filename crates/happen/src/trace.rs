@@ -238,7 +238,7 @@ impl fmt::Display for TraceOutcome {
 pub(crate) struct Remembered {
     events: HashMap<EventId, Known>,
     effects: HashMap<EventId, Vec<EventId>>,
-    types: Vec<happen_core::EventType>,
+    types: HashMap<u64, happen_core::EventType>,
     names: HashMap<NodeKey, Arc<str>>,
     cut: bool,
 }
@@ -247,7 +247,7 @@ pub(crate) struct Remembered {
 struct Known {
     causes: Vec<EventId>,
     root: Option<EventId>,
-    type_index: u32,
+    event_type: u64,
     sender: NodeKey,
     handled: BTreeMap<NodeKey, u8>,
     steps: Vec<(NodeKey, u64)>,
@@ -263,11 +263,11 @@ impl Remembered {
             cut |= ring_cut;
             for header in headers {
                 match header {
-                    Header::Sent { id, cause, root, type_index, sender, to, what } => {
+                    Header::Sent { id, cause, root, event_type, sender, to, what } => {
                         let known = events.entry(id).or_default();
                         known.causes.splice(0..0, cause);
                         known.root = Some(root);
-                        known.type_index = type_index;
+                        known.event_type = event_type;
                         known.sender = sender;
                         if to != NodeKey(0) && what != web::SENT_ON {
                             // What a flow told when it ended is newer than what its sender saw.
@@ -389,7 +389,7 @@ impl Remembered {
     }
 
     fn type_name(&self, known: &Known) -> &str {
-        self.types.get(known.type_index as usize).map_or("(unknown type)", |name| name.as_str())
+        self.types.get(&known.event_type).map_or("(one of very many types)", |name| name.as_str())
     }
 
     fn name(&self, key: NodeKey) -> Option<&str> {

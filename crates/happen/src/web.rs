@@ -31,7 +31,7 @@ pub(crate) enum Header {
         id: EventId,
         cause: Option<EventId>,
         root: EventId,
-        type_index: u32,
+        event_type: u64,
         sender: NodeKey,
         to: NodeKey,
         what: u8,
@@ -76,7 +76,7 @@ impl Ring {
     }
 
     #[inline]
-    pub(crate) fn sent(&self, envelope: &Envelope, type_index: u32, to: NodeKey, what: u8) -> Mark {
+    pub(crate) fn sent(&self, envelope: &Envelope, to: NodeKey, what: u8) -> Mark {
         let (id_high, id_low) = envelope.id.to_halves();
         let (cause_high, cause_low) = envelope.cause.map_or((0, 0), EventId::to_halves);
         let (root_high, root_low) = envelope.root.to_halves();
@@ -87,36 +87,37 @@ impl Ring {
             cause_low,
             root_high,
             root_low,
-            u64::from(type_index) | u64::from(envelope.sender.0) << 32,
-            u64::from(to.0) | u64::from(what) << 32 | SENT,
+            envelope.event_type.hash(),
+            u64::from(envelope.sender.0) << 32 | u64::from(to.0),
+            u64::from(what) << 32 | SENT,
         ])
     }
 
     #[inline]
     pub(crate) fn handled(&self, id: EventId, node: NodeKey, what: u8) {
         let (high, low) = id.to_halves();
-        self.write([high, low, 0, 0, 0, 0, 0, u64::from(node.0) | u64::from(what) << 32 | HANDLED]);
+        self.write([high, low, 0, 0, 0, 0, 0, u64::from(node.0), u64::from(what) << 32 | HANDLED]);
     }
 
     #[inline]
     pub(crate) fn step(&self, id: EventId, node: NodeKey, step: u64) {
         let (high, low) = id.to_halves();
-        self.write([high, low, 0, 0, 0, 0, step, u64::from(node.0) | STEP]);
+        self.write([high, low, 0, 0, 0, 0, step, u64::from(node.0), STEP]);
     }
 
     #[cold]
     pub(crate) fn cause(&self, id: EventId, cause: EventId) {
         let (id_high, id_low) = id.to_halves();
         let (cause_high, cause_low) = cause.to_halves();
-        self.write([id_high, id_low, cause_high, cause_low, 0, 0, 0, CAUSE]);
+        self.write([id_high, id_low, cause_high, cause_low, 0, 0, 0, 0, CAUSE]);
     }
 
     /// Fills in what became of an event whose header this thread wrote, unless it was overwritten meanwhile.
     #[inline]
-    pub(crate) fn settle(&self, mark: Mark, to: NodeKey, what: u8) {
+    pub(crate) fn settle(&self, mark: Mark, what: u8) {
         let slot = &self.slots[(mark.number as usize) & (self.slots.len() - 1)];
         if slot.stamp.load(Ordering::Relaxed) == mark.number {
-            slot.words[WORDS - 1].store(u64::from(to.0) | u64::from(what) << 32 | SENT, Ordering::Relaxed);
+            slot.words[WORDS - 1].store(u64::from(what) << 32 | SENT, Ordering::Relaxed);
         }
     }
 
@@ -154,23 +155,23 @@ impl Ring {
 }
 
 fn header(words: [u64; WORDS]) -> Option<Header> {
-    let [id_high, id_low, cause_high, cause_low, root_high, root_low, names, end] = words;
+    let [id_high, id_low, cause_high, cause_low, root_high, root_low, name, nodes, end] = words;
     let id = EventId::from_halves(id_high, id_low)?;
     let cause = EventId::from_halves(cause_high, cause_low);
-    let node = NodeKey(end as u32);
+    let node = NodeKey(nodes as u32);
     let what = (end >> 32) as u8;
     Some(match end & KIND {
         SENT => Header::Sent {
             id,
             cause,
             root: EventId::from_halves(root_high, root_low)?,
-            type_index: names as u32,
-            sender: NodeKey((names >> 32) as u32),
+            event_type: name,
+            sender: NodeKey((nodes >> 32) as u32),
             to: node,
             what,
         },
         HANDLED => Header::Handled { id, node, what },
-        STEP => Header::Step { id, node, step: names },
+        STEP => Header::Step { id, node, step: name },
         _ => Header::Cause { id, cause: cause? },
     })
 }
@@ -229,7 +230,7 @@ const CODES: [&str; 26] = [
     "io",
 ];
 
-const WORDS: usize = 8;
+const WORDS: usize = 9;
 const KIND: u64 = 7 << 40;
 const SENT: u64 = 1 << 40;
 const HANDLED: u64 = 2 << 40;
