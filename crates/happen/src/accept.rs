@@ -6,6 +6,7 @@ use std::sync::Arc;
 use happen_core::Envelope;
 
 use crate::config::glob_matches;
+use crate::sync::isolated;
 
 /// The rule of one node. Every part must agree.
 #[derive(Clone, Default)]
@@ -54,7 +55,11 @@ impl Acceptance {
         if !self.globs.is_empty() && !self.globs.iter().any(|glob| origin.matches(glob)) {
             return Err(format!("it accepts {} and this comes from {origin}", self.globs.join(", ")));
         }
-        if self.predicates.iter().any(|predicate| !predicate(origin)) {
+        // A predicate that panics accepts nothing: acceptance fails closed.
+        let accepts = |predicate: &Predicate| {
+            isolated("an acceptance predicate", || predicate(origin)).unwrap_or(false)
+        };
+        if !self.predicates.iter().all(accepts) {
             return Err(format!("its predicate does not accept {origin}"));
         }
         Ok(())

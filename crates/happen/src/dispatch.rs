@@ -16,7 +16,7 @@ use crate::limits;
 use crate::local;
 use crate::node::NodeInner;
 use crate::stream::{Sink, Source};
-use crate::sync::{Mutex, lock};
+use crate::sync::{Mutex, isolated, lock};
 use crate::table::{Entry, Found, Lane, Phase, Route, Table};
 use crate::waits::WaitGuard;
 use crate::web;
@@ -147,11 +147,11 @@ impl Joined {
 
 /// The joined outcome, as soon as it cannot change any more.
 fn join(outcomes: &mut [Option<Outcome>]) -> Option<Outcome> {
-    for index in 0..outcomes.len() {
-        match &outcomes[index] {
+    for outcome in outcomes.iter_mut() {
+        match outcome {
             // A flow of higher priority may still give a value.
             None => return None,
-            Some(Ok(Some(_))) => return outcomes[index].take(),
+            Some(Ok(Some(_))) => return outcome.take(),
             Some(_) => {}
         }
     }
@@ -186,7 +186,7 @@ pub(crate) fn deliver(node: &Arc<NodeInner>, event: &dyn ErasedEvent, want: Want
             }
         }
         Lane::ByKey(key_of) => {
-            let key = key_of(event);
+            let key = isolated("the key of a serial node", || key_of(event))?;
             let gate = node.key_gate(key);
             if gate.enter(1) {
                 Permit::Held(Place::new(node, Some(key)))
@@ -244,7 +244,7 @@ fn before_handling(
 ) -> Result<Option<Arc<dyn ErasedEvent>>> {
     let changed = hooks.transform(event)?;
     if hooks.has(Moment::BeforeHandle) {
-        let seen_event = node.space.dynamic(changed.as_deref().unwrap_or(event));
+        let seen_event = as_dynamic(changed.as_deref().unwrap_or(event));
         let seen = Seen { node: Some(&node.name), event: Some(&seen_event), state: None, error: None };
         hooks.run(Moment::BeforeHandle, &seen).map_err(|error| {
             let reason = format!("a hook objected: {error}");
@@ -296,7 +296,13 @@ fn again(node: &Arc<NodeInner>, job: Job, place: Option<Place>) {
         None => {
             let key = match &table.lane {
                 Lane::Concurrent => None,
-                Lane::ByKey(key_of) => Some(key_of(&*event)),
+                Lane::ByKey(key_of) => match isolated("the key of a serial node", || key_of(&*event)) {
+                    Ok(key) => Some(key),
+                    Err(error) => {
+                        drop(started);
+                        return node.space.undelivered(&*event, &node.name, error, reply);
+                    }
+                },
             };
             let entered = match key {
                 None => node.gate.enter(table.options.max_concurrent),
@@ -507,7 +513,7 @@ fn run(
     {
         return Ok(run_one(node, table, entry, event, want, reply, permit));
     }
-    run_many(node, table, &route.entries, event, want, reply, permit)
+    run_many(node, table, &route.entries, event, &want, reply, permit)
 }
 
 #[inline]
@@ -556,21 +562,17 @@ fn run_one(
     }
 }
 
-/// Several registrations, or one that looks at the event first, or a batch taken one by one.
-#[cold]
-fn run_many(
-    node: &Arc<NodeInner>,
-    table: &Table,
-    entries: &[Arc<Entry>],
+/// The registrations whose guards want the event, each with the one event of a batch that it gets when it takes them
+/// one by one.
+fn runs<'e>(
+    node: &NodeInner,
+    entries: &'e [Arc<Entry>],
     event: &dyn ErasedEvent,
-    want: Want,
-    reply: Reply,
-    permit: Permit,
-) -> Result<Delivered> {
-    let mut runs: Vec<(&Arc<Entry>, Option<usize>)> = Vec::new();
+) -> Result<Vec<(&'e Arc<Entry>, Option<usize>)>> {
+    let mut runs = Vec::new();
     for entry in entries {
         if let Some(guard) = &entry.guard
-            && !guard(&node.space.dynamic(event))
+            && !isolated("a guard", || guard(&as_dynamic(event)))?
         {
             continue;
         }
@@ -580,11 +582,32 @@ fn run_many(
             runs.push((entry, None));
         }
     }
-    if runs.is_empty() {
-        return Err(no_handler(node, event.envelope()));
-    }
+    if runs.is_empty() { Err(no_handler(node, event.envelope())) } else { Ok(runs) }
+}
+
+/// Several registrations, or one that looks at the event first, or a batch taken one by one.
+#[cold]
+fn run_many(
+    node: &Arc<NodeInner>,
+    table: &Table,
+    entries: &[Arc<Entry>],
+    event: &dyn ErasedEvent,
+    want: &Want,
+    reply: Reply,
+    permit: Permit,
+) -> Result<Delivered> {
+    let runs = match runs(node, entries, event) {
+        Ok(runs) => runs,
+        Err(error) => match reply {
+            Reply::Nobody => return Err(error),
+            reply => {
+                node.space.undelivered(event, &node.name, error, reply);
+                return Ok(Delivered::Later(None));
+            }
+        },
+    };
     let (outer, receiver) = match reply {
-        Reply::Nobody => reply_for(&want),
+        Reply::Nobody => reply_for(want),
         reply => (reply, None),
     };
     let outcomes = runs.iter().map(|_| None).collect();
@@ -683,7 +706,7 @@ fn failed(
 #[cold]
 fn after_handling(node: &NodeInner, table: &Table, event: &dyn ErasedEvent, error: Option<&Error>) {
     let Some(hooks) = table.hooks.as_ref().filter(|hooks| hooks.has(Moment::AfterHandle)) else { return };
-    let seen_event = node.space.dynamic(event);
+    let seen_event = as_dynamic(event);
     let seen = Seen { node: Some(&node.name), event: Some(&seen_event), state: None, error };
     if let Err(objection) = hooks.run(Moment::AfterHandle, &seen) {
         node.space.warn(node, event.envelope(), &objection.context("a hook after handling failed"));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use happen_core::{ErasedEvent, Error, Event, Payload, Result};
 
 use crate::handler::Argument;
+use crate::sync::isolated;
 
 /// When a hook runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +82,8 @@ impl Hooks {
 
     /// Runs the hooks of this moment until one objects.
     pub(crate) fn run(&self, moment: Moment, seen: &Seen<'_>) -> Result<()> {
-        self.hooks.iter().filter(|(at, ..)| *at == moment).try_for_each(|(_, _, hook)| hook(seen))
+        let of_moment = self.hooks.iter().filter(|(at, ..)| *at == moment);
+        of_moment.map(|(_, _, hook)| isolated("a hook", || hook(seen))).try_for_each(|result| result?)
     }
 
     /// The event as the transformers leave it; `None` when none concerned it.
@@ -89,7 +91,7 @@ impl Hooks {
         let mut changed: Option<Arc<dyn ErasedEvent>> = None;
         for transform in &self.transforms {
             let now = changed.as_deref().unwrap_or(event);
-            if let Some(next) = transform(now) {
+            if let Some(next) = isolated("a transformer", || transform(now))? {
                 changed = Some(next?);
             }
         }

@@ -8,7 +8,7 @@ use happen_core::pattern::{FirstSegment, is_runtime};
 use happen_core::{EventType, Pattern};
 
 use crate::node::NodeInner;
-use crate::sync::{Mutex, lock};
+use crate::sync::{Mutex, isolated, lock};
 
 /// The nodes that listen to one type, in the order they were made.
 pub(crate) type Listeners = Arc<[Arc<NodeInner>]>;
@@ -91,7 +91,9 @@ impl Index {
             cache.remove(text);
             return;
         }
-        cache.retain(|event_type, _| !pattern.matches(event_type.as_str()));
+        let concerns =
+            |event_type: &EventType| isolated("a pattern", || pattern.matches(event_type.as_str()));
+        cache.retain(|event_type, _| !concerns(event_type).unwrap_or(true));
     }
 
     /// The nodes that listen to a type.
@@ -115,8 +117,8 @@ impl Index {
         let first = text.split('.').next().unwrap_or(text);
         let by_first = patterns.first.get(first).into_iter().flatten();
         for ((node_key, _), (pattern, node)) in by_first.chain(&patterns.any) {
-            let matches = if runtime { pattern.matches_runtime(text) } else { pattern.matches(text) };
-            if matches {
+            let matches = || if runtime { pattern.matches_runtime(text) } else { pattern.matches(text) };
+            if isolated("a pattern", matches).unwrap_or(false) {
                 nodes.insert(*node_key, Arc::clone(node));
             }
         }

@@ -56,6 +56,7 @@ pub trait Target<'t> {
 /// Where an event goes; made by [`Target`].
 #[derive(Debug)]
 #[doc(hidden)]
+#[expect(unnameable_types, reason = "what a target becomes concerns only the runtime")]
 pub struct Destination<'t>(To<'t>);
 
 #[derive(Debug)]
@@ -282,7 +283,7 @@ impl<'s, T: Payload> Sending<'s, T> {
             let extras = extras.as_deref().map(|extras| Box::new(extras.copy()));
             let one = Sending { sender, to, parcel: parcel.clone(), extras };
             if let Err(error) = one.begin(Purpose::Send, None) {
-                sender.space().lost(&name, error, |event| shared(parcel.clone(), event));
+                sender.space().lost(&name, &error, |event| shared(parcel.clone(), event));
             }
         }
     }

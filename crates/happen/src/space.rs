@@ -567,10 +567,6 @@ impl SpaceInner {
         self.hooks.load_full().into_iter().chain(own).collect()
     }
 
-    pub(crate) fn dynamic(&self, event: &dyn ErasedEvent) -> Event {
-        dispatch::as_dynamic(event)
-    }
-
     #[cold]
     pub(crate) fn warn(&self, node: &NodeInner, envelope: &Envelope, error: &Error) {
         tracing::warn!(
@@ -612,7 +608,9 @@ impl SpaceInner {
             dispatch::publish(&listeners, &event, id, None);
         });
         if let Err(runaway) = result {
+            // The error event itself went over a limit; the letter keeps what would have been told.
             self.warn(node, envelope, &runaway);
+            self.bury(event, &node.name, error);
         }
     }
 
@@ -635,7 +633,7 @@ impl SpaceInner {
     pub(crate) fn lost(
         self: &Arc<Self>,
         node: &str,
-        error: Error,
+        error: &Error,
         event: impl FnOnce(Envelope) -> Option<Arc<dyn ErasedEvent>>,
     ) {
         let unknown = EventType::new("(lost)");
@@ -644,7 +642,7 @@ impl SpaceInner {
             envelope.id = id;
         }
         if let Some(event) = event(envelope) {
-            self.bury(&*event, node, &error);
+            self.bury(&*event, node, error);
         }
     }
 
@@ -749,6 +747,8 @@ impl SpaceInner {
 impl Drop for Owner {
     fn drop(&mut self) {
         self.0.close();
+        // Nobody can ask for a trace any more, while other threads may keep the space itself for a while.
+        lock(&self.0.rings).clear();
     }
 }
 

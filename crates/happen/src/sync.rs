@@ -1,7 +1,18 @@
-//! The few synchronisation types that are checked by a model: the standard ones, or the model checker's.
+//! Small things around standard types: the synchronisation types that a model checks (`tests/model.rs` puts the
+//! checker's in their place), and the isolation of panics in code of the user's that is no handler.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use happen_core::{Error, Result};
 
 pub(crate) use std::sync::atomic::{AtomicU32, Ordering};
 pub(crate) use std::sync::{Mutex, MutexGuard};
+
+/// Runs code of the user's, such as a guard or a hook, and makes a panic an error: it must not end whoever sends.
+pub(crate) fn isolated<T>(what: &str, work: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work))
+        .map_err(|panic| Error::panicked(&*panic).context(format!("in {what}")))
+}
 
 /// Locks, also when a panic happened inside: what is guarded here is changed in single steps, so it is whole.
 #[inline]

@@ -11,6 +11,7 @@ use crate::accept::Acceptance;
 use crate::config::NodeOptions;
 use crate::hooks::Hooks;
 use crate::slow::SlowLane;
+use crate::sync::isolated;
 
 /// Everything a node is told by its user. Cloned to be changed, then swapped in.
 #[derive(Clone)]
@@ -148,7 +149,11 @@ impl Table {
 impl Entry {
     /// Whether the pattern takes this type. The runtime's own events reach only patterns that name them.
     pub(crate) fn wants_type(&self, event_type: &str, runtime: bool) -> bool {
-        if runtime { self.pattern.matches_runtime(event_type) } else { self.pattern.matches(event_type) }
+        let matches = || {
+            if runtime { self.pattern.matches_runtime(event_type) } else { self.pattern.matches(event_type) }
+        };
+        // A predicate that panics matches nothing.
+        isolated("a pattern", matches).unwrap_or(false)
     }
 
     pub(crate) fn captures<'t>(&self, event_type: &'t str) -> Option<Captures<'t>> {
@@ -164,8 +169,10 @@ impl fmt::Debug for Entry {
 
 /// A cache that only grows, in a fixed number of slots: reading it takes no lock, and it ends with its table.
 struct Routes {
-    slots: OnceLock<Box<[OnceLock<(EventType, Route)>]>>,
+    slots: OnceLock<Box<[Slot]>>,
 }
+
+type Slot = OnceLock<(EventType, Route)>;
 
 impl Routes {
     #[inline]
@@ -188,7 +195,7 @@ impl Routes {
     }
 
     #[cold]
-    fn fill<'t>(slot: &'t OnceLock<(EventType, Route)>, event_type: &EventType, route: Route) -> Found<'t> {
+    fn fill<'t>(slot: &'t Slot, event_type: &EventType, route: Route) -> Found<'t> {
         let mut ours = Some(route);
         let (cached, kept) = slot.get_or_init(|| (event_type.clone(), ours.take().unwrap_or_default()));
         match ours {

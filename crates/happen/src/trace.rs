@@ -161,13 +161,13 @@ impl Space {
                 }
             }
         }
-        Ok(remembered.sorted(found))
+        Ok(remembered.sorted(&found))
     }
 
     /// The remembered ones of these events so that every cause stands before its effects.
     #[must_use]
     pub fn causal_order(&self, events: impl IntoIterator<Item = EventId>) -> Vec<EventId> {
-        Remembered::read(self.inner()).sorted(events.into_iter().collect())
+        Remembered::read(self.inner()).sorted(&events.into_iter().collect())
     }
 }
 
@@ -342,13 +342,13 @@ impl Remembered {
                 }
             }
         }
-        self.sorted(found)
+        self.sorted(&found)
     }
 
     /// These events so that causes stand before effects: by a walk over the web, among independent ones by id.
-    fn sorted(&self, events: BTreeSet<EventId>) -> Vec<EventId> {
+    fn sorted(&self, events: &BTreeSet<EventId>) -> Vec<EventId> {
         let mut waits: HashMap<EventId, usize> = HashMap::new();
-        for &event in &events {
+        for &event in events {
             let causes = self.events.get(&event).map_or(&[][..], |known| &known.causes);
             waits.insert(event, causes.iter().filter(|cause| events.contains(cause)).count());
         }
