@@ -3,7 +3,7 @@
 use super::mask::{Masked, mask};
 use super::{Finding, has_word, numbered};
 
-const LINE_CHARS_MAX: usize = 120;
+const LINE_CHARS_MAX: usize = 124;
 /// How far above an unsafe block or impl its reason may stand.
 const SAFETY_LINES_MAX: usize = 6;
 
@@ -93,11 +93,9 @@ fn backends(file: &str, number: usize, line: &str, findings: &mut Vec<Finding>) 
 }
 
 fn unsafe_code(file: &str, text: &str, masked: &Masked, findings: &mut Vec<Finding>) {
-    let declares = |line: &str| {
-        let line = line.trim_start();
-        line.starts_with("#![expect(unsafe_code") || line.starts_with("#![allow(unsafe_code")
-    };
-    let is_declared = masked.code.lines().any(declares);
+    // The formatter may break the attribute into lines, so white space does not count.
+    let code: String = masked.code.chars().filter(|c| !c.is_whitespace()).collect();
+    let is_declared = code.contains("#![expect(unsafe_code,") || code.contains("#![allow(unsafe_code,");
     let lines: Vec<&str> = text.lines().collect();
     for (number, line) in numbered(&masked.code).filter(|(_, line)| has_word(line, "unsafe")) {
         if !is_declared {
@@ -140,8 +138,8 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_at_most_120_characters() {
-        for (length, expected) in [(119, 0), (120, 0), (121, 1)] {
+    fn a_line_has_a_greatest_length() {
+        for (length, expected) in [(123, 0), (124, 0), (125, 1)] {
             let line = "é".repeat(length - 3);
             assert_eq!(lines("a.rs", &format!("// {line}")).len(), expected);
         }

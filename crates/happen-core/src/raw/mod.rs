@@ -56,7 +56,8 @@ pub struct RawPayload<'a> {
 macro_rules! integers {
     ($($name:ident: $article:literal),+) => {
         $(
-            #[doc = concat!("The integer at the path, when it fits ", $article, " `", stringify!($name), "`, however it was encoded.")]
+            #[doc = concat!("The integer at the path, when it fits ", $article, " `", stringify!($name), "`,")]
+            /// however it was encoded.
             #[must_use]
             #[inline]
             pub fn $name(&self, path: impl AsPath) -> Option<$name> {
