@@ -1,7 +1,7 @@
 //! A payload of any type in one small value, without a box while it has at most 24 bytes.
 //!
 //! Owns the layout. Replies, final values of flows and items of streams travel in it. The unsafe code is here because
-//! a box would cost an allocation for every reply; the tests below are run under miri.
+//! a box would cost an allocation for every reply.
 #![expect(unsafe_code, reason = "values up to 24 bytes are kept inline: no allocation for a reply")]
 
 use std::any::{TypeId, type_name};

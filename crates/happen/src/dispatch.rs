@@ -258,19 +258,11 @@ fn before_handling(
 /// Too deep in handlers that run inline, or behind others that were: the event waits for the stack to unwind.
 #[cold]
 fn put_off(node: &Arc<NodeInner>, event: &dyn ErasedEvent, want: Want) -> Result<Delivered> {
-    let (reply, receiver) = reply_for(&want);
+    let (reply, receiver) = later(Reply::Nobody, want.reply);
     let job = Job { event: event.to_shared(), want, reply };
     let node = Arc::clone(node);
     local::defer(Box::new(move || again(&node, job, None)))?;
     Ok(Delivered::Later(receiver))
-}
-
-fn reply_for(want: &Want) -> (Reply, Option<oneshot::Receiver<Outcome>>) {
-    if !want.reply {
-        return (Reply::Nobody, None);
-    }
-    let (to, from) = oneshot::channel();
-    (Reply::One(to), Some(from))
 }
 
 /// Handles a job whose sender has gone on. With `place` it has been admitted already.
@@ -404,7 +396,7 @@ fn queue(
     want: Want,
     key: Option<u64>,
 ) -> Result<Delivered> {
-    let (reply, receiver) = reply_for(&want);
+    let (reply, receiver) = later(Reply::Nobody, want.reply);
     let job = Job { event: event.to_shared(), want, reply };
     match try_enqueue(node, table, job, key) {
         Ok(()) => Ok(Delivered::Later(receiver)),
@@ -538,27 +530,27 @@ fn run_one(
             Delivered::Later(None)
         }
         Flow::Waits(waiting) => {
-            let (reply, receiver) = match reply {
-                Reply::Nobody if wants_reply => {
-                    let (to, from) = oneshot::channel();
-                    (Reply::One(to), Some(from))
-                }
-                reply => (reply, None),
-            };
+            let (reply, receiver) = later(reply, wants_reply);
             spawn_flow(node, table, entry, waiting, event.to_shared(), reply, place(node, permit));
             Delivered::Later(receiver)
         }
         Flow::Slow => {
-            let (reply, receiver) = match reply {
-                Reply::Nobody if wants_reply => {
-                    let (to, from) = oneshot::channel();
-                    (Reply::One(to), Some(from))
-                }
-                reply => (reply, None),
-            };
+            let (reply, receiver) = later(reply, wants_reply);
             run_slow(node, entry, event.to_shared(), reply, place(node, permit));
             Delivered::Later(receiver)
         }
+    }
+}
+
+/// Who is told of an outcome that comes later: the one who was to be told already, or whoever asked just now.
+#[cold]
+fn later(reply: Reply, wants_reply: bool) -> (Reply, Option<oneshot::Receiver<Outcome>>) {
+    match reply {
+        Reply::Nobody if wants_reply => {
+            let (to, from) = oneshot::channel();
+            (Reply::One(to), Some(from))
+        }
+        reply => (reply, None),
     }
 }
 
@@ -606,10 +598,7 @@ fn run_many(
             }
         },
     };
-    let (outer, receiver) = match reply {
-        Reply::Nobody => reply_for(want),
-        reply => (reply, None),
-    };
+    let (outer, receiver) = later(reply, want.reply);
     let outcomes = runs.iter().map(|_| None).collect();
     let joined = Arc::new(Joined(Mutex::new(Parts { outcomes, reply: Some(outer) })));
     let place = Arc::new(place(node, permit));
@@ -656,7 +645,7 @@ fn run_flow(
         _ => None,
     };
     let context = Context::start(node, event, entry.id, serial, want);
-    let plain = entry.function.is_plain();
+    let plain = entry.plain;
     let before = if plain { node.space.env.clock().unix_ms() } else { 0 };
     match flow::run(table, entry, event, context) {
         Ran::Ended(outcome) => {
@@ -725,6 +714,7 @@ fn place(node: &Arc<NodeInner>, permit: Permit) -> Arc<Place> {
 }
 
 /// Lets a flow that waits go on as a task of its own.
+#[cold]
 fn spawn_flow(
     node: &Arc<NodeInner>,
     table: &Table,

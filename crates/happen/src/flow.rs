@@ -131,13 +131,22 @@ impl FlowInner {
             self.node = Arc::clone(node);
         }
         self.envelope = envelope.clone();
-        self.more_causes.clear();
         self.serial = None;
-        self.held = None;
-        self.sink = None;
+        // Rarely there: asking costs less than dropping nothing.
+        if !self.more_causes.is_empty() {
+            self.more_causes.clear();
+        }
+        if self.held.is_some() {
+            self.held = None;
+        }
+        if self.sink.is_some() {
+            self.sink = None;
+        }
         *self.emitted.get_mut() = 0;
         *self.cancelled.get_mut() = false;
-        self.place = OnceLock::new();
+        if self.place.get().is_some() {
+            self.place = OnceLock::new();
+        }
     }
 
     /// Drops what the steps left behind.

@@ -283,6 +283,7 @@ impl Node {
             pattern,
             priority: 0,
             guard: None,
+            plain: function.is_plain(),
             function,
             slow: Arc::new(SlowLane::default()),
             zero,
@@ -627,6 +628,7 @@ impl Registration {
                     guard: old.guard.clone(),
                     function: Arc::clone(&old.function),
                     slow: Arc::clone(&old.slow),
+                    plain: old.plain,
                     zero: old.zero,
                 };
                 change(&mut entry);

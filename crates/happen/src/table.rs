@@ -59,6 +59,8 @@ pub(crate) struct Entry {
     pub(crate) guard: Option<Guard>,
     pub(crate) function: Arc<dyn Function>,
     pub(crate) slow: Arc<SlowLane>,
+    /// What the function says of itself, asked once.
+    pub(crate) plain: bool,
     pub(crate) zero: bool,
 }
 
