@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use arc_swap::ArcSwapOption;
 use happen_core::pattern::{FirstSegment, is_runtime};
 use happen_core::{EventType, Pattern};
 
@@ -11,14 +12,20 @@ use crate::node::NodeInner;
 use crate::sync::{Mutex, isolated, lock};
 
 /// The nodes that listen to one type, in the order they were made.
-pub(crate) type Listeners = Arc<[Arc<NodeInner>]>;
+pub(crate) type Listeners = Arc<Vec<Arc<NodeInner>>>;
 
 /// The index of one space.
 pub(crate) struct Index {
     patterns: Mutex<Patterns>,
-    cache: papaya::HashMap<EventType, Listeners>,
+    cache: papaya::HashMap<EventType, Answer>,
     types_max: usize,
 }
+
+/// What was answered for a type, until a registration changes it.
+///
+/// Emptied before it is taken out of the map: the map frees what was taken out at some later time, and the nodes in it
+/// would keep the space alive, whose part the map is.
+struct Answer(ArcSwapOption<Vec<Arc<NodeInner>>>);
 
 /// Registrations by what their pattern begins with: the whole type, its first segment, or anything.
 #[derive(Default)]
@@ -88,21 +95,27 @@ impl Index {
     fn forget(&self, pattern: &Pattern) {
         let cache = self.cache.pin();
         if let Some(text) = pattern.is_literal() {
-            cache.remove(text);
+            if let Some(answer) = cache.remove(text) {
+                answer.0.store(None);
+            }
             return;
         }
         let concerns =
             |event_type: &EventType| isolated("a pattern", || pattern.matches(event_type.as_str()));
-        cache.retain(|event_type, _| !concerns(event_type).unwrap_or(true));
+        cache.retain(|event_type, answer| {
+            let stale = concerns(event_type).unwrap_or(true);
+            if stale {
+                answer.0.store(None);
+            }
+            !stale
+        });
     }
 
     /// The nodes that listen to a type.
     #[inline]
     pub(crate) fn listeners(&self, event_type: &EventType) -> Listeners {
-        if let Some(known) = self.cache.pin().get(event_type) {
-            return Arc::clone(known);
-        }
-        self.find(event_type)
+        let known = self.cache.pin().get(event_type).and_then(|answer| answer.0.load_full());
+        known.unwrap_or_else(|| self.find(event_type))
     }
 
     #[cold]
@@ -122,10 +135,13 @@ impl Index {
                 nodes.insert(*node_key, Arc::clone(node));
             }
         }
-        let listeners: Listeners = nodes.into_values().collect();
+        let listeners: Listeners = Arc::new(nodes.into_values().collect());
         let cache = self.cache.pin();
         if cache.len() < self.types_max {
-            cache.insert(event_type.clone(), Arc::clone(&listeners));
+            let answer = Answer(ArcSwapOption::from(Some(Arc::clone(&listeners))));
+            if let Some(older) = cache.insert(event_type.clone(), answer) {
+                older.0.store(None);
+            }
         }
         drop(patterns);
         listeners
@@ -134,7 +150,9 @@ impl Index {
     pub(crate) fn clear(&self) {
         let mut patterns = lock(&self.patterns);
         let all = std::mem::take(&mut *patterns);
-        self.cache.pin().clear();
+        let cache = self.cache.pin();
+        cache.values().for_each(|answer| answer.0.store(None));
+        cache.clear();
         drop(patterns);
         drop(all);
     }

@@ -251,7 +251,6 @@ impl Node {
     /// ```
     #[doc(alias = "addEventListener")]
     #[doc(alias = "subscribe")]
-    #[expect(clippy::needless_pass_by_value, reason = "patterns and handlers are given away")]
     pub fn on<P, PM, H, M>(&self, pattern: P, handler: H) -> Registration
     where
         P: IntoPattern<PM>,

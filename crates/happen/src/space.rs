@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize,
 use std::task::Poll;
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use happen_core::env::Env;
 use happen_core::event::Purpose;
 use happen_core::{
@@ -70,7 +71,7 @@ pub(crate) struct SpaceInner {
     pub(crate) env: Arc<dyn Env>,
     pub(crate) config: Config,
     phase: AtomicU8,
-    by_name: papaya::HashMap<Arc<str>, Arc<NodeInner>>,
+    by_name: papaya::HashMap<Arc<str>, NodeSlot>,
     names: papaya::HashMap<u32, Arc<str>>,
     next_key: AtomicU32,
     next_registration: AtomicU64,
@@ -81,7 +82,7 @@ pub(crate) struct SpaceInner {
     rings: Mutex<Vec<Arc<Ring>>>,
     threads: AtomicU32,
     correlations: Mutex<VecDeque<(Arc<str>, EventId)>>,
-    hooks: arc_swap::ArcSwapOption<Hooks>,
+    hooks: ArcSwapOption<Hooks>,
     has_hooks: AtomicBool,
     problems: Mutex<Vec<Error>>,
     dead: DeadLetters,
@@ -89,6 +90,16 @@ pub(crate) struct SpaceInner {
     flows: AtomicUsize,
     idle: Notify,
     pressed: Mutex<HashSet<u32>>,
+}
+
+/// A node in the map of nodes. Emptied before it is taken out: the map frees what was taken out at some later time,
+/// and the node would keep the space alive, whose part the map is.
+struct NodeSlot(ArcSwapOption<NodeInner>);
+
+impl NodeSlot {
+    fn new(node: &Arc<NodeInner>) -> Self {
+        Self(ArcSwapOption::from(Some(Arc::clone(node))))
+    }
 }
 
 impl Space {
@@ -135,7 +146,7 @@ impl Space {
             rings: Mutex::default(),
             threads: AtomicU32::new(0),
             correlations: Mutex::default(),
-            hooks: arc_swap::ArcSwapOption::empty(),
+            hooks: ArcSwapOption::empty(),
             has_hooks: AtomicBool::new(false),
             problems: Mutex::default(),
             dead: DeadLetters::default(),
@@ -168,7 +179,7 @@ impl Space {
                 "a node cannot have the id `{id}`: it is empty or begins with `$`"
             )));
             node.close();
-        } else if inner.by_name.pin().try_insert(Arc::clone(&name), Arc::clone(&node)).is_err() {
+        } else if inner.by_name.pin().try_insert(Arc::clone(&name), NodeSlot::new(&node)).is_err() {
             inner.problem(Error::new(ErrorKind::DuplicateNode { node: id.to_owned() }));
             node.close();
         } else {
@@ -189,8 +200,7 @@ impl Space {
     /// All nodes, by id.
     #[must_use]
     pub fn nodes(&self) -> Vec<Node> {
-        let guard = self.inner().by_name.pin();
-        let mut nodes: Vec<_> = guard.values().map(|node| Node::from_inner(Arc::clone(node))).collect();
+        let mut nodes: Vec<_> = self.inner().all_nodes().into_iter().map(Node::from_inner).collect();
         nodes.sort_by(|a, b| a.id().cmp(b.id()));
         nodes
     }
@@ -354,7 +364,11 @@ impl SpaceInner {
     }
 
     pub(crate) fn find(&self, id: &str) -> Option<Arc<NodeInner>> {
-        self.by_name.pin().get(id).cloned()
+        self.by_name.pin().get(id)?.0.load_full()
+    }
+
+    fn all_nodes(&self) -> Vec<Arc<NodeInner>> {
+        self.by_name.pin().values().filter_map(|slot| slot.0.load_full()).collect()
     }
 
     pub(crate) fn name_of(&self, key: NodeKey) -> Option<Arc<str>> {
@@ -371,20 +385,19 @@ impl SpaceInner {
 
     /// The node that handles what is registered on the space itself.
     fn own_node(self: &Arc<Self>) -> Node {
-        let guard = self.by_name.pin();
-        if let Some(own) = guard.get(OWN_NODE) {
-            return Node::from_inner(Arc::clone(own));
+        if let Some(own) = self.find(OWN_NODE) {
+            return Node::from_inner(own);
         }
         let key = NodeKey(self.next_key.fetch_add(1, Ordering::Relaxed));
         let name: Arc<str> = OWN_NODE.into();
         self.names.pin().insert(key.0, Arc::clone(&name));
         let table = Table::new(self.config.options_for(OWN_NODE));
         let made = Arc::new(NodeInner::new(self, key, Arc::clone(&name), table));
-        let node = match guard.try_insert(name, Arc::clone(&made)) {
-            Ok(_) => made,
-            Err(other) => Arc::clone(other.current),
+        let node = match self.by_name.pin().try_insert(name, NodeSlot::new(&made)) {
+            Ok(_) => None,
+            Err(other) => other.current.0.load_full(),
         };
-        Node::from_inner(node)
+        Node::from_inner(node.unwrap_or(made))
     }
 
     pub(crate) fn next_registration(&self) -> u64 {
@@ -407,8 +420,10 @@ impl SpaceInner {
         for entry in &table.entries {
             self.index.remove(node, entry.id, &entry.pattern);
         }
+        let is_it = |slot: &NodeSlot| slot.0.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, node));
         let names = self.by_name.pin();
-        if names.get(&*node.name).is_some_and(|known| Arc::ptr_eq(known, node)) {
+        if let Some(slot) = names.get(&*node.name).filter(|slot| is_it(slot)) {
+            slot.0.store(None);
             names.remove(&*node.name);
         }
     }
@@ -687,7 +702,7 @@ impl SpaceInner {
 
     fn is_idle(&self) -> bool {
         self.flows.load(Ordering::SeqCst) == 0
-            && self.by_name.pin().values().all(|node| Node::from_inner(Arc::clone(node)).waiting() == 0)
+            && self.all_nodes().into_iter().all(|node| Node::from_inner(node).waiting() == 0)
     }
 
     async fn drained(&self, within: Duration) -> bool {
@@ -721,12 +736,14 @@ impl SpaceInner {
         if self.phase.swap(STOPPED, Ordering::SeqCst) == STOPPED {
             return;
         }
-        let nodes: Vec<_> = self.by_name.pin().values().cloned().collect();
-        for node in &nodes {
+        for node in self.all_nodes() {
             node.close();
         }
         self.index.clear();
-        self.by_name.pin().clear();
+        let names = self.by_name.pin();
+        names.values().for_each(|slot| slot.0.store(None));
+        names.clear();
+        drop(names);
         self.hooks.store(None);
         for ring in lock(&self.rings).iter() {
             ring.close();
