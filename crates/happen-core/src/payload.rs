@@ -201,6 +201,7 @@ impl Dynamic {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl Payload for Dynamic {
     const TYPE: &'static TypeName = &TypeName::new("dynamic");
 
@@ -279,7 +280,8 @@ impl fmt::Debug for dyn ErasedPayload + '_ {
 
 macro_rules! named {
     ($($type:ty = $name:literal),+ $(,)?) => {
-        $(impl Payload for $type {
+        $(#[diagnostic::do_not_recommend]
+        impl Payload for $type {
             const TYPE: &'static TypeName = &TypeName::new($name);
         })+
     };

@@ -55,6 +55,7 @@ impl<T: Payload> Outgoing for T {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<T: Payload, const N: usize> Outgoing for [T; N] {
     type Payload = T;
 
@@ -63,6 +64,7 @@ impl<T: Payload, const N: usize> Outgoing for [T; N] {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<T: Payload> Outgoing for Vec<T> {
     type Payload = T;
 
@@ -81,6 +83,7 @@ impl<T: Payload> Answer for T {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl Answer for () {
     fn from_reply(value: Option<Value>) -> Result<Self> {
         match value {
@@ -94,6 +97,7 @@ impl Answer for () {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<A: Payload, B: Payload> Answer for Result<A, B> {
     fn from_reply(value: Option<Value>) -> Result<Self> {
         let value = value.ok_or_else(|| nothing(A::TYPE.as_str()))?;

@@ -82,6 +82,7 @@ impl fmt::Debug for Kind {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl IntoStep for Step {
     #[inline]
     fn into_step(self) -> Result<Step> {
@@ -96,6 +97,7 @@ impl<T: Payload> IntoStep for T {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl IntoStep for () {
     #[inline]
     fn into_step(self) -> Result<Step> {
@@ -103,6 +105,7 @@ impl IntoStep for () {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<T: IntoStep, E: Into<Error>> IntoStep for std::result::Result<T, E> {
     #[inline]
     fn into_step(self) -> Result<Step> {

@@ -30,6 +30,7 @@ pub struct Failure {
     pub retryable: bool,
 }
 
+#[diagnostic::do_not_recommend]
 impl Payload for Failure {
     const TYPE: &'static TypeName = &TypeName::new("failure");
 }

@@ -37,18 +37,24 @@ pub trait Argument: Sized + Send + Sync + 'static {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a handler",
     label = "not a handler",
-    note = "a handler is `async fn(Event<T>, Context) -> R` or a plain `fn(&Event<T>, &Context) -> R`",
-    note = "`T` derives `happen::Event`; `R` is `happen::Result<Step>`, `()`, a payload, or a `Result` of these",
-    note = "closures need the types of their arguments written out, and an async closure that captures needs \
-            `happen::with(dependency, handler)`"
+    note = "an asynchronous handler is `async fn(Event<T>, Context) -> R`: two arguments, both by value",
+    note = "a plain handler is `fn(&Event<T>, &Context) -> R`: two arguments, both by reference, and not `async`",
+    note = "whatever else it needs is its first argument, handed to it by `happen::with(dependency, handler)`",
+    note = "a closure needs the types of its arguments written out"
 )]
 pub trait Handler<M>: Send + Sync + 'static {
-    /// What it gives: a future for the asynchronous kind.
+    /// What it takes first.
+    type Argument;
+    /// What it returns, in the end.
+    type Output;
+    /// What calling it gives: a future for the asynchronous kind.
     type Future;
 
     #[doc(hidden)]
     fn into_function(self) -> Box<dyn Function>
     where
+        Self::Argument: Argument,
+        Self::Output: IntoStep,
         Self::Future: Send;
 }
 
@@ -159,12 +165,17 @@ fn convert<T: Payload>(event: &dyn ErasedEvent) -> Result<Event<T>> {
 impl<F, A, R> Handler<Plain<A, R>> for F
 where
     F: Fn(&A, &Context) -> R + Send + Sync + 'static,
-    A: Argument,
-    R: IntoStep + 'static,
+    R: 'static,
 {
+    type Argument = A;
+    type Output = R;
     type Future = ();
 
-    fn into_function(self) -> Box<dyn Function> {
+    fn into_function(self) -> Box<dyn Function>
+    where
+        A: Argument,
+        R: IntoStep,
+    {
         Box::new(PlainFunction { function: self, kind: PhantomData::<Plain<A, R>> })
     }
 }
@@ -172,29 +183,38 @@ where
 impl<F, A, Fut> Handler<Asynchronous<A, Fut>> for F
 where
     F: Fn(A, Context) -> Fut + Send + Sync + 'static,
-    A: Argument,
-    Fut: Future<Output: IntoStep> + 'static,
+    Fut: Future + 'static,
 {
+    type Argument = A;
+    type Output = Fut::Output;
     type Future = Fut;
 
     fn into_function(self) -> Box<dyn Function>
     where
+        A: Argument,
+        Fut::Output: IntoStep,
         Fut: Send,
     {
         Box::new(AsyncFunction { function: self, kind: PhantomData::<Asynchronous<A, Fut>> })
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<D, F, A, R> Handler<WithDependency<D, Plain<A, R>>> for With<D, F>
 where
     D: Clone + Send + Sync + 'static,
     F: Fn(D, &A, &Context) -> R + Send + Sync + 'static,
-    A: Argument,
-    R: IntoStep + 'static,
+    R: 'static,
 {
+    type Argument = A;
+    type Output = R;
     type Future = ();
 
-    fn into_function(self) -> Box<dyn Function> {
+    fn into_function(self) -> Box<dyn Function>
+    where
+        A: Argument,
+        R: IntoStep,
+    {
         let Self { dependency, function } = self;
         let named = Named::<F>::of(&function);
         let call = move |event: &A, context: &Context| function(dependency.clone(), event, context);
@@ -205,17 +225,21 @@ where
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<D, F, A, Fut> Handler<WithDependency<D, Asynchronous<A, Fut>>> for With<D, F>
 where
     D: Clone + Send + Sync + 'static,
     F: Fn(D, A, Context) -> Fut + Send + Sync + 'static,
-    A: Argument,
-    Fut: Future<Output: IntoStep> + 'static,
+    Fut: Future + 'static,
 {
+    type Argument = A;
+    type Output = Fut::Output;
     type Future = Fut;
 
     fn into_function(self) -> Box<dyn Function>
     where
+        A: Argument,
+        Fut::Output: IntoStep,
         Fut: Send,
     {
         let Self { dependency, function } = self;

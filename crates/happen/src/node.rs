@@ -9,8 +9,8 @@ use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use happen_core::{
-    ErasedEvent, Error, ErrorKind, Event, EventId, Function, IntoPattern, NodeKey, Outgoing, Pattern,
-    Payload, Result,
+    ErasedEvent, Error, ErrorKind, Event, EventId, Function, IntoPattern, IntoStep, NodeKey, Outgoing,
+    Pattern, Payload, Result,
 };
 
 use crate::accept::{Acceptance, Origin};
@@ -37,7 +37,6 @@ pub struct Node {
 
 /// A handler's registration. Dropping it changes nothing; [`Registration::off`] takes it back.
 #[derive(Clone)]
-#[must_use = "a registration stays when this is dropped; the methods here refine it"]
 pub struct Registration {
     node: Arc<NodeInner>,
     id: Option<u64>,
@@ -254,7 +253,9 @@ impl Node {
     pub fn on<P, PM, H, M>(&self, pattern: P, handler: H) -> Registration
     where
         P: IntoPattern<PM>,
-        H: Handler<M>,
+        H: Handler<M>, // what an async handler captures is handed to it by `with`
+        H::Argument: Argument,
+        H::Output: IntoStep,
         H::Future: Send,
     {
         self.register(pattern.into_pattern().map_err(Error::from), handler.into_function(), false)
@@ -469,7 +470,9 @@ impl Node {
     /// Adds a step that a flow of this node may resume or `goto` at, named after its function.
     pub fn step<H, M>(&self, function: H)
     where
-        H: Handler<M>,
+        H: Handler<M>, // what an async handler captures is handed to it by `with`
+        H::Argument: Argument,
+        H::Output: IntoStep,
         H::Future: Send,
     {
         let function: Arc<dyn Function> = function.into_function().into();
@@ -561,7 +564,9 @@ impl Registration {
     /// Adds a step that flows of the node may resume or `goto` at, named after its function.
     pub fn step<H, M>(self, function: H) -> Self
     where
-        H: Handler<M>,
+        H: Handler<M>, // what an async handler captures is handed to it by `with`
+        H::Argument: Argument,
+        H::Output: IntoStep,
         H::Future: Send,
     {
         Node::from_inner(Arc::clone(&self.node)).step(function);
@@ -571,7 +576,9 @@ impl Registration {
     /// Adds a step under a name of its own.
     pub fn step_as<H, M>(self, name: &str, function: H) -> Self
     where
-        H: Handler<M>,
+        H: Handler<M>, // what an async handler captures is handed to it by `with`
+        H::Argument: Argument,
+        H::Output: IntoStep,
         H::Future: Send,
     {
         let function: Arc<dyn Function> = function.into_function().into();

@@ -13,8 +13,8 @@ use arc_swap::ArcSwapOption;
 use happen_core::env::Env;
 use happen_core::event::Purpose;
 use happen_core::{
-    Envelope, ErasedEvent, Error, ErrorKind, Event, EventId, EventType, Function, IntoPattern, NodeKey,
-    Outgoing, Payload, Result,
+    Envelope, ErasedEvent, Error, ErrorKind, Event, EventId, EventType, Function, IntoPattern, IntoStep,
+    NodeKey, Outgoing, Payload, Result,
 };
 use tokio::sync::Notify;
 
@@ -24,7 +24,7 @@ use crate::env::RealEnv;
 use crate::failure::{DeadLetter, DeadLetters, Failure};
 use crate::flow::{FlowInner, Outcome};
 use crate::gate::Gate;
-use crate::handler::Handler;
+use crate::handler::{Argument, Handler};
 use crate::hooks::{Hooks, Moment, Seen};
 use crate::index::{Index, Listeners};
 use crate::limits;
@@ -285,7 +285,9 @@ impl Space {
     pub fn on<P, PM, H, M>(&self, pattern: P, handler: H) -> Registration
     where
         P: IntoPattern<PM>,
-        H: Handler<M>,
+        H: Handler<M>, // what an async handler captures is handed to it by `with`
+        H::Argument: Argument,
+        H::Output: IntoStep,
         H::Future: Send,
     {
         self.inner().own_node().on(pattern, handler)

@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 
 use happen_core::step::Kind;
-use happen_core::{Payload, Result, Step, Value};
+use happen_core::{IntoStep, Payload, Result, Step, Value};
 
-use crate::handler::{Handler, With, with};
+use crate::handler::{Argument, Handler, With, with};
 
 /// Goes on with this function, which gets the same event and the same context.
 ///
@@ -44,8 +44,10 @@ use crate::handler::{Handler, With, with};
 #[inline]
 pub fn next<H, M>(function: H) -> Result<Step>
 where
-    H: Handler<M>,
-    H::Future: Send,
+    H: Handler<M>, // what an async handler captures is handed to it by `with`
+    H::Argument: Argument,
+    H::Output: IntoStep,
+    H::Future: Send, // for a cycle of `async fn` use `again()` or `goto("step")`
 {
     Ok(Step::new(Kind::Next(function.into_function())))
 }
@@ -57,8 +59,7 @@ where
 /// Never; the type is that of a handler's result.
 pub fn next_with<H, S, M>(function: H, state: S) -> Result<Step>
 where
-    With<S, H>: Handler<M>,
-    <With<S, H> as Handler<M>>::Future: Send,
+    With<S, H>: Handler<M, Argument: Argument, Output: IntoStep, Future: Send>,
 {
     next(with(state, function))
 }
