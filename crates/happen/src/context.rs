@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
+use happen_core::env::Env;
 use happen_core::{Envelope, ErasedEvent, Error, ErrorKind, EventId, Outgoing, Payload, Result, Value};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -24,7 +25,14 @@ use crate::stream::Items;
 
 /// The surroundings of one flow: shared by its steps, seen by no other flow. Cloning shares.
 #[derive(Clone)]
-pub struct Context(Arc<FlowInner>);
+pub struct Context(Arc<FlowInner>, Option<Arc<Attempt>>);
+
+/// What a wrapper tells the handler it runs once more, or instead of another.
+#[derive(Debug)]
+struct Attempt {
+    number: u32,
+    error: Option<Error>,
+}
 
 impl Context {
     /// The context of a new flow, in a place used before when there is one.
@@ -51,7 +59,7 @@ impl Context {
                 shared = Arc::new(FlowInner::new(Arc::clone(node), envelope.clone()));
                 match Arc::get_mut(&mut shared) {
                     Some(flow) => flow,
-                    None => return Self(shared),
+                    None => return Self(shared, None),
                 }
             }
         };
@@ -66,7 +74,7 @@ impl Context {
             let others = (1..event.len()).filter_map(|index| event.single(index));
             flow.more_causes.extend(others.map(|event| event.envelope().id));
         }
-        Self(shared)
+        Self(shared, None)
     }
 
     #[inline]
@@ -75,7 +83,12 @@ impl Context {
     }
 
     pub(crate) fn from_shared(flow: Arc<FlowInner>) -> Self {
-        Self(flow)
+        Self(flow, None)
+    }
+
+    /// The same context for another run of a handler in it, after this error.
+    pub(crate) fn after(&self, number: u32, error: Option<Error>) -> Self {
+        Self(Arc::clone(&self.0), Some(Arc::new(Attempt { number, error })))
     }
 
     /// Ends the flow: its values are dropped, its place is used again.
@@ -83,6 +96,10 @@ impl Context {
     pub(crate) fn end(self) {
         self.0.clear_vars();
         local::recycle(self.0);
+    }
+
+    pub(crate) fn env(&self) -> &Arc<dyn Env> {
+        &self.0.node.space.env
     }
 
     /// The node that handles the event.
@@ -309,6 +326,21 @@ impl Context {
             Ok(result) => result.map_err(|panic| Error::panicked(&*panic)),
             Err(_) => Err(Error::new(ErrorKind::Cancelled)),
         }
+    }
+
+    /// Which run of the handler this is under [`retry`](crate::wrap::retry): 1 at first.
+    ///
+    /// It belongs to the wrapped handler; the steps that follow it are at their first attempt.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.1.as_ref().map_or(1, |attempt| attempt.number)
+    }
+
+    /// The error that led here: of the attempt before under [`retry`](crate::wrap::retry), of the handler this one
+    /// stands in for under [`fallback`](crate::wrap::fallback); `None` otherwise.
+    #[must_use]
+    pub fn last_error(&self) -> Option<&Error> {
+        self.1.as_ref()?.error.as_ref()
     }
 
     /// Asks this flow to stop at its next wait. It ends with [`ErrorKind::Cancelled`].

@@ -378,7 +378,7 @@ impl<G: Function, F: 'static> Function for Renamed<G, F> {
 }
 
 #[cold]
-fn foreign_context() -> Started {
+pub(crate) fn foreign_context() -> Started {
     Started::Ended(Err(Error::misuse("a function of this crate was started with another runtime's context")))
 }
 

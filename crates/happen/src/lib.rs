@@ -48,9 +48,11 @@ mod step;
 mod stream;
 mod sync;
 mod table;
+mod time;
 mod trace;
 mod waits;
 mod web;
+pub mod wrap;
 
 pub use happen_core::event::{Delegation, Purpose, Trace as TraceContext, User};
 pub use happen_core::pattern::{
@@ -73,4 +75,5 @@ pub use send::{Asking, Broadcasting, Replies, Reply, Sending, Sent, Target};
 pub use space::Space;
 pub use step::{again, done, goto, next, next_with};
 pub use stream::{Items, Outlet};
+pub use time::{millis, secs};
 pub use trace::{Handled, Line, Trace, TraceOutcome, Traceable};

@@ -59,6 +59,29 @@ pub const SLOW_RUNS_MAX: u32 = 3;
 /// Events that may wait for a plain handler that was moved off its caller's thread.
 pub const SLOW_QUEUE_LIMIT: usize = 10_000;
 
+/// Runs of a handler under `retry`, the first one included, unless the policy says otherwise: a call that fails thrice
+/// in a row seldom meets a passing disturbance.
+pub const RETRY_ATTEMPTS_MAX: u32 = 3;
+
+/// Milliseconds before the second attempt under `retry`; each further wait doubles.
+pub const RETRY_WAIT_MS: u64 = 100;
+
+/// Milliseconds of the longest wait between two attempts under `retry`.
+pub const RETRY_WAIT_MS_MAX: u64 = 30_000;
+
+/// Failures in a row that open a breaker.
+pub const BREAKER_FAILURES_MAX: u32 = 5;
+
+/// Milliseconds a breaker stays open before it lets a probe through.
+pub const BREAKER_OPEN_MS: u64 = 30_000;
+
+/// Probes a half-open breaker lets through at once; as many must succeed to close it.
+pub const BREAKER_PROBES_MAX: u32 = 1;
+
+/// Parts that `parallel` runs at once for one event. All of them are polled whenever one is woken, so very many are
+/// better sent to nodes of their own.
+pub const PARALLEL_PARTS_MAX: usize = 256;
+
 /// Contexts and futures that each thread keeps to use again.
 pub(crate) const RECYCLED_MAX: usize = 64;
 

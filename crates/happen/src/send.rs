@@ -225,6 +225,46 @@ impl<'s, T: Payload> Sending<'s, T> {
         Asking { state: State::New(self), answer: PhantomData }
     }
 
+    /// Sends and gives the answer at once, for a caller that cannot wait.
+    ///
+    /// Plain handlers answer so, and asynchronous ones that are ready without waiting.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sending::reply`], and [`ErrorKind::Cancelled`] when the answer is not there yet: the flow is then asked to
+    /// stop at its next wait, as when a future of `reply` is dropped.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen::{Context, Event, Space};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// let space = Space::memory();
+    /// let adder = space.node("adder");
+    /// adder.on("u64", |n: &Event<u64>, _: &Context| **n + 1);
+    /// space.start().await?;
+    /// assert_eq!(*space.send(&adder, 41u64).reply_now::<u64>()?, 42);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "processSync")]
+    pub fn reply_now<R: Answer>(self) -> Result<Reply<R>> {
+        match self.begin(Purpose::Ask, None)? {
+            (event, Delivered::Now(outcome)) => answer(event, outcome),
+            (event, Delivered::Later(None)) => answer(event, Ok(None)),
+            (event, Delivered::Later(Some(mut receiver))) => match receiver.try_recv() {
+                Ok(outcome) => answer(event, outcome),
+                Err(_) => Err(Error::new(ErrorKind::Cancelled)
+                    .context(
+                        "the answer is not there at once and this caller cannot wait; use `.reply().await`",
+                    )
+                    .at_event(event)),
+            },
+        }
+    }
+
     /// Sends, and hands the answer to a function when it comes, beside the caller.
     pub fn reply_with<R: Answer>(self, then: impl FnOnce(Result<Reply<R>>) + Send + 'static)
     where
