@@ -51,6 +51,13 @@ impl Acceptance {
         self
     }
 
+    /// This rule without the predicates of `other`; globs are set as a whole, so they stay.
+    pub(crate) fn minus(&self, other: &Self) -> Self {
+        let mut left = self.clone();
+        left.predicates.retain(|own| !other.predicates.iter().any(|known| Arc::ptr_eq(known, own)));
+        left
+    }
+
     pub(crate) fn check(&self, origin: &Origin<'_>) -> Result<(), String> {
         if !self.globs.is_empty() && !self.globs.iter().any(|glob| origin.matches(glob)) {
             return Err(format!("it accepts {} and this comes from {origin}", self.globs.join(", ")));

@@ -174,7 +174,7 @@ pub(crate) fn deliver(node: &Arc<NodeInner>, event: &dyn ErasedEvent, want: Want
     };
     let event = changed.as_deref().unwrap_or(event);
     let Some(_depth) = local::deeper() else { return put_off(node, event, want) };
-    let max = table.options.max_concurrent;
+    let max = table.max_concurrent();
     let permit = match &table.lane {
         Lane::Concurrent => {
             if node.space.inline_is_uncounted(max, &node.gate) {
@@ -188,7 +188,7 @@ pub(crate) fn deliver(node: &Arc<NodeInner>, event: &dyn ErasedEvent, want: Want
         Lane::ByKey(key_of) => {
             let key = isolated("the key of a serial node", || key_of(event))?;
             let gate = node.key_gate(key);
-            if gate.enter(1) {
+            if gate.enter(table.max_by_key()) {
                 Permit::Held(Place::new(node, Some(key)))
             } else {
                 return queue(node, &table, event, want, Some(key));
@@ -297,8 +297,8 @@ fn again(node: &Arc<NodeInner>, job: Job, place: Option<Place>) {
                 },
             };
             let entered = match key {
-                None => node.gate.enter(table.options.max_concurrent),
-                Some(key) => node.key_gate(key).enter(1),
+                None => node.gate.enter(table.max_concurrent()),
+                Some(key) => node.key_gate(key).enter(table.max_by_key()),
             };
             if !entered {
                 return enqueue(node, &table, Job { event, want, reply }, key);
@@ -426,17 +426,23 @@ fn try_enqueue(
     let priority = priority_of(job.event.envelope());
     let keyed;
     let (gate, max) = match key {
-        None => (&node.gate, options.max_concurrent),
+        None => (&node.gate, table.max_concurrent()),
         Some(key) => {
             keyed = node.key_gate(key);
-            (&*keyed, 1)
+            (&*keyed, table.max_by_key())
         }
     };
     let waiting = gate.waiting() as usize + 1;
     let queued = gate.queue(job, priority, max, options.queue_limit, options.queue_order, options.overflow);
     node.space.note_pressure(node, waiting, options.queue_limit);
     match queued {
-        Queued::Waits => Ok(()),
+        Queued::Waits => {
+            // The look after the write: a held node may have been let go before its supervisor could see this job.
+            if table.is_held() && !node.table.load().is_held() && gate.claim_drain() {
+                spawn_drain(node, key);
+            }
+            Ok(())
+        }
         Queued::Drain => {
             spawn_drain(node, key);
             Ok(())
@@ -467,17 +473,18 @@ fn priority_of(envelope: &Envelope) -> i64 {
 
 /// Starts waiting jobs from a task of their own, so that whoever freed the place is not held up by the work of others.
 #[cold]
-fn spawn_drain(node: &Arc<NodeInner>, key: Option<u64>) {
+pub(crate) fn spawn_drain(node: &Arc<NodeInner>, key: Option<u64>) {
     let node = Arc::clone(node);
     let env = Arc::clone(&node.space.env);
     env.spawn(Box::pin(async move {
         let mut run = 0;
         loop {
-            let max = node.table.load().options.max_concurrent;
+            let table = node.table.load();
             let next = match key {
-                None => node.gate.next(max),
-                Some(key) => node.key_gate(key).next(1),
+                None => node.gate.next(table.max_concurrent()),
+                Some(key) => node.key_gate(key).next(table.max_by_key()),
             };
+            drop(table);
             let Some(job) = next else { return };
             again(&node, job, Some(Place::new(&node, key)));
             run += 1;
@@ -688,6 +695,10 @@ fn failed(
 ) -> Error {
     let error = error.at_event(event.envelope().id).at_node(&node.name);
     after_handling(node, table, event, Some(&error));
+    // The table of now: a flow may have begun before its node was given a supervisor.
+    if let Some(watched) = node.table.load().watched.clone() {
+        (watched.watch)(event, &error);
+    }
     node.space.flow_failed(node, &entry.name, event, &error);
     error
 }
@@ -727,7 +738,7 @@ fn spawn_flow(
     let space = &node.space;
     let context = waiting.context.clone();
     context.inner().set_place(&place);
-    let under_way = node.under_way(context.clone());
+    let under_way = node.under_way(context.clone(), table.build());
     let entry = Arc::clone(entry);
     let mut drive = Drive::new(waiting, Arc::clone(&event), table.options.flow_time_max());
     let node = Arc::clone(node);

@@ -138,7 +138,9 @@ impl<J> Gate<J> {
         Queued::Waits
     }
 
-    fn claim_drain(&self) -> bool {
+    /// For a gate that opens again: true when jobs wait and the caller must drain the queue.
+    #[must_use]
+    pub(crate) fn claim_drain(&self) -> bool {
         let mut queue = lock(&self.queue);
         if queue.draining || queue.jobs.is_empty() {
             return false;

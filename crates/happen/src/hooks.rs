@@ -76,6 +76,14 @@ impl Hooks {
         }));
     }
 
+    /// These hooks without those of `other`.
+    pub(crate) fn minus(&self, other: &Self) -> Self {
+        let mut left = self.clone();
+        left.hooks.retain(|(.., hook)| !other.hooks.iter().any(|(.., known)| Arc::ptr_eq(known, hook)));
+        left.transforms.retain(|own| !other.transforms.iter().any(|known| Arc::ptr_eq(known, own)));
+        left
+    }
+
     pub(crate) fn has(&self, moment: Moment) -> bool {
         self.hooks.iter().any(|(at, ..)| *at == moment)
     }

@@ -47,6 +47,18 @@ pub const STREAM_ITEMS_MAX: usize = 16;
 /// Items of a broadcast stream that wait for its slowest listener before that one misses some.
 pub const STREAM_BROADCAST_ITEMS_MAX: usize = 256;
 
+/// Restarts of a supervised node within the window below, before its supervisor gives up.
+pub const RESTARTS_MAX: u32 = 3;
+
+/// Milliseconds in which a supervisor counts restarts.
+pub const RESTARTS_WINDOW_MS: u64 = 60_000;
+
+/// Milliseconds before the first restart within a window; every further one takes twice as long.
+pub const RESTART_BACKOFF_FIRST_MS: u64 = 100;
+
+/// Milliseconds before a restart at most.
+pub const RESTART_BACKOFF_MS_MAX: u64 = 30_000;
+
 /// Bytes of an encoded event.
 pub const EVENT_BYTES_MAX: usize = 1 << 20;
 

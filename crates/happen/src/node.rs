@@ -16,7 +16,7 @@ use happen_core::{
 use crate::accept::{Acceptance, Origin};
 use crate::config::{Overflow, QueueOrder};
 use crate::context::Context;
-use crate::dispatch::Job;
+use crate::dispatch::{self, Job};
 use crate::gate::Gate;
 use crate::handler::{Argument, Handler};
 use crate::hooks::{Hooks, Moment, Seen};
@@ -56,7 +56,8 @@ pub(crate) struct NodeInner {
 #[derive(Default)]
 struct Aside {
     keys: Mutex<HashMap<u64, Arc<Gate<Job>>>>,
-    under_way: Mutex<Vec<Option<Context>>>,
+    /// With the number of the build that each belongs to.
+    under_way: Mutex<Vec<Option<(Context, u64)>>>,
     pub(crate) states: crate::state::States,
 }
 
@@ -139,7 +140,7 @@ impl NodeInner {
     }
 
     /// Lists a flow that goes on as a task.
-    pub(crate) fn under_way(self: &Arc<Self>, context: Context) -> UnderWay {
+    pub(crate) fn under_way(self: &Arc<Self>, context: Context, build: u64) -> UnderWay {
         self.space.flow_began();
         let mut flows = lock(&self.aside().under_way);
         let index = match flows.iter().position(Option::is_none) {
@@ -149,14 +150,46 @@ impl NodeInner {
                 flows.len() - 1
             }
         };
-        flows[index] = Some(context);
+        flows[index] = Some((context.clone(), build));
+        drop(flows);
+        // Either whoever ended that build saw the flow listed, or the flow sees here that its build has ended.
+        if self.table.load().build() != build {
+            context.cancel();
+        }
         UnderWay { node: Arc::clone(self), index }
     }
 
     fn flows(&self) -> Vec<Context> {
         match self.aside.get() {
-            Some(aside) => lock(&aside.under_way).iter().flatten().cloned().collect(),
+            Some(aside) => {
+                lock(&aside.under_way).iter().flatten().map(|(context, _)| context.clone()).collect()
+            }
             None => Vec::new(),
+        }
+    }
+
+    /// Asks the flows of builds up to this one to stop.
+    pub(crate) fn cancel_build(&self, last: u64) {
+        let Some(aside) = self.aside.get() else { return };
+        let flows: Vec<_> = lock(&aside.under_way).iter().flatten().cloned().collect();
+        for (flow, _) in flows.iter().filter(|(_, build)| *build <= last) {
+            flow.cancel();
+        }
+    }
+
+    /// Starts what waits, after the node was held.
+    pub(crate) fn wake(self: &Arc<Self>) {
+        if self.gate.claim_drain() {
+            dispatch::spawn_drain(self, None);
+        }
+        if let Some(aside) = self.aside.get() {
+            let gates: Vec<_> =
+                lock(&aside.keys).iter().map(|(key, gate)| (*key, Arc::clone(gate))).collect();
+            for (key, gate) in gates {
+                if gate.claim_drain() {
+                    dispatch::spawn_drain(self, Some(key));
+                }
+            }
         }
     }
 
@@ -183,6 +216,7 @@ impl NodeInner {
             table.phase = Phase::Closed;
             table.entries.clear();
             table.steps.clear();
+            table.watched = None;
         });
         let mut jobs = self.gate.clear();
         if let Some(aside) = self.aside.get() {
@@ -264,7 +298,7 @@ impl Node {
     pub(crate) fn register(
         &self,
         pattern: Result<Pattern>,
-        function: Box<dyn Function>,
+        function: impl Into<Arc<dyn Function>>,
         zero: bool,
     ) -> Registration {
         let node = Arc::clone(&self.inner);
@@ -483,8 +517,7 @@ impl Node {
     fn add_step(&self, name: Arc<str>, function: &Arc<dyn Function>) {
         let step = Arc::new(StepEntry { name, function: Arc::clone(function) });
         self.inner.change(|table| {
-            table.steps.retain(|other| other.name != step.name);
-            table.steps.push(Arc::clone(&step));
+            table.insert_step(&step);
         });
     }
 
@@ -606,7 +639,11 @@ impl Registration {
     pub fn off(&self) {
         let Some(id) = self.id else { return };
         self.node.space.unindex(&self.node, id);
-        self.node.change(|table| table.entries.retain(|entry| entry.id != id));
+        self.node.change(|table| {
+            if let Some((entries, at)) = table.find_entry(id) {
+                entries.remove(at);
+            }
+        });
     }
 
     /// Says why nothing was registered.
@@ -624,8 +661,8 @@ impl Registration {
     fn change(self, change: impl Fn(&mut Entry)) -> Self {
         if let Some(id) = self.id {
             self.node.change(|table| {
-                let Some(at) = table.entries.iter().position(|entry| entry.id == id) else { return };
-                let old = table.entries.remove(at);
+                let Some((entries, at)) = table.find_entry(id) else { return };
+                let old = entries.remove(at);
                 let mut entry = Entry {
                     id,
                     name: Arc::clone(&old.name),
@@ -639,7 +676,7 @@ impl Registration {
                 };
                 change(&mut entry);
                 if entry.priority == old.priority {
-                    table.entries.insert(at, Arc::new(entry));
+                    entries.insert(at, Arc::new(entry));
                 } else {
                     table.insert(Arc::new(entry));
                 }

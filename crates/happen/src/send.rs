@@ -59,7 +59,7 @@ pub trait Target<'t> {
 #[expect(unnameable_types, reason = "what a target becomes concerns only the runtime")]
 pub struct Destination<'t>(To<'t>);
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum To<'t> {
     Node(&'t Node),
     Name(Cow<'t, str>),
@@ -326,6 +326,54 @@ impl<'s, T: Payload> Sending<'s, T> {
                 sender.space().lost(&name, &error, |event| shared(parcel.clone(), event));
             }
         }
+    }
+
+    /// Sends a batch in parts of at most `len` events, one part after the reply to the one before: work in bulk whose
+    /// progress can be told.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use happen::{Batch, Context, Space};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// let space = Space::memory();
+    /// let adder = space.node("adder");
+    /// adder.on("u64", |batch: &Batch<u64>, _: &Context| batch.payloads().sum::<u64>());
+    /// space.start().await?;
+    /// let numbers: Vec<u64> = (1..=250).collect();
+    /// let mut chunks = space.send(&adder, numbers).chunks::<u64>(100);
+    /// while let Some(chunk) = chunks.next().await {
+    ///     let sum = chunk.reply?;
+    ///     assert!(*sum > 0);
+    ///     // 40 %, 80 %, 100 %
+    ///     assert!(chunk.events.end % 50 == 0);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn chunks<R: Answer>(self, len: usize) -> crate::chunks::Chunks<'s, T, R> {
+        let Self { sender, to, parcel, extras } = self;
+        let payloads = match parcel {
+            Parcel::Batch(payloads) => payloads,
+            // Whatever is no batch goes as it is.
+            parcel => {
+                let one = Sending { sender, to, parcel, extras };
+                return crate::chunks::Chunks::new([(0..1, one)].into(), 1);
+            }
+        };
+        let (all, len) = (payloads.len(), len.max(1));
+        let mut chunks = std::collections::VecDeque::with_capacity(all.div_ceil(len));
+        let mut payloads = payloads.into_iter();
+        for start in (0..all).step_by(len) {
+            let parcel = Parcel::Batch(payloads.by_ref().take(len).collect());
+            let extras = extras.as_deref().map(|extras| Box::new(extras.copy()));
+            chunks.push_back((
+                start..(start + len).min(all),
+                Sending { sender, to: to.clone(), parcel, extras },
+            ));
+        }
+        crate::chunks::Chunks::new(chunks, all)
     }
 
     fn send_now(self) -> Result<Sent> {
@@ -663,6 +711,12 @@ fn held_by(flow: &FlowInner) -> Option<Arc<Held>> {
     Some(Arc::new(Held { node: Arc::clone(&flow.node.name), gate, up: flow.held.clone() }))
 }
 
+impl<'t> Destination<'t> {
+    pub(crate) fn many(all: impl Iterator<Item = Self>) -> Self {
+        Self(To::Many(all.map(|one| one.0).collect()))
+    }
+}
+
 impl<'t> To<'t> {
     fn names(self, out: &mut Vec<Self>) {
         match self {
@@ -747,7 +801,7 @@ where
 }
 
 #[cold]
-fn no_destination() -> Error {
+pub(crate) fn no_destination() -> Error {
     Error::misuse("an event was sent to a list of nodes that is empty")
 }
 

@@ -412,9 +412,13 @@ impl SpaceInner {
 
     pub(crate) fn unindex(&self, node: &Arc<NodeInner>, id: u64) {
         let table = node.table.load();
-        if let Some(entry) = table.entries.iter().find(|entry| entry.id == id) {
+        if let Some(entry) = table.entry(id) {
             self.index.remove(node, id, &entry.pattern);
         }
+    }
+
+    pub(crate) fn forget_entry(&self, node: &NodeInner, entry: &Entry) {
+        self.index.remove(node, entry.id, &entry.pattern);
     }
 
     pub(crate) fn remove(&self, node: &Arc<NodeInner>) {
@@ -566,6 +570,25 @@ impl SpaceInner {
         }
     }
 
+    /// Broadcasts one of the runtime's own events from a node, as an effect of the event with this context.
+    pub(crate) fn announce_from(
+        self: &Arc<Self>,
+        node: &Arc<NodeInner>,
+        cause: Option<&Envelope>,
+        event_type: &str,
+        content: serde_json::Value,
+    ) {
+        if let Some(cause) = cause {
+            let event = Event::new(event_type, content.clone());
+            let flow = Arc::new(consequence(node, cause));
+            if Broadcasting::new(Sender::Flow(&flow), event).publish().is_ok() {
+                return;
+            }
+        }
+        // A correlation that ran away takes no more events, and this one must be heard.
+        self.announce(event_type, content);
+    }
+
     pub(crate) fn watches_emits(&self, sender: Sender<'_>) -> bool {
         self.has_hooks.load(Ordering::Relaxed)
             || match sender {
@@ -614,7 +637,9 @@ impl SpaceInner {
         }
         let failure = Failure::new(&node.name, handler, event, error);
         let error_type = EventType::new(&format!("{}.error", envelope.event_type));
-        let cause = FlowInner::new(Arc::clone(node), envelope.clone());
+        let mut cause = consequence(node, envelope);
+        let others = (1..event.len()).filter_map(|index| event.single(index));
+        cause.more_causes.extend(others.map(|event| event.envelope().id));
         let cause = Arc::new(cause);
         let result = stamp(Sender::Flow(&cause), error_type, Purpose::Broadcast, None).map(|envelope| {
             let id = envelope.id;
@@ -769,6 +794,14 @@ impl Drop for Owner {
         // Nobody can ask for a trace any more, while other threads may keep the space itself for a while.
         lock(&self.0.rings).clear();
     }
+}
+
+/// A flow to send the runtime's own events from, as effects of an event. They have no deadline: whoever observes the
+/// space wants to hear of a failure also when nobody waits for the reply any more.
+fn consequence(node: &Arc<NodeInner>, cause: &Envelope) -> FlowInner {
+    let mut cause = cause.clone();
+    cause.deadline_unix_ms = 0;
+    FlowInner::new(Arc::clone(node), cause)
 }
 
 /// Lets other tasks run.

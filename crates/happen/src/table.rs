@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 
 use happen_core::pattern::{Captures, is_runtime};
-use happen_core::{ErasedEvent, Event, EventType, Function, Pattern};
+use happen_core::{ErasedEvent, Error, Event, EventType, Function, Pattern};
 
 use crate::accept::Acceptance;
 use crate::config::NodeOptions;
@@ -24,7 +24,50 @@ pub(crate) struct Table {
     pub(crate) steps: Vec<Arc<StepEntry>>,
     pub(crate) hooks: Option<Arc<Hooks>>,
     pub(crate) metadata: Option<Arc<std::collections::BTreeMap<String, serde_json::Value>>>,
+    /// What a supervisor knows of the node; absent for a node that has none.
+    pub(crate) watched: Option<Arc<Watched>>,
     routes: Routes,
+}
+
+/// The part of a table that a supervisor changes.
+#[derive(Clone)]
+pub(crate) struct Watched {
+    /// Is told of every flow of the node that failed.
+    pub(crate) watch: Watch,
+    /// Whether events wait instead of being handled.
+    pub(crate) held: bool,
+    /// Counts the builds, so that a flow of an earlier one is known.
+    pub(crate) build: u64,
+    /// What the build under way has registered so far; handles nothing yet.
+    pub(crate) fresh: Option<Fresh>,
+    /// What the last build made, to be taken back by the next one.
+    pub(crate) made: Made,
+}
+
+/// Is told of a failed flow.
+pub(crate) type Watch = Arc<dyn Fn(&dyn ErasedEvent, &Error) + Send + Sync>;
+
+/// Registrations and steps that are not in force yet.
+#[derive(Clone, Default)]
+pub(crate) struct Fresh {
+    entries: Vec<Arc<Entry>>,
+    steps: Vec<Arc<StepEntry>>,
+    before: Rules,
+}
+
+/// What one run of a build function made.
+#[derive(Clone, Default)]
+pub(crate) struct Made {
+    entries: Vec<u64>,
+    steps: Vec<Arc<StepEntry>>,
+    rules: Rules,
+}
+
+/// Hooks and predicates: what a build adds to rather than sets.
+#[derive(Clone, Default)]
+struct Rules {
+    hooks: Option<Arc<Hooks>>,
+    accept: Option<Acceptance>,
 }
 
 /// Whether a node takes events.
@@ -106,14 +149,124 @@ impl Table {
             steps: Vec::new(),
             hooks: None,
             metadata: None,
+            watched: None,
             routes: Routes::default(),
         }
     }
 
     /// Adds a registration after those of the same priority.
     pub(crate) fn insert(&mut self, entry: Arc<Entry>) {
-        let at = self.entries.partition_point(|other| other.priority >= entry.priority);
-        self.entries.insert(at, entry);
+        let fresh = fresh(&mut self.watched);
+        insert_by_priority(fresh.map_or(&mut self.entries, |fresh| &mut fresh.entries), entry);
+    }
+
+    /// Adds a step in the place of one of the same name.
+    pub(crate) fn insert_step(&mut self, step: &Arc<StepEntry>) {
+        let steps = fresh(&mut self.watched).map_or(&mut self.steps, |fresh| &mut fresh.steps);
+        steps.retain(|other| other.name != step.name);
+        steps.push(Arc::clone(step));
+    }
+
+    /// The registration with this id, in force or not.
+    pub(crate) fn entry(&self, id: u64) -> Option<&Arc<Entry>> {
+        let fresh = self.watched.as_ref().and_then(|watched| watched.fresh.as_ref());
+        let fresh = fresh.map_or(&[][..], |fresh| &fresh.entries);
+        self.entries.iter().chain(fresh).find(|entry| entry.id == id)
+    }
+
+    /// The list that has the registration with this id, and where.
+    pub(crate) fn find_entry(&mut self, id: u64) -> Option<(&mut Vec<Arc<Entry>>, usize)> {
+        if let Some(at) = self.entries.iter().position(|entry| entry.id == id) {
+            return Some((&mut self.entries, at));
+        }
+        let fresh = &mut fresh(&mut self.watched)?.entries;
+        let at = fresh.iter().position(|entry| entry.id == id)?;
+        Some((fresh, at))
+    }
+
+    /// How many flows may be under way now.
+    #[inline]
+    pub(crate) fn max_concurrent(&self) -> u32 {
+        if self.is_held() { 0 } else { self.options.max_concurrent }
+    }
+
+    /// How many flows of one key may be under way now.
+    pub(crate) fn max_by_key(&self) -> u32 {
+        u32::from(!self.is_held())
+    }
+
+    /// Whether events wait because a supervisor is about to build the node anew.
+    #[inline]
+    pub(crate) fn is_held(&self) -> bool {
+        self.watched.as_ref().is_some_and(|watched| watched.held)
+    }
+
+    /// The number of the build that made this table; 0 without a supervisor.
+    #[inline]
+    pub(crate) fn build(&self) -> u64 {
+        self.watched.as_ref().map_or(0, |watched| watched.build)
+    }
+
+    /// Has events wait, or lets them be handled.
+    pub(crate) fn set_held(&mut self, held: bool) {
+        if let Some(watched) = self.watched_mut() {
+            watched.held = held;
+        }
+    }
+
+    fn watched_mut(&mut self) -> Option<&mut Watched> {
+        self.watched.as_mut().map(Arc::make_mut)
+    }
+
+    /// Keeps what is registered from now on apart, until [`Table::end_build`] or [`Table::drop_build`].
+    pub(crate) fn begin_build(&mut self) {
+        let before = self.rules();
+        if let Some(watched) = self.watched_mut() {
+            watched.fresh = Some(Fresh { before, ..Fresh::default() });
+        }
+    }
+
+    /// Puts what was built in the place of what the build before had made.
+    pub(crate) fn end_build(&mut self) {
+        let rules = self.rules();
+        let Some(watched) = self.watched_mut() else { return };
+        let fresh = watched.fresh.take().unwrap_or_default();
+        let made = Made {
+            entries: fresh.entries.iter().map(|entry| entry.id).collect(),
+            steps: fresh.steps.clone(),
+            rules: rules.minus(&fresh.before),
+        };
+        let old = std::mem::replace(&mut watched.made, made);
+        watched.build += 1;
+        self.entries.retain(|entry| !old.entries.contains(&entry.id));
+        for entry in fresh.entries {
+            insert_by_priority(&mut self.entries, entry);
+        }
+        let replaced = |step: &Arc<StepEntry>| {
+            old.steps.iter().any(|made| Arc::ptr_eq(made, step))
+                || fresh.steps.iter().any(|made| made.name == step.name)
+        };
+        self.steps.retain(|step| !replaced(step));
+        self.steps.extend(fresh.steps);
+        self.set_rules(rules.minus(&old.rules));
+    }
+
+    /// Forgets what a build that failed has made so far.
+    pub(crate) fn drop_build(&mut self) {
+        let rules = self.rules();
+        let Some(watched) = self.watched_mut() else { return };
+        let fresh = watched.fresh.take().unwrap_or_default();
+        let made = rules.minus(&fresh.before);
+        self.set_rules(rules.minus(&made));
+    }
+
+    fn rules(&self) -> Rules {
+        Rules { hooks: self.hooks.clone(), accept: self.accept.clone() }
+    }
+
+    fn set_rules(&mut self, rules: Rules) {
+        self.hooks = rules.hooks;
+        self.accept = rules.accept;
     }
 
     /// The registrations for this type, found once and remembered while there is room.
@@ -142,10 +295,55 @@ impl Table {
         steps.chain(self.entries.iter().map(|entry| entry.name.to_string())).collect()
     }
 
+    /// The ids and patterns of the registrations that the last build made, or the one under way.
+    pub(crate) fn made_entries(&self, which: Build) -> Vec<Arc<Entry>> {
+        let Some(watched) = &self.watched else { return Vec::new() };
+        match which {
+            Build::Last => {
+                let made = &watched.made.entries;
+                self.entries.iter().filter(|entry| made.contains(&entry.id)).cloned().collect()
+            }
+            Build::UnderWay => watched.fresh.iter().flat_map(|fresh| fresh.entries.iter().cloned()).collect(),
+        }
+    }
+
     /// The same table with an empty cache, for a change that alters routes.
     pub(crate) fn changed(&self) -> Self {
         Self { routes: Routes::default(), ..self.clone() }
     }
+}
+
+/// A run of a build function.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Build {
+    Last,
+    UnderWay,
+}
+
+impl Rules {
+    /// These without those of `other`.
+    fn minus(&self, other: &Self) -> Self {
+        let hooks = match (&self.hooks, &other.hooks) {
+            (Some(hooks), Some(other)) => Some(Arc::new(hooks.minus(other))),
+            (hooks, _) => hooks.clone(),
+        };
+        let accept = match (&self.accept, &other.accept) {
+            (Some(accept), Some(other)) => Some(accept.minus(other)),
+            (accept, _) => accept.clone(),
+        };
+        Self { hooks, accept }
+    }
+}
+
+fn fresh(watched: &mut Option<Arc<Watched>>) -> Option<&mut Fresh> {
+    let watched = watched.as_mut().filter(|watched| watched.fresh.is_some())?;
+    Arc::make_mut(watched).fresh.as_mut()
+}
+
+/// Puts a registration after those of the same priority.
+fn insert_by_priority(entries: &mut Vec<Arc<Entry>>, entry: Arc<Entry>) {
+    let at = entries.partition_point(|other| other.priority >= entry.priority);
+    entries.insert(at, entry);
 }
 
 impl Entry {
