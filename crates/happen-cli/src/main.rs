@@ -2,6 +2,7 @@
 
 mod demo;
 mod failure;
+mod git;
 mod git_log;
 mod kept;
 mod output;
@@ -12,6 +13,7 @@ mod test_repository;
 use std::future::Future;
 use std::io::Write;
 use std::num::NonZero;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -32,6 +34,8 @@ struct CommandLine {
 enum Command {
     /// Run a shop with thousands of orders, some of which fail in every possible way
     Demo(DemoArguments),
+    /// Turn a git history into events and say what led to a commit
+    Git(GitArguments),
 }
 
 #[derive(Debug, Args)]
@@ -48,12 +52,33 @@ struct DemoArguments {
     json: bool,
 }
 
+#[derive(Debug, Args)]
+struct GitArguments {
+    /// A folder of the repository
+    #[arg(default_value = ".")]
+    path: PathBuf,
+    /// The commit to trace, by the first digits of its id [default: HEAD]
+    #[arg(long, value_name = "PREFIX", value_parser = commit_prefix)]
+    commit: Option<String>,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn commit_prefix(text: &str) -> Result<String, &'static str> {
+    let is_prefix = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_prefix { Ok(text.to_owned()) } else { Err("the id of a commit is made of the digits 0-9 and a-f") }
+}
+
 fn main() -> ExitCode {
     let line = CommandLine::parse();
     let output = Output::standard();
     let result = match line.command {
         Command::Demo(DemoArguments { orders, seed, json }) => {
             run(demo::run(Plan { orders, seed }, json, &output))
+        }
+        Command::Git(GitArguments { path, commit, json }) => {
+            run(git::run(&git::Request { path, commit, json }, &output))
         }
     };
     match result {

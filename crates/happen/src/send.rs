@@ -686,7 +686,7 @@ impl<'t> Target<'t> for &'t String {
     }
 }
 
-impl Target<'static> for String {
+impl<'t> Target<'t> for String {
     fn into_destination(self) -> Destination<'static> {
         Destination(To::Name(Cow::Owned(self)))
     }

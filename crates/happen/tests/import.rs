@@ -134,3 +134,24 @@ async fn a_long_history_is_traced_to_its_root() -> happen::Result<()> {
     assert!(deepest.to_string().starts_with("(4999) commit"), "{deepest}");
     Ok(())
 }
+
+#[tokio::test]
+async fn a_handler_sends_to_a_name_it_has_just_made() -> happen::Result<()> {
+    let space = started(Config::default()).await?;
+    space
+        .node("authors")
+        .on("commit", async |commit: Event, cx: Context| -> happen::Result<()> {
+            cx.send(format!("author:{}", commit.get("name").unwrap().as_str().unwrap()), 1u64).await?;
+            Ok(())
+        })
+        .check()?;
+    let heard = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&heard);
+    space
+        .node("author:ada")
+        .on("u64", move |event: &Event<u64>, _: &Context| *count.lock().unwrap() += event.payload())
+        .check()?;
+    space.broadcasting(commit("ada")).caused_by([]).publish()?;
+    assert_eq!(*heard.lock().unwrap(), 1);
+    Ok(())
+}
