@@ -211,6 +211,20 @@ impl History {
         Ok(tags)
     }
 
+    /// The full id of the commit whose history this is.
+    pub(crate) fn head(&self) -> &str {
+        &self.head
+    }
+
+    /// Counts the ancestors of a commit, itself included: all of them, and those on the line of first parents.
+    ///
+    /// # Errors
+    ///
+    /// [`GitError::Failed`], [`GitError::Unparsable`] or [`GitError::Io`].
+    pub(crate) fn ancestors_by_git(&self, commit: &str) -> Result<(u64, u64), GitError> {
+        Ok((self.count_from(commit, &["--count"])?, self.count_from(commit, &["--count", "--first-parent"])?))
+    }
+
     /// Counts commits, merges and authors by other git commands than [`commits`](Self::commits) uses.
     ///
     /// # Errors
@@ -225,7 +239,11 @@ impl History {
     }
 
     fn count(&self, options: &[&str]) -> Result<u64, GitError> {
-        let arguments = [options, &[self.head.as_str(), "--"]].concat();
+        self.count_from(&self.head, options)
+    }
+
+    fn count_from(&self, commit: &str, options: &[&str]) -> Result<u64, GitError> {
+        let arguments = [options, &[commit, "--"]].concat();
         let printed = self.git.run("rev-list", &arguments)?;
         let number = text(printed.trim_ascii_end()).parse();
         number.map_err(|_| unparsable("rev-list", "a count that is not a number", &printed))

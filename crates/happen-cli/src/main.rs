@@ -1,9 +1,106 @@
-//! The `happen` binary.
+//! The `happen` binary: the command line, the runtime, and the exit code. What a command does is in its own file.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "the command that reads a history is the next step"))]
+mod demo;
+mod failure;
+mod git;
 mod git_log;
+mod kept;
+mod output;
 #[cfg(test)]
 #[path = "../tests/support/repository.rs"]
 mod test_repository;
 
-fn main() {}
+use std::future::Future;
+use std::io::Write;
+use std::num::NonZero;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::demo::plan::{ORDERS_MAX, ORDERS_MIN, Plan};
+use crate::failure::{Failure, sentence};
+use crate::output::Output;
+
+/// Event-driven systems out of nodes and events
+#[derive(Debug, Parser)]
+#[command(name = "happen", version, after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage.")]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a shop with thousands of orders, some of which fail in every possible way
+    Demo(DemoArguments),
+    /// Turn a git history into events and say what led to a commit
+    Git(GitArguments),
+}
+
+#[derive(Debug, Args)]
+struct DemoArguments {
+    /// How many orders to place
+    #[arg(long, value_name = "N", default_value_t = ORDERS_DEFAULT)]
+    #[arg(value_parser = clap::value_parser!(u64).range(ORDERS_MIN..=ORDERS_MAX))]
+    orders: u64,
+    /// Which orders to place: the same seed gives the same orders
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    seed: u64,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct GitArguments {
+    /// A folder of the repository
+    #[arg(default_value = ".")]
+    path: PathBuf,
+    /// The commit to trace, by the first digits of its id [default: HEAD]
+    #[arg(long, value_name = "PREFIX", value_parser = commit_prefix)]
+    commit: Option<String>,
+    /// Print the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn commit_prefix(text: &str) -> Result<String, &'static str> {
+    let is_prefix = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_prefix { Ok(text.to_owned()) } else { Err("the id of a commit is made of the digits 0-9 and a-f") }
+}
+
+fn main() -> ExitCode {
+    let line = CommandLine::parse();
+    let output = Output::standard();
+    let result = match line.command {
+        Command::Demo(DemoArguments { orders, seed, json }) => {
+            run(demo::run(Plan { orders, seed }, json, &output))
+        }
+        Command::Git(GitArguments { path, commit, json }) => {
+            run(git::run(&git::Request { path, commit, json }, &output))
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Without a standard error there is only the exit code left to tell it.
+            drop(writeln!(std::io::stderr().lock(), "happen: {}", sentence(&failure)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs a command on at least two threads, also where the machine has one processor.
+fn run(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let threads = std::thread::available_parallelism().map_or(2, NonZero::get).max(2);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_time()
+        .build()
+        .map_err(Failure::Runtime)?;
+    runtime.block_on(command)
+}
+
+/// Orders of a demonstration that takes a few seconds; without optimisation, fewer.
+const ORDERS_DEFAULT: u64 = if cfg!(debug_assertions) { 500 } else { 5_000 };

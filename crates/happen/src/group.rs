@@ -1,6 +1,7 @@
 //! Several nodes at once: one handler on each of them, one event to each of them, and sets of nodes that change at run
 //! time. Owns who belongs to a group; does not know how an event reaches a node.
 
+use happen_core::IntoStep;
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use happen_core::{Answer, Error, Function, IntoPattern, NodeKey, Outgoing, Pattern, Payload, Result};
 use serde_json::Value as Json;
 
-use crate::handler::Handler;
+use crate::handler::{Argument, Handler};
 use crate::node::{Node, Registration};
 use crate::send::{Destination, Replies, Sender, Sending, Sent, Target, no_destination};
 use crate::space::{Space, SpaceInner};
@@ -45,6 +46,8 @@ pub trait Nodes {
     where
         P: IntoPattern<PM>,
         H: Handler<M>,
+        H::Argument: Argument,
+        H::Output: IntoStep,
         H::Future: Send;
 
     /// Sends an event to each of the nodes from outside any node, as [`Space::send`] does to one. Each gets an event of its
@@ -57,6 +60,8 @@ impl<N: Borrow<Node>> Nodes for [N] {
     where
         P: IntoPattern<PM>,
         H: Handler<M>,
+        H::Argument: Argument,
+        H::Output: IntoStep,
         H::Future: Send,
     {
         let pattern = pattern.into_pattern();
@@ -265,6 +270,8 @@ impl Group {
     where
         P: IntoPattern<PM>,
         H: Handler<M>,
+        H::Argument: Argument,
+        H::Output: IntoStep,
         H::Future: Send,
     {
         let group = self.clone();

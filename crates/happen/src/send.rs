@@ -650,16 +650,31 @@ impl<'s, T: Payload> Broadcasting<'s, T> {
         space.check_running()?;
         let event_type: EventType = payload.event_type();
         let envelope = stamp(sender, event_type, Purpose::Broadcast, extras.as_deref())?;
-        let id = envelope.id;
-        let listeners = space.listeners(&envelope.event_type);
-        let mark = space.remember_sent(&envelope, NodeKey(0));
-        space.settle(mark, web::PUBLISHED);
-        if !listeners.is_empty() {
-            let event = Event::from_parts(envelope, payload);
-            dispatch::publish(&listeners, &event, id, source);
-        }
-        Ok(id)
+        Ok(spread(space, envelope, payload, source))
     }
+
+    pub(crate) fn into_parts(self) -> (Sender<'s>, T, Option<Box<Extras>>) {
+        (self.sender, self.payload, self.extras)
+    }
+}
+
+/// Brings a stamped event to everyone who listens.
+#[inline]
+pub(crate) fn spread<T: Payload>(
+    space: &Arc<SpaceInner>,
+    envelope: Envelope,
+    payload: T,
+    source: Option<&tokio::sync::broadcast::Sender<happen_core::Value>>,
+) -> EventId {
+    let id = envelope.id;
+    let listeners = space.listeners(&envelope.event_type);
+    let mark = space.remember_sent(&envelope, NodeKey(0));
+    space.settle(mark, web::PUBLISHED);
+    if !listeners.is_empty() {
+        let event = Event::from_parts(envelope, payload);
+        dispatch::publish(&listeners, &event, id, source);
+    }
+    id
 }
 
 impl<'s> Sender<'s> {
@@ -767,7 +782,7 @@ impl<'t> Target<'t> for &'t String {
     }
 }
 
-impl Target<'static> for String {
+impl<'t> Target<'t> for String {
     fn into_destination(self) -> Destination<'static> {
         Destination(To::Name(Cow::Owned(self)))
     }

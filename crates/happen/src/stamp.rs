@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use happen_core::event::{Inherited, Path, Purpose};
+use happen_core::limits::CAUSES_MAX;
 use happen_core::{Envelope, Error, ErrorKind, EventType, NodeKey, Result};
 
 use crate::flow::FlowInner;
 use crate::hooks::{Moment, Seen};
+use crate::import::Imported;
 use crate::local;
 use crate::send::{Extras, Sender};
 use crate::space::SpaceInner;
@@ -35,13 +37,76 @@ pub(crate) fn stamp(
         None => Ok(root(space, sender.key(), event_type, purpose, at_unix_ms)),
         Some(flow) => effect(space, flow, sender.key(), event_type, purpose, at_unix_ms),
     })?;
+    complete(space, sender, &mut envelope, extras)?;
+    Ok(envelope)
+}
+
+/// The envelope of an event that happened elsewhere, with the causes its importer names.
+///
+/// # Errors
+///
+/// As [`stamp`], and [`ErrorKind::Misuse`] where causes are not the sender's to say.
+pub(crate) fn stamp_imported(
+    sender: Sender<'_>,
+    event_type: EventType,
+    causes: &[Imported],
+    extras: Option<&Extras>,
+) -> Result<Envelope> {
+    let space = sender.space();
+    if sender.with_cause(|cause| cause.is_some()) {
+        return Err(Error::misuse(
+            "a cause was named inside a handler, where the event being handled is the cause; import outside of one",
+        ));
+    }
+    if causes.iter().any(|cause| cause.space != space.id) {
+        return Err(Error::misuse("an imported event was given a cause that is an event of another space"));
+    }
+    if causes.len() > CAUSES_MAX {
+        return Err(Error::misuse(format!(
+            "an event has {} causes; {CAUSES_MAX} is the limit",
+            causes.len()
+        )));
+    }
+    let at_unix_ms = space.env.coarse_unix_ms();
+    let mut envelope = root(space, sender.key(), event_type, Purpose::Broadcast, at_unix_ms);
+    if let Some((first, more)) = causes.split_first() {
+        let depth_max = space.config.correlation.depth_max;
+        if first.depth >= depth_max {
+            let path = space.way_to(first.event, RUNAWAY_PATH);
+            let limit = "correlation.depth_max";
+            let error = Error::new(ErrorKind::Runaway { limit, max: u64::from(depth_max), path });
+            return Err(error.at_event(first.event));
+        }
+        envelope.cause = Some(first.event);
+        envelope.root = first.root;
+        envelope.origin = first.origin;
+        envelope.depth = first.depth + 1;
+        if first.inherited.is_some() {
+            envelope.extra_mut().inherited.clone_from(&first.inherited);
+        }
+        if !more.is_empty() {
+            envelope.extra_mut().more_causes = more.iter().map(|cause| cause.event).collect();
+        }
+    }
+    complete(space, sender, &mut envelope, extras)?;
+    Ok(envelope)
+}
+
+/// Adds what the sender chose, and asks the hooks.
+#[inline]
+fn complete(
+    space: &SpaceInner,
+    sender: Sender<'_>,
+    envelope: &mut Envelope,
+    extras: Option<&Extras>,
+) -> Result<()> {
     if let Some(extras) = extras {
-        add(space, sender, &mut envelope, extras)?;
+        add(space, sender, envelope, extras)?;
     }
     if space.watches_emits(sender) {
-        before_emit(space, sender, &envelope)?;
+        before_emit(space, sender, envelope)?;
     }
-    Ok(envelope)
+    Ok(())
 }
 
 #[inline]

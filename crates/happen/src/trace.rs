@@ -417,7 +417,10 @@ impl Tree<'_> {
             let effects = self.remembered.effects.get(&event).map_or(&[][..], Vec::as_slice);
             for (index, &effect) in effects.iter().enumerate().rev() {
                 let mut last = last.clone();
-                last.push(index + 1 == effects.len());
+                // Guides end at a depth, and so does what is kept for them: a cascade may be many thousand deep.
+                if last.len() < GUIDES_MAX + 2 {
+                    last.push(index + 1 == effects.len());
+                }
                 stack.push((effect, depth + 1, last));
             }
         }

@@ -1,6 +1,7 @@
 //! `breaker`: a handler that is left alone for a while after it failed too often. Owns the three states and the ways
 //! between them.
 
+use happen_core::IntoStep;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use happen_core::{ErasedEvent, Error, ErrorKind, Function, Result, Step};
 
 use super::{Running, Wrap, Wrapped, erase, later, start, wrapped};
 use crate::context::Context;
-use crate::handler::Handler;
+use crate::handler::{Argument, Handler};
 use crate::limits;
 use crate::sync::{Mutex, lock};
 
@@ -58,6 +59,8 @@ use crate::sync::{Mutex, lock};
 pub fn breaker<H, M>(breaker: Breaker, handler: H) -> Wrapped
 where
     H: Handler<M>,
+    H::Argument: Argument,
+    H::Output: IntoStep,
     H::Future: Send,
 {
     wrapped(Guarded { inner: erase(handler), breaker })

@@ -1,6 +1,7 @@
 //! `bulkhead`: so many runs at once of what several handlers share, and so many that wait. Owns the places; what is
 //! behind them, such as a pool of connections, it does not know.
 
+use happen_core::IntoStep;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{Running, Wrap, Wrapped, erase, later, start, wrapped};
 use crate::context::Context;
-use crate::handler::Handler;
+use crate::handler::{Argument, Handler};
 
 /// Limits how many runs of a handler there are at once, together with all other handlers behind the same
 /// [`Bulkhead`]. An event that finds all places taken waits, first come, first run; one that finds the waiting room full
@@ -45,6 +46,8 @@ use crate::handler::Handler;
 pub fn bulkhead<H, M>(bulkhead: Bulkhead, handler: H) -> Wrapped
 where
     H: Handler<M>,
+    H::Argument: Argument,
+    H::Output: IntoStep,
     H::Future: Send,
 {
     wrapped(Behind { inner: erase(handler), bulkhead })

@@ -1,5 +1,6 @@
 //! `conditional`: one of two handlers, by a look at the event.
 
+use happen_core::IntoStep;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use happen_core::{ErasedEvent, Event, Function, Payload};
 
 use super::{Wrap, Wrapped, erase, go_on, look, wrapped};
 use crate::context::Context;
-use crate::handler::Handler;
+use crate::handler::{Argument, Handler};
 
 /// Runs the first handler for events the predicate answers true for, the other one for the rest. Of a batch it looks at
 /// the first event.
@@ -44,8 +45,12 @@ pub fn conditional<T, H, M, O, N>(
 where
     T: Payload,
     H: Handler<M>,
+    H::Argument: Argument,
+    H::Output: IntoStep,
     H::Future: Send,
     O: Handler<N>,
+    O::Argument: Argument,
+    O::Output: IntoStep,
     O::Future: Send,
 {
     let looks_at = PhantomData::<fn(&T)>;

@@ -1,5 +1,6 @@
 //! `fallback`: a handler for when another one fails. An error is a branch of the flow here, not its end.
 
+use happen_core::IntoStep;
 use std::sync::Arc;
 
 use happen_core::function::Started;
@@ -7,7 +8,7 @@ use happen_core::{ErasedEvent, Function, Result, Step};
 
 use super::{Running, Wrap, Wrapped, erase, go_on, later, start, wrapped};
 use crate::context::Context;
-use crate::handler::Handler;
+use crate::handler::{Argument, Handler};
 
 /// Runs another handler with the same event when the first one fails. It finds the error with
 /// [`Context::last_error`], and may end the flow with a value, go on with any step, or fail.
@@ -49,8 +50,12 @@ use crate::handler::Handler;
 pub fn fallback<H, M, O, N>(handler: H, other: O) -> Wrapped
 where
     H: Handler<M>,
+    H::Argument: Argument,
+    H::Output: IntoStep,
     H::Future: Send,
     O: Handler<N>,
+    O::Argument: Argument,
+    O::Output: IntoStep,
     O::Future: Send,
 {
     wrapped(Fallback { inner: erase(handler), other: erase(other) })

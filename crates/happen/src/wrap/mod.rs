@@ -69,6 +69,7 @@ mod tap;
 mod timeout;
 mod validate;
 
+use happen_core::IntoStep;
 use std::any::Any;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -102,6 +103,8 @@ pub struct Wrapped(Box<dyn Function>);
 pub struct Erased(());
 
 impl Handler<Erased> for Wrapped {
+    type Argument = Event;
+    type Output = ();
     type Future = ();
 
     fn into_function(self) -> Box<dyn Function> {
@@ -119,6 +122,8 @@ impl fmt::Debug for Wrapped {
 fn erase<H, M>(handler: H) -> Arc<dyn Function>
 where
     H: Handler<M>,
+    H::Argument: Argument,
+    H::Output: IntoStep,
     H::Future: Send,
 {
     handler.into_function().into()

@@ -14,6 +14,8 @@
 //! So the results arrive as what `with` and `next_with` give, the first argument, and the function that takes them is
 //! an ordinary next step of the flow: it shows in traces, and what it does is not part of the parts.
 
+use crate::handler::Argument;
+use happen_core::IntoStep;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -67,6 +69,8 @@ where
     R: Clone + Send + Sync + 'static,
     H: Clone + Send + Sync + 'static,
     With<R, H>: Handler<M>,
+    <With<R, H> as Handler<M>>::Argument: Argument,
+    <With<R, H> as Handler<M>>::Output: IntoStep,
     <With<R, H> as Handler<M>>::Future: Send,
     M: 'static,
 {
@@ -111,6 +115,8 @@ where
     R: Clone + Send + Sync + 'static,
     H: Clone + Send + Sync + 'static,
     With<R, H>: Handler<M>,
+    <With<R, H> as Handler<M>>::Argument: Argument,
+    <With<R, H> as Handler<M>>::Output: IntoStep,
     <With<R, H> as Handler<M>>::Future: Send,
     M: 'static,
 {
@@ -123,6 +129,8 @@ where
 fn next_with<R, H, M>(results: R, then: H) -> Step
 where
     With<R, H>: Handler<M>,
+    <With<R, H> as Handler<M>>::Argument: Argument,
+    <With<R, H> as Handler<M>>::Output: IntoStep,
     <With<R, H> as Handler<M>>::Future: Send,
 {
     Step::new(Kind::Next(with(results, then).into_function()))
@@ -162,7 +170,8 @@ macro_rules! tuples {
     ($($handler:ident $marker:ident $result:ident),+) => {
         impl<$($handler, $marker, $result),+> Parts<($($marker,)+), ($($result,)+)> for ($($handler,)+)
         where
-            $($handler: Handler<$marker>, $handler::Future: Send, $result: Answer,)+
+            $($handler: Handler<$marker>, $handler::Argument: Argument, $handler::Output: IntoStep,
+            $handler::Future: Send, $result: Answer,)+
         {
             fn erased(self) -> Vec<Arc<dyn Function>> {
                 #[expect(non_snake_case, reason = "the names of the types serve for the values as well")]
@@ -179,7 +188,8 @@ macro_rules! tuples {
         impl<$($handler, $marker, $result),+>
             SettledParts<($($marker,)+), ($(Result<$result, Arc<Error>>,)+)> for ($($handler,)+)
         where
-            $($handler: Handler<$marker>, $handler::Future: Send, $result: Answer,)+
+            $($handler: Handler<$marker>, $handler::Argument: Argument, $handler::Output: IntoStep,
+            $handler::Future: Send, $result: Answer,)+
         {
             fn erased(self) -> Vec<Arc<dyn Function>> {
                 <Self as Parts<($($marker,)+), ($($result,)+)>>::erased(self)
@@ -209,6 +219,8 @@ tuples!(A MA RA, B MB RB, C MC RC, D MD RD, E ME RE, F MF RF, G MG RG, H MH RH);
 impl<H, M, R> Parts<M, Vec<R>> for Vec<H>
 where
     H: Handler<M>,
+    H::Argument: Argument,
+    H::Output: IntoStep,
     H::Future: Send,
     R: Answer,
 {
@@ -224,6 +236,8 @@ where
 impl<H, M, R> SettledParts<M, Vec<Result<R, Arc<Error>>>> for Vec<H>
 where
     H: Handler<M>,
+    H::Argument: Argument,
+    H::Output: IntoStep,
     H::Future: Send,
     R: Answer,
 {

@@ -1,5 +1,6 @@
 //! `retry`: a handler that is run again when it fails. Owns how often, after which waits, and for which errors.
 
+use happen_core::IntoStep;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use happen_core::{ErasedEvent, Error, Function};
 
 use super::{Running, Wrap, Wrapped, erase, go_on, later, start, wrapped};
 use crate::context::Context;
-use crate::handler::Handler;
+use crate::handler::{Argument, Handler};
 use crate::limits;
 
 /// Runs a handler again when it fails, after waits that grow.
@@ -54,6 +55,8 @@ use crate::limits;
 pub fn retry<H, M>(policy: impl Into<Backoff>, handler: H) -> Wrapped
 where
     H: Handler<M>,
+    H::Argument: Argument,
+    H::Output: IntoStep,
     H::Future: Send,
 {
     wrapped(Retry { inner: erase(handler), policy: policy.into() })

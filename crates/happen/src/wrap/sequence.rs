@@ -1,5 +1,6 @@
 //! `sequence`: one handler after another, for one event.
 
+use happen_core::IntoStep;
 use std::sync::Arc;
 
 use happen_core::function::Started;
@@ -8,7 +9,7 @@ use happen_core::{ErasedEvent, Function, Result, Step};
 
 use super::{Running, Wrap, Wrapped, erase, go_on, later, start, wrapped};
 use crate::context::Context;
-use crate::handler::Handler;
+use crate::handler::{Argument, Handler};
 
 /// Runs the second handler when the first one has ended without a value. Longer sequences nest:
 /// `sequence(a, sequence(b, c))`.
@@ -43,8 +44,12 @@ use crate::handler::Handler;
 pub fn sequence<A, M, B, N>(first: A, second: B) -> Wrapped
 where
     A: Handler<M>,
+    A::Argument: Argument,
+    A::Output: IntoStep,
     A::Future: Send,
     B: Handler<N>,
+    B::Argument: Argument,
+    B::Output: IntoStep,
     B::Future: Send,
 {
     wrapped(Sequence { first: erase(first), second: erase(second) })

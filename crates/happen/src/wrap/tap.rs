@@ -1,5 +1,6 @@
 //! `tap`: a side look at the events of a handler.
 
+use happen_core::IntoStep;
 use std::sync::Arc;
 
 use happen_core::function::Started;
@@ -7,7 +8,7 @@ use happen_core::{ErasedEvent, Function, Result, Step};
 
 use super::{Running, Wrap, Wrapped, erase, later, start, wrapped};
 use crate::context::Context;
-use crate::handler::Handler;
+use crate::handler::{Argument, Handler};
 
 /// Lets a handler look at each event before another one handles it. What it returns is not used, and its failure or
 /// panic does not fail the flow: it is reported as a warning of `tracing`.
@@ -34,8 +35,12 @@ use crate::handler::Handler;
 pub fn tap<L, N, H, M>(look: L, handler: H) -> Wrapped
 where
     L: Handler<N>,
+    L::Argument: Argument,
+    L::Output: IntoStep,
     L::Future: Send,
     H: Handler<M>,
+    H::Argument: Argument,
+    H::Output: IntoStep,
     H::Future: Send,
 {
     wrapped(Tap { look: erase(look), inner: erase(handler) })

@@ -1,5 +1,6 @@
 //! `timeout`: a handler that may take so long and no longer.
 
+use happen_core::IntoStep;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use happen_core::{ErasedEvent, Error, ErrorKind, Function};
 
 use super::{Running, Wrap, Wrapped, erase, later, start, wrapped};
 use crate::context::Context;
-use crate::handler::Handler;
+use crate::handler::{Argument, Handler};
 
 /// Ends a handler that takes longer than this with [`ErrorKind::TimedOut`]; its future is dropped.
 ///
@@ -41,6 +42,8 @@ use crate::handler::Handler;
 pub fn timeout<H, M>(after: Duration, handler: H) -> Wrapped
 where
     H: Handler<M>,
+    H::Argument: Argument,
+    H::Output: IntoStep,
     H::Future: Send,
 {
     wrapped(Timeout { inner: erase(handler), after })

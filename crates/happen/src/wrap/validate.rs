@@ -1,5 +1,6 @@
 //! `validate`: a handler that sees only payloads which passed a check.
 
+use happen_core::IntoStep;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use happen_core::{ErasedEvent, Error, ErrorKind, Function, Payload};
 
 use super::{Wrap, Wrapped, erase, look, wrapped};
 use crate::context::Context;
-use crate::handler::Handler;
+use crate::handler::{Argument, Handler};
 
 /// Checks the payload before the handler runs; what the check says is wrong becomes [`ErrorKind::Invalid`].
 ///
@@ -48,6 +49,8 @@ where
     T: Payload,
     E: Into<String> + 'static,
     H: Handler<M>,
+    H::Argument: Argument,
+    H::Output: IntoStep,
     H::Future: Send,
 {
     wrapped(Validate { inner: erase(handler), check, checks: PhantomData::<fn(&T) -> E> })

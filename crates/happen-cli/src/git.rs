@@ -1,0 +1,587 @@
+//! A git history as a causal web: each commit is an event caused by its parents, each author and each tag is a node.
+//! Owns the space and its report; how a history is read is in `git_log.rs`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use happen::{Config, Context, Event, EventId, Imported, Space, with};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value as Json, json};
+
+use crate::failure::Failure;
+use crate::git_log::{Commit, History, Tag, Totals};
+use crate::kept::Kept;
+use crate::output::{Output, Progress, number, per_second, plain};
+
+/// What the command was asked for.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) path: PathBuf,
+    /// The beginning of the id of the commit to trace; `None` for HEAD.
+    pub(crate) commit: Option<String>,
+    pub(crate) json: bool,
+}
+
+/// A commit was made.
+#[derive(happen::Event, Clone, Debug, Serialize, Deserialize)]
+#[event("commit")]
+struct Committed {
+    id: String,
+    parents: u32,
+    author_name: String,
+    author_email: String,
+    files_changed: u32,
+}
+
+/// A tag was given to a commit.
+#[derive(happen::Event, Clone, Debug, Serialize, Deserialize)]
+#[event("tag")]
+struct Tagged {
+    name: String,
+    commit: String,
+}
+
+/// Tells a tag which commit it was given to.
+#[derive(happen::Event, Clone, Debug, Serialize, Deserialize)]
+#[event("tagged")]
+struct Given {
+    name: String,
+    commit: String,
+}
+
+/// Tells an author of a commit of theirs.
+#[derive(happen::Event, Clone, Debug, Serialize, Deserialize)]
+#[event("authored")]
+struct Authored {
+    name: String,
+    files_changed: u32,
+}
+
+/// Asks a node for its state.
+#[derive(happen::Event, Clone, Debug, Serialize, Deserialize)]
+struct Report;
+
+/// The state of an author's node, which is addressed by e-mail.
+#[derive(happen::State, happen::Event, Default, Clone, Debug, Serialize, Deserialize)]
+#[state("git.author", version = 1)]
+#[event("git.author.state")]
+struct Author {
+    email: String,
+    /// Commits by the name they were made under.
+    names: BTreeMap<String, u64>,
+    commits: u64,
+    files_changed: u64,
+}
+
+/// The state of a tag's node.
+#[derive(happen::State, happen::Event, Default, Clone, Debug, Serialize, Deserialize)]
+#[state("git.tag", version = 1)]
+#[event("git.tag.state")]
+struct TagState {
+    name: String,
+    commit: String,
+}
+
+/// The state of the node that counts everything.
+#[derive(happen::State, happen::Event, Default, Clone, Debug, Serialize, Deserialize)]
+#[state("git.audit", version = 1)]
+#[event("git.audit.state")]
+struct Audit {
+    commits: u64,
+    merges: u64,
+    files_changed: u64,
+    tags: u64,
+}
+
+/// A history that was brought into a space.
+struct Web {
+    space: Space,
+    commits: Vec<Made>,
+    by_id: HashMap<String, usize>,
+    /// The nodes made for authors and tags, by id.
+    authors: Vec<String>,
+    tags: Vec<String>,
+    /// Time from the first commit to the last, and how much of it was the events' own.
+    time: Duration,
+    handling: Duration,
+}
+
+/// A commit that became an event.
+struct Made {
+    id: String,
+    subject: String,
+    event: Imported,
+}
+
+/// What the nodes and the web say.
+struct Findings {
+    audit: Audit,
+    authors: Vec<Author>,
+    tags: Vec<TagState>,
+    events: u64,
+    traced: Traced,
+}
+
+/// A commit traced to the root.
+struct Traced {
+    commit: usize,
+    /// All commits that led to it, without itself.
+    ancestors: u64,
+    /// The line of first parents, itself first.
+    line: Vec<usize>,
+}
+
+/// A number found here and the same counted by git.
+struct Check {
+    what: &'static str,
+    found: u64,
+    by_git: u64,
+    command: String,
+}
+
+/// Reads a history into a space, and writes what the space knows of it.
+///
+/// # Errors
+///
+/// [`Failure::Git`] when there is no history to read, [`Failure::Differs`] when the space and git disagree, after the
+/// report was written.
+pub(crate) async fn run(request: &Request, output: &Output) -> Result<(), Failure> {
+    let history = History::open(&request.path)?;
+    let totals = history.totals_by_git()?;
+    if totals.commits > COMMITS_MAX {
+        return Err(Failure::TooLarge { commits: totals.commits, commits_max: COMMITS_MAX });
+    }
+    let tags = history.tags()?;
+    let web = bring_in(&history, totals, &tags).await?;
+    let wanted = request.commit.as_deref().unwrap_or_else(|| history.head());
+    let traced = trace(&web, wanted).await?;
+    let findings = ask(&web, traced).await?;
+    let id = &web.commits[findings.traced.commit].id;
+    let checks = checks(&findings, totals, history.ancestors_by_git(id)?, id, &request.path);
+    if request.json {
+        output.write_json(&report_json(&web, &findings, &checks))?;
+    } else {
+        output.write(&report_text(&web, &findings, &checks, &request.path))?;
+    }
+    web.space.stop().await?;
+    let differs = checks.iter().filter(|check| check.found != check.by_git);
+    let told: Vec<_> = differs
+        .map(|check| {
+            format!("{} {} here and {} by `{}`", check.found, check.what, check.by_git, check.command)
+        })
+        .collect();
+    if told.is_empty() { Ok(()) } else { Err(Failure::Differs(told.join("; "))) }
+}
+
+/// Makes the space and broadcasts every commit and every tag, causes before effects.
+async fn bring_in(history: &History, totals: Totals, tags: &[Tag]) -> Result<Web, Failure> {
+    let space = Space::with(config(totals, tags.len()))?;
+    let audit = Kept::<Audit>::new();
+    let counter = space.node("audit");
+    counter.on("commit", with(audit.clone(), count_commit)).check()?;
+    counter.on("tag", with(audit.clone(), count_tag)).check()?;
+    counter.on("report", with(audit, report_audit)).check()?;
+    space.node("authors").on("commit", tell_author).check()?;
+    space.node("tags").on("tag", tell_tag).check()?;
+    space.start().await?;
+
+    let mut web = Web {
+        space: space.clone(),
+        commits: Vec::new(),
+        by_id: HashMap::new(),
+        authors: Vec::new(),
+        tags: Vec::new(),
+        time: Duration::ZERO,
+        handling: Duration::ZERO,
+    };
+    let mut progress = Progress::new("commits", totals.commits);
+    let start = space.env().monotonic();
+    for commit in history.commits() {
+        web.add_commit(commit?)?;
+        progress.show(web.commits.len() as u64);
+    }
+    for tag in tags {
+        web.add_tag(tag)?;
+    }
+    web.time = space.env().monotonic() - start;
+    Ok(web)
+}
+
+/// A space that remembers all of a history, which is what its two settings are for.
+fn config(totals: Totals, tags: usize) -> Config {
+    let Totals { commits, merges, authors } = totals;
+    let tags = tags as u64;
+    // For a commit: its own header, one for each of the two that listen, and one for what its author is told. For a
+    // merge, its further parents. For an author and a tag: their node, and what it is told and asked.
+    let headers = commits * 4 + merges * FURTHER_PARENTS + authors * 2 + tags * 6 + 64;
+    let mut config = Config { remembered_events: to_usize(headers), ..Config::default() };
+    // No commit is deeper than there are commits, and what follows from it here is one deeper.
+    let depth = u32::try_from(commits).unwrap_or(u32::MAX).saturating_add(2);
+    config.correlation.depth_max = config.correlation.depth_max.max(depth);
+    config.correlation.events_max = config.correlation.events_max.max(headers);
+    config
+}
+
+impl Web {
+    /// Makes a commit an event that is caused by its parents.
+    fn add_commit(&mut self, commit: Commit) -> Result<(), Failure> {
+        let start = self.space.env().monotonic();
+        let author = author_node(&commit.author_email);
+        if self.space.find(&author).is_none() {
+            let kept = Kept::from(Author { email: commit.author_email.clone(), ..Author::default() });
+            let node = self.space.node(&author);
+            node.on("authored", with(kept.clone(), authored)).check()?;
+            node.on("report", with(kept, report_author)).check()?;
+            self.authors.push(author);
+        }
+        let committed = Committed {
+            id: commit.id.clone(),
+            parents: u32::try_from(commit.parents.len()).unwrap_or(u32::MAX),
+            author_name: commit.author_name,
+            author_email: commit.author_email,
+            files_changed: commit.files_changed,
+        };
+        let parents = commit.parents.iter().map(|parent| match self.by_id.get(parent) {
+            Some(index) => Ok(&self.commits[*index].event),
+            None => Err(Failure::Differs(format!("{} came before its parent {parent}", commit.id))),
+        });
+        let parents = parents.collect::<Result<Vec<_>, _>>()?;
+        let event = self.space.broadcasting(committed).caused_by(parents).publish()?;
+        self.by_id.insert(commit.id.clone(), self.commits.len());
+        self.commits.push(Made { id: commit.id, subject: plain(&commit.subject, SUBJECT_CHARS), event });
+        self.handling += self.space.env().monotonic() - start;
+        Ok(())
+    }
+
+    /// Makes a tag an event that is caused by its commit, when that is part of the history.
+    fn add_tag(&mut self, tag: &Tag) -> Result<(), Failure> {
+        let start = self.space.env().monotonic();
+        let node = self.space.node(tag_node(&tag.name));
+        let kept = Kept::<TagState>::new();
+        node.on("tagged", with(kept.clone(), tagged)).check()?;
+        node.on("report", with(kept, report_tag)).check()?;
+        self.tags.push(node.id().to_owned());
+        let tagged = Tagged { name: tag.name.clone(), commit: tag.commit.clone() };
+        let cause = self.by_id.get(&tag.commit).map(|index| &self.commits[*index].event);
+        self.space.broadcasting(tagged).caused_by(cause).publish()?;
+        self.handling += self.space.env().monotonic() - start;
+        Ok(())
+    }
+}
+
+/// Tells the author's node of a commit, so that nobody but the author has to know what an author keeps.
+async fn tell_author(commit: Event<Committed>, cx: Context) -> happen::Result<()> {
+    let authored = Authored { name: commit.author_name.clone(), files_changed: commit.files_changed };
+    cx.send(author_node(&commit.author_email), authored).await?;
+    Ok(())
+}
+
+async fn tell_tag(tag: Event<Tagged>, cx: Context) -> happen::Result<()> {
+    let given = Given { name: tag.name.clone(), commit: tag.commit.clone() };
+    cx.send(tag_node(&tag.name), given).await?;
+    Ok(())
+}
+
+fn authored(kept: Kept<Author>, authored: &Event<Authored>, _: &Context) {
+    kept.change(|author| {
+        *author.names.entry(authored.name.clone()).or_default() += 1;
+        author.commits += 1;
+        author.files_changed += u64::from(authored.files_changed);
+    });
+}
+
+fn report_author(kept: Kept<Author>, _: &Event<Report>, _: &Context) -> Author {
+    kept.get(Clone::clone)
+}
+
+fn tagged(kept: Kept<TagState>, given: &Event<Given>, _: &Context) {
+    kept.change(|tag| {
+        tag.name.clone_from(&given.name);
+        tag.commit.clone_from(&given.commit);
+    });
+}
+
+fn report_tag(kept: Kept<TagState>, _: &Event<Report>, _: &Context) -> TagState {
+    kept.get(Clone::clone)
+}
+
+fn count_commit(kept: Kept<Audit>, commit: &Event<Committed>, _: &Context) {
+    kept.change(|audit| {
+        audit.commits += 1;
+        audit.merges += u64::from(commit.parents > 1);
+        audit.files_changed += u64::from(commit.files_changed);
+    });
+}
+
+fn count_tag(kept: Kept<Audit>, _: &Event<Tagged>, _: &Context) {
+    kept.change(|audit| audit.tags += 1);
+}
+
+fn report_audit(kept: Kept<Audit>, _: &Event<Report>, _: &Context) -> Audit {
+    kept.get(Clone::clone)
+}
+
+fn author_node(email: &str) -> String {
+    format!("author:{email}")
+}
+
+fn tag_node(name: &str) -> String {
+    format!("tag:{name}")
+}
+
+/// Follows the causes of a commit to the root.
+async fn trace(web: &Web, wanted: &str) -> Result<Traced, Failure> {
+    let commit = find(web, wanted)?;
+    let event = web.commits[commit].event.event_id();
+    let ancestors = web.space.why(event).await?.len() as u64;
+    let by_event: HashMap<EventId, usize> =
+        web.commits.iter().enumerate().map(|(index, made)| (made.event.event_id(), index)).collect();
+    let first_cause: HashMap<EventId, EventId> = web
+        .space
+        .trace(event)
+        .await?
+        .into_iter()
+        .filter_map(|line| Some((line.event, *line.causes.first()?)))
+        .collect();
+    let mut line = vec![commit];
+    let mut at = event;
+    while let Some(index) = first_cause.get(&at).and_then(|cause| by_event.get(cause)) {
+        line.push(*index);
+        at = web.commits[*index].event.event_id();
+    }
+    Ok(Traced { commit, ancestors, line })
+}
+
+/// The one commit whose id begins so.
+fn find(web: &Web, wanted: &str) -> Result<usize, Failure> {
+    let wanted = wanted.to_ascii_lowercase();
+    if let Some(index) = web.by_id.get(&wanted) {
+        return Ok(*index);
+    }
+    let shown = plain(&wanted, SUBJECT_CHARS);
+    let mut found = web.commits.iter().enumerate().filter(|(_, made)| made.id.starts_with(&wanted));
+    match (found.next(), found.next()) {
+        (Some((index, _)), None) => Ok(index),
+        (None, _) => Err(Failure::NoSuchCommit(format!("no commit of this history begins with `{shown}`"))),
+        (Some((_, one)), Some((_, other))) => Err(Failure::NoSuchCommit(format!(
+            "several commits begin with `{shown}`: {} and {}, for example",
+            one.id, other.id
+        ))),
+    }
+}
+
+/// Asks every node for its state.
+async fn ask(web: &Web, traced: Traced) -> Result<Findings, Failure> {
+    let space = &web.space;
+    let audit = space.send("audit", Report).reply::<Audit>().await?.into_inner();
+    let mut authors = Vec::with_capacity(web.authors.len());
+    for node in &web.authors {
+        authors.push(space.send(node, Report).reply::<Author>().await?.into_inner());
+    }
+    // Of equally busy authors the one whose e-mail comes first.
+    authors.sort_by(|a, b| b.commits.cmp(&a.commits).then_with(|| a.email.cmp(&b.email)));
+    let mut tags = Vec::with_capacity(web.tags.len());
+    for node in &web.tags {
+        tags.push(space.send(node, Report).reply::<TagState>().await?.into_inner());
+    }
+    let told: u64 = authors.iter().map(|author| author.commits).sum();
+    let events = audit.commits + audit.tags + told + tags.len() as u64;
+    Ok(Findings { audit, authors, tags, events, traced })
+}
+
+/// What was found here beside what git says by itself.
+fn checks(
+    findings: &Findings,
+    totals: Totals,
+    (ancestors, line): (u64, u64),
+    commit: &str,
+    path: &Path,
+) -> Vec<Check> {
+    let git = format!("git -C {}", quoted(path));
+    let check = |what, found, by_git, command: String| Check {
+        what,
+        found,
+        by_git,
+        command: format!("{git} {command}"),
+    };
+    let names = findings.authors.iter().map(|author| author.names.len() as u64).sum();
+    let count = "rev-list --count";
+    vec![
+        check("commits", findings.audit.commits, totals.commits, format!("{count} HEAD")),
+        check("merges", findings.audit.merges, totals.merges, format!("{count} --merges HEAD")),
+        check("authors", names, totals.authors, "log --format='%an <%ae>' HEAD | sort -u | wc -l".to_owned()),
+        check(
+            "commits in its history",
+            findings.traced.ancestors + 1,
+            ancestors,
+            format!("{count} {commit}"),
+        ),
+        check(
+            "commits on its line of first parents",
+            findings.traced.line.len() as u64,
+            line,
+            format!("{count} --first-parent {commit}"),
+        ),
+    ]
+}
+
+/// What can be checked by hand only, with the command to do it.
+fn by_hand(findings: &Findings, path: &Path) -> [(&'static str, u64, String); 2] {
+    let git = format!("git -C {}", quoted(path));
+    let files = "log --raw --no-renames --format= HEAD | grep -c '^:'";
+    let tags = "for-each-ref --format='%(objecttype) %(*objecttype)' refs/tags | grep -cw commit";
+    [
+        ("files changed", findings.audit.files_changed, format!("{git} {files}")),
+        ("tags of commits", findings.tags.len() as u64, format!("{git} {tags}")),
+    ]
+}
+
+fn authors_command(path: &Path) -> String {
+    format!("git -C {} log --format=%ae HEAD | sort | uniq -c | sort -rn | head", quoted(path))
+}
+
+/// A path as a shell takes it.
+fn quoted(path: &Path) -> String {
+    let text = plain(&path.to_string_lossy(), usize::MAX);
+    let is_simple = |char: char| char.is_ascii_alphanumeric() || "/._-+:@".contains(char);
+    if !text.is_empty() && text.chars().all(is_simple) {
+        return text;
+    }
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+fn report_text(web: &Web, findings: &Findings, checks: &[Check], path: &Path) -> String {
+    let mut text = String::new();
+    // Writing to a text cannot fail.
+    drop(write_report(web, findings, checks, path, &mut text));
+    text
+}
+
+fn write_report(
+    web: &Web,
+    findings: &Findings,
+    checks: &[Check],
+    path: &Path,
+    out: &mut String,
+) -> std::fmt::Result {
+    let Findings { authors, events, traced, .. } = findings;
+    writeln!(
+        out,
+        "{} commits read by git in {:.2} s; {} events handled in {:.2} s of it: {} events/s",
+        number(findings.audit.commits),
+        web.time.as_secs_f64(),
+        number(*events),
+        web.handling.as_secs_f64(),
+        number(per_second(*events, web.handling)),
+    )?;
+    writeln!(out, "\ntotals, and how to count them with git:")?;
+    let (totals, of_commit) = checks.split_at(checks.len().min(TOTALS));
+    for check in totals {
+        row(out, check.what, check.found, &check.command, verdict(check))?;
+    }
+    for (what, found, command) in by_hand(findings, path) {
+        row(out, what, found, &command, String::new())?;
+    }
+
+    writeln!(out, "\ncommits of the busiest of {} e-mail addresses:", number(authors.len() as u64))?;
+    for author in authors.iter().take(AUTHORS_SHOWN) {
+        let name = author.names.iter().max_by_key(|(_, commits)| **commits).map_or("", |(name, _)| name);
+        let shown = format!("{name} <{}>", author.email);
+        writeln!(out, "  {:>9}  {}", number(author.commits), plain(&shown, SUBJECT_CHARS))?;
+    }
+    writeln!(out, "  {}", authors_command(path))?;
+
+    let commit = &web.commits[traced.commit];
+    writeln!(out, "\nwhy commit {} is there:", commit.id)?;
+    for check in of_commit {
+        row(out, check.what, check.found, &check.command, verdict(check))?;
+    }
+    let left_out = traced.line.len().saturating_sub(LINE_START + LINE_END);
+    for (index, made) in traced.line.iter().map(|index| &web.commits[*index]).enumerate() {
+        if left_out > 1 && index == LINE_START {
+            writeln!(out, "  … {} more", number(left_out as u64))?;
+        }
+        if left_out <= 1 || index < LINE_START || index >= LINE_START + left_out {
+            let short = made.id.get(..SHORT_ID).unwrap_or(&made.id);
+            writeln!(out, "  {short} {}", made.subject)?;
+        }
+    }
+    Ok(())
+}
+
+fn row(out: &mut String, what: &str, found: u64, command: &str, verdict: String) -> std::fmt::Result {
+    writeln!(out, "  {:>9}  {what}{verdict}\n             {command}", number(found))
+}
+
+fn verdict(check: &Check) -> String {
+    if check.found == check.by_git {
+        ", the same by git".to_owned()
+    } else {
+        format!(", WRONG: {} by git", number(check.by_git))
+    }
+}
+
+fn report_json(web: &Web, findings: &Findings, checks: &[Check]) -> Json {
+    let checks: Vec<_> = checks
+        .iter()
+        .map(|check| {
+            let holds = check.found == check.by_git;
+            let Check { what, found, by_git, command } = check;
+            json!({ "what": what, "found": found, "by_git": by_git, "holds": holds, "command": command })
+        })
+        .collect();
+    let traced = &findings.traced;
+    let line: Vec<_> = traced.line.iter().map(|index| &web.commits[*index].id).collect();
+    json!({
+        "commits": findings.audit.commits,
+        "merges": findings.audit.merges,
+        "authors": findings.authors.iter().map(|author| author.names.len()).sum::<usize>(),
+        "files_changed": findings.audit.files_changed,
+        "tags": findings.tags,
+        "top_authors": findings.authors.iter().take(AUTHORS_SHOWN).collect::<Vec<_>>(),
+        "trace": {
+            "commit": web.commits[traced.commit].id,
+            "ancestors": traced.ancestors,
+            "first_parents": line,
+        },
+        "checks": checks,
+        "events": findings.events,
+        "seconds": web.time.as_secs_f64(),
+        "seconds_handling": web.handling.as_secs_f64(),
+        "events_per_second": per_second(findings.events, web.handling),
+    })
+}
+
+fn to_usize(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+/// The longest history taken. Everything is kept in memory, about a kilobyte for each commit.
+const COMMITS_MAX: u64 = 1_000_000;
+/// Parents beyond the first for which a merge is given room. Merges of more are rare, and there is room to spare; should
+/// it not be enough, the ancestors counted differ from git's, which is told.
+const FURTHER_PARENTS: u64 = 4;
+/// Of the checks, those of the whole history; the others are about the traced commit.
+const TOTALS: usize = 3;
+const AUTHORS_SHOWN: usize = 10;
+const SUBJECT_CHARS: usize = 72;
+const SHORT_ID: usize = 10;
+/// Commits shown at the start and at the end of a line of first parents.
+const LINE_START: usize = 5;
+const LINE_END: usize = 3;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_quoted_for_a_shell() {
+        for (path, shown) in
+            [(".", "."), ("a b", "'a b'"), ("it's", "'it'\\''s'"), ("$x", "'$x'"), ("", "''")]
+        {
+            assert_eq!(quoted(Path::new(path)), shown);
+        }
+    }
+}
