@@ -102,6 +102,7 @@ pub struct Wrapped(Box<dyn Function>);
 #[derive(Debug)]
 pub struct Erased(());
 
+#[diagnostic::do_not_recommend]
 impl Handler<Erased> for Wrapped {
     type Argument = Event;
     type Output = ();
