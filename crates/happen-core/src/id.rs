@@ -47,8 +47,8 @@ pub struct IdBlock {
 }
 
 impl EventId {
-    /// The least id: no event that was sent has it.
-    pub(crate) const MIN: Self = Self { high: NonZeroU64::MIN, low: 0 };
+    /// The least id: no event that was sent has it. It stands for an event whose id could not be read.
+    pub const MIN: Self = Self { high: NonZeroU64::MIN, low: 0 };
 
     /// The milliseconds since 1970 at which the id was made, by the clock of its block.
     #[must_use]

@@ -11,6 +11,7 @@ pub mod function;
 pub mod hash;
 pub mod id;
 pub mod limits;
+pub mod link;
 pub mod name;
 pub mod pattern;
 pub mod payload;

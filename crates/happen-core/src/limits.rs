@@ -57,3 +57,8 @@ pub const ERROR_TEXT_BYTES_MAX: usize = 4 << 10;
 ///
 /// A path of eight is deeper than payloads usually are, and each segment takes three words.
 pub const PATH_SEGMENTS_AHEAD: usize = 8;
+
+/// The most events of one batch on the wire.
+///
+/// What a handler sends for a batch is caused by all of its events, so this is the limit of causes, [`CAUSES_MAX`].
+pub const BATCH_EVENTS_MAX: usize = CAUSES_MAX;

@@ -5,6 +5,8 @@
 
 pub mod limits;
 
+mod contract;
+pub mod link;
 mod panic_text;
 mod seeds;
 mod simulator;

@@ -22,3 +22,7 @@ pub const TASKS_MAX: usize = 1_000_000;
 /// A thousand years of 365.25 days. `Duration::MAX` is how programs write *never*, and a jump there would carry the
 /// clock beyond the 48 bits that an event id has for its milliseconds.
 pub const VIRTUAL_TIME_MAX: Duration = Duration::from_secs(31_557_600_000);
+
+/// How often a test looks whether something has become true before it fails: with a millisecond between two looks, long
+/// enough for a loaded machine and short enough for a person who waits for the failure.
+pub const LOOKS_MAX: u32 = 20_000;

@@ -72,7 +72,10 @@ impl Context {
         }
         if event.is_batch() {
             let others = (1..event.len()).filter_map(|index| event.single(index));
-            flow.more_causes.extend(others.map(|event| event.envelope().id));
+            for other in others.map(ErasedEvent::envelope) {
+                flow.more_causes.push(other.id);
+                flow.more_types.push(other.event_type.clone());
+            }
         }
         Self(shared, None)
     }
@@ -93,8 +96,14 @@ impl Context {
 
     /// Ends the flow: its values are dropped, its place is used again.
     #[inline]
-    pub(crate) fn end(self) {
+    pub(crate) fn end(mut self) {
         self.0.clear_vars();
+        if self.0.sink.is_some() {
+            // The reader of a stream is told its end by the drop of the sink, which must not wait for the next use of
+            // this place. Whoever still has a clone may go on emitting, and drops the sink with it.
+            let Some(flow) = Arc::get_mut(&mut self.0) else { return };
+            flow.sink = None;
+        }
         local::recycle(self.0);
     }
 

@@ -13,6 +13,7 @@ use crate::flow::{self, Drive, GateId, Held, Outcome, Ran, Waiting};
 use crate::gate::Queued;
 use crate::hooks::{Moment, Seen};
 use crate::limits;
+use crate::link::Away;
 use crate::local;
 use crate::node::NodeInner;
 use crate::stream::{Sink, Source};
@@ -88,6 +89,8 @@ pub(crate) enum Delivered {
     Now(Outcome),
     /// It is under way or waits; the receiver gets the outcome when somebody wants it.
     Later(Option<oneshot::Receiver<Outcome>>),
+    /// It left by the link; nothing is there when nobody wants to hear of it.
+    Away(Option<Box<Away>>),
 }
 
 /// An event that waits for a node.
@@ -846,7 +849,7 @@ pub(crate) fn publish(
         let want = Want::new(false, None, source.map(tokio::sync::broadcast::Sender::subscribe), None);
         match deliver(node, event, want) {
             Ok(Delivered::Now(outcome)) => node.space.settled(id, node.key, &outcome),
-            Ok(Delivered::Later(_)) => node.space.remember(id, node.key, web::WAITING),
+            Ok(Delivered::Later(_) | Delivered::Away(_)) => node.space.remember(id, node.key, web::WAITING),
             // Every guard of the node said no, or it stopped listening since the list was made.
             Err(error) if matches!(error.kind(), ErrorKind::NoHandler { .. }) => {}
             Err(error) => {

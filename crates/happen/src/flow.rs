@@ -16,7 +16,9 @@ use happen_core::env::BoxFuture;
 use happen_core::function::Started;
 use happen_core::pool::StepFuture;
 use happen_core::step::Kind;
-use happen_core::{Envelope, ErasedEvent, Error, ErrorKind, EventId, Function, Result, Step, Value};
+use happen_core::{
+    Envelope, ErasedEvent, Error, ErrorKind, EventId, EventType, Function, Result, Step, Value,
+};
 
 use crate::context::Context;
 use crate::dispatch::Place;
@@ -35,6 +37,8 @@ pub(crate) struct FlowInner {
     pub(crate) envelope: Envelope,
     /// Causes of effects beyond the first, when a batch is handled.
     pub(crate) more_causes: Vec<EventId>,
+    /// The types of those, in the same order.
+    pub(crate) more_types: Vec<EventType>,
     pub(crate) registration: u64,
     /// The serial gate this flow is in, by the key of its lane.
     pub(crate) serial: Option<u64>,
@@ -102,6 +106,7 @@ impl FlowInner {
             node,
             envelope,
             more_causes: Vec::new(),
+            more_types: Vec::new(),
             registration: 0,
             serial: None,
             held: None,
@@ -135,6 +140,7 @@ impl FlowInner {
         // Rarely there: asking costs less than dropping nothing.
         if !self.more_causes.is_empty() {
             self.more_causes.clear();
+            self.more_types.clear();
         }
         if self.held.is_some() {
             self.held = None;

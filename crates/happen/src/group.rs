@@ -5,7 +5,6 @@ use happen_core::IntoStep;
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::future::{Ready, ready};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use serde_json::Value as Json;
 
 use crate::handler::{Argument, Handler};
 use crate::node::{Node, Registration};
-use crate::send::{Destination, Replies, Sender, Sending, Sent, Target, no_destination};
+use crate::send::{Acceptance, Destination, Replies, Sender, Sending, Sent, Target, no_destination};
 use crate::space::{Space, SpaceInner};
 use crate::sync::{Mutex, lock};
 use crate::table::Phase;
@@ -146,12 +145,12 @@ impl<T: Payload> FanOut<'_, T> {
 
 impl<T: Payload> IntoFuture for FanOut<'_, T> {
     type Output = Result<Sent>;
-    type IntoFuture = Ready<Result<Sent>>;
+    type IntoFuture = Acceptance;
 
     fn into_future(self) -> Self::IntoFuture {
         match self.0 {
             Some(sending) => sending.into_future(),
-            None => ready(Err(no_destination())),
+            None => Acceptance::now(Err(no_destination())),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use happen_core::event::Inherited;
 use happen_core::{EventId, NodeKey, Payload, Result};
 
-use crate::send::{Broadcasting, spread};
+use crate::send::{Broadcasting, Reach, spread};
 use crate::stamp::stamp_imported;
 
 /// An event of a history that happened elsewhere, not sent yet. Made by [`Broadcasting::caused_by`].
@@ -85,7 +85,7 @@ impl<T: Payload> Importing<'_, T> {
             space: space.id,
             inherited: envelope.inherited().cloned(),
         };
-        spread(space, envelope, payload, None);
+        spread(sender, envelope, payload, None, Reach::Everywhere);
         Ok(imported)
     }
 }

@@ -40,6 +40,7 @@ mod handler;
 mod hooks;
 mod import;
 mod index;
+mod link;
 mod local;
 mod node;
 mod send;
@@ -59,6 +60,8 @@ mod web;
 pub mod wrap;
 
 pub use happen_core::event::{Delegation, Purpose, Trace as TraceContext, User};
+pub use happen_core::hash::EventHash;
+pub use happen_core::link::Link;
 pub use happen_core::pattern::{
     Aliases, Domain, Pattern, PatternError, all_of, any, domain, exact, not, one_of, predicate, wildcard,
 };
@@ -77,8 +80,9 @@ pub use group::{FanOut, Group, GroupRegistration, Nodes, Registrations};
 pub use handler::{Argument, Asynchronous, Handler, Plain, With, WithDependency, with};
 pub use hooks::{Moment, Seen};
 pub use import::{Imported, Importing};
+pub use link::{Hub, HubLink, RemoteNode};
 pub use node::{Handles, Node, Registration};
-pub use send::{Asking, Broadcasting, Replies, Reply, Sending, Sent, Target};
+pub use send::{Acceptance, Asking, Broadcasting, Replies, Reply, Sending, Sent, Target};
 pub use space::Space;
 pub use step::{again, done, goto, next, next_with};
 pub use stream::{Items, Outlet};

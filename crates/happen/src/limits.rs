@@ -99,3 +99,22 @@ pub(crate) const RECYCLED_MAX: usize = 64;
 
 /// Milliseconds a stopping space waits for flows under way.
 pub const DRAIN_MS: u64 = 30_000;
+
+/// Frames on their way to one member of a hub. As many as may wait for a node, so that a burst which its node could
+/// queue is not lost on the way there.
+pub const LINK_QUEUE_MAX: usize = QUEUE_LIMIT;
+
+/// Bytes of the frames on their way to one member of a hub: 64 of the largest events.
+pub const LINK_QUEUE_BYTES_MAX: usize = 64 * EVENT_BYTES_MAX;
+
+/// Requests from beyond the link that a space answers at once. Each keeps some hundred bytes besides what its flow
+/// needs; flows have limits of their own at each node.
+pub const LINK_ANSWERING_MAX: usize = 65_536;
+
+/// Ids of nodes elsewhere that a space knows by events; beyond it the one learned first is forgotten. A stranger may
+/// make up names, so the table cannot grow with them.
+pub const LINK_NAMES_MAX: usize = 16_384;
+
+/// Hashes of events that crossed a link or were asked for, so that effects can tell the hashes of their causes; about
+/// 150 bytes each. Effects mostly follow at once, so few of the newest are ever needed.
+pub const LINK_HASHES_MAX: usize = 16_384;

@@ -324,6 +324,7 @@ impl Node {
         });
         node.space.index(&node, &entry);
         node.change(|table| table.insert(Arc::clone(&entry)));
+        node.space.presence_changed();
         Registration { node, id: Some(id) }
     }
 
@@ -644,6 +645,7 @@ impl Registration {
                 entries.remove(at);
             }
         });
+        self.node.space.presence_changed();
     }
 
     /// Says why nothing was registered.

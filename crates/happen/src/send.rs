@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::future::{Future, IntoFuture, Ready, ready};
+use std::future::{Future, IntoFuture};
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::pin::Pin;
@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 use crate::context::Yielding;
 use crate::dispatch::{self, Delivered, Want};
 use crate::flow::{FlowInner, Held, Outcome};
+use crate::link::Away;
 use crate::local;
 use crate::node::{Node, NodeInner};
 use crate::space::SpaceInner;
@@ -84,7 +85,8 @@ pub(crate) struct Extras {
 /// # Delivery
 ///
 /// `.await` is ready once the event is handled, or waits in the queue of its node. What the handler returns, or its
-/// failure, is not told here: ask for it with [`Sending::reply`].
+/// failure, is not told here: ask for it with [`Sending::reply`]. A node beyond a link has said by then that it took
+/// the event, which is one round trip; dropping the future meanwhile does not take the event back.
 #[must_use = "nothing is sent before `.await`, `.reply()`, `.replies()`, `.stream()` or `.forget()`"]
 pub struct Sending<'s, T> {
     sender: Sender<'s>,
@@ -251,18 +253,18 @@ impl<'s, T: Payload> Sending<'s, T> {
     /// ```
     #[doc(alias = "processSync")]
     pub fn reply_now<R: Answer>(self) -> Result<Reply<R>> {
-        match self.begin(Purpose::Ask, None)? {
-            (event, Delivered::Now(outcome)) => answer(event, outcome),
-            (event, Delivered::Later(None)) => answer(event, Ok(None)),
+        let event = match self.begin(Purpose::Ask, None, Told::Back)? {
+            (event, Delivered::Now(outcome)) => return answer(event, outcome),
+            (event, Delivered::Later(None)) => return answer(event, Ok(None)),
             (event, Delivered::Later(Some(mut receiver))) => match receiver.try_recv() {
-                Ok(outcome) => answer(event, outcome),
-                Err(_) => Err(Error::new(ErrorKind::Cancelled)
-                    .context(
-                        "the answer is not there at once and this caller cannot wait; use `.reply().await`",
-                    )
-                    .at_event(event)),
+                Ok(outcome) => return answer(event, outcome),
+                Err(_) => event,
             },
-        }
+            // Beyond a link no answer is there at once.
+            (event, Delivered::Away(_)) => event,
+        };
+        let cannot_wait = "the answer is not there at once and this caller cannot wait; use `.reply().await`";
+        Err(Error::new(ErrorKind::Cancelled).context(cannot_wait).at_event(event))
     }
 
     /// Sends, and hands the answer to a function when it comes, beside the caller.
@@ -306,8 +308,10 @@ impl<'s, T: Payload> Sending<'s, T> {
     /// Sends and reads the items the handler emits. An error that comes before the first item is the first item.
     pub fn stream<I: Payload>(self) -> Items<I> {
         let (sink, items) = Sink::new();
-        match self.begin(Purpose::Stream, Some(sink)) {
+        match self.begin(Purpose::Stream, Some(sink), Told::Back) {
             Err(error) => Items::failed(error),
+            Ok((_, Delivered::Away(Some(away)))) => Items::from_away(away),
+            Ok((event, Delivered::Away(None))) => Items::ended(items, Ok(None), event),
             Ok((event, Delivered::Now(outcome))) => Items::ended(items, outcome, event),
             Ok((event, Delivered::Later(end))) => Items::from_handler(items, end, event),
         }
@@ -322,8 +326,8 @@ impl<'s, T: Payload> Sending<'s, T> {
             let name = to.name().to_owned();
             let extras = extras.as_deref().map(|extras| Box::new(extras.copy()));
             let one = Sending { sender, to, parcel: parcel.clone(), extras };
-            if let Err(error) = one.begin(Purpose::Send, None) {
-                sender.space().lost(&name, &error, |event| shared(parcel.clone(), event));
+            if let Err(error) = one.begin(Purpose::Send, None, Told::Nothing) {
+                lost(sender, &name, &error, parcel.clone());
             }
         }
     }
@@ -376,38 +380,75 @@ impl<'s, T: Payload> Sending<'s, T> {
         crate::chunks::Chunks::new(chunks, all)
     }
 
-    fn send_now(self) -> Result<Sent> {
+    #[inline]
+    fn send_now(self) -> Acceptance {
         if let To::Many(_) = self.to {
-            let Self { sender, to, parcel, extras } = self;
-            let mut all = Vec::new();
-            to.names(&mut all);
-            let mut first = None;
-            for to in all {
-                let extras = extras.as_deref().map(|extras| Box::new(extras.copy()));
-                let one = Sending { sender, to, parcel: parcel.clone(), extras };
-                let sent = one.send_now()?;
-                first.get_or_insert(sent);
-            }
-            return first.ok_or_else(no_destination);
+            return self.send_to_many();
         }
-        let (event, _) = self.begin(Purpose::Send, None)?;
-        Ok(Sent { event })
+        let within = self.extras.as_ref().and_then(|extras| extras.within);
+        let sender = self.sender;
+        match self.begin(Purpose::Send, None, Told::Back) {
+            Err(error) => Acceptance::now(Err(error)),
+            Ok((event, Delivered::Away(Some(away)))) => Acceptance::later(sender, event, *away, within),
+            Ok((event, _)) => Acceptance::now(Ok(Sent { event })),
+        }
+    }
+
+    #[cold]
+    fn send_to_many(self) -> Acceptance {
+        let Self { sender, to, parcel, extras } = self;
+        let mut all = Vec::new();
+        to.names(&mut all);
+        let mut first = None;
+        let mut awaited = Vec::new();
+        for to in all {
+            let extras = extras.as_deref().map(|extras| Box::new(extras.copy()));
+            let one = Sending { sender, to, parcel: parcel.clone(), extras };
+            match one.send_now().state {
+                Accepted::Now(Some(Ok(sent))) => {
+                    first.get_or_insert(sent);
+                }
+                Accepted::Now(failed) => return Acceptance { state: Accepted::Now(failed) },
+                Accepted::Later(waiting) => awaited.push(waiting),
+            }
+        }
+        if awaited.is_empty() {
+            return Acceptance::now(first.ok_or_else(no_destination));
+        }
+        // All have left; the first answer that is none ends the waiting.
+        Acceptance {
+            state: Accepted::Later(Box::pin(async move {
+                for waiting in awaited {
+                    let sent = waiting.await?;
+                    first.get_or_insert(sent);
+                }
+                first.ok_or_else(no_destination)
+            })),
+        }
     }
 
     #[inline]
     fn start<R: Answer>(self) -> Begun<R> {
         let within = self.extras.as_ref().and_then(|extras| extras.within);
         let sender = self.sender;
-        match self.begin(Purpose::Ask, None) {
+        match self.begin(Purpose::Ask, None, Told::Back) {
             Err(error) => Begun::Now(Err(error)),
             Ok((event, Delivered::Now(outcome))) => Begun::Now(answer(event, outcome)),
-            Ok((event, Delivered::Later(receiver))) => Begun::later(sender, event, receiver, within),
+            Ok((event, Delivered::Later(Some(receiver)))) => {
+                Begun::later(sender, event, Answering::Here(receiver), within)
+            }
+            Ok((event, Delivered::Away(Some(away)))) => {
+                Begun::later(sender, event, Answering::Away(Box::pin(away.outcome())), within)
+            }
+            Ok((event, Delivered::Later(None) | Delivered::Away(None))) => {
+                Begun::Now(answer(event, Ok(None)))
+            }
         }
     }
 
     /// Stamps the event and brings it to its one destination.
     #[inline]
-    fn begin(self, purpose: Purpose, sink: Option<Sink>) -> Result<(EventId, Delivered)> {
+    fn begin(self, purpose: Purpose, sink: Option<Sink>, told: Told) -> Result<(EventId, Delivered)> {
         let Self { sender, to, parcel, extras } = self;
         let space = sender.space();
         let held;
@@ -423,7 +464,7 @@ impl<'s, T: Payload> Sending<'s, T> {
                     held = found;
                     &held
                 }
-                None => return Err(Error::new(ErrorKind::NoSuchNode { node: name.clone().into_owned() })),
+                None => return send_away(sender, name, parcel, purpose, extras.as_deref(), told),
             },
             To::Many(_) => return Err(one_destination()),
         };
@@ -441,8 +482,7 @@ impl<'s, T: Payload> Sending<'s, T> {
                     let envelope = stamp(sender, payload.event_type(), purpose, extras.as_deref())?;
                     events.push(Event::from_parts(envelope, payload));
                 }
-                let batch =
-                    Batch::new(events).ok_or_else(|| Error::misuse("a batch without events was sent"))?;
+                let batch = Batch::new(events).ok_or_else(empty_batch)?;
                 let event = batch[0].id();
                 for later in &batch[1..] {
                     space.remember_sent(later.envelope(), node.key);
@@ -452,6 +492,49 @@ impl<'s, T: Payload> Sending<'s, T> {
             _ => Err(Error::misuse("a parcel of a kind this runtime does not know")),
         }
     }
+}
+
+/// What a sender is told of an event that leaves by the link.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// What comes back: that it was taken, or its outcome.
+    Back,
+    /// Nothing.
+    Nothing,
+}
+
+/// Stamps an event for a node that is not here and hands it to the link, if there is one.
+#[cold]
+fn send_away<T: Payload>(
+    sender: Sender<'_>,
+    to: &str,
+    parcel: Parcel<T>,
+    purpose: Purpose,
+    extras: Option<&Extras>,
+    told: Told,
+) -> Result<(EventId, Delivered)> {
+    let space = sender.space();
+    if space.link.get().is_none() {
+        return Err(Error::new(ErrorKind::NoSuchNode { node: to.to_owned() }));
+    }
+    space.check_running()?;
+    let stamped = |payload: T| {
+        let envelope = stamp(sender, payload.event_type(), purpose, extras)?;
+        Ok(Event::from_parts(envelope, payload))
+    };
+    let (event, away) = match parcel {
+        Parcel::One(payload) => {
+            let event = stamped(payload)?;
+            (event.id(), space.send_away(sender, to, &event, told == Told::Back)?)
+        }
+        Parcel::Batch(payloads) => {
+            let events = payloads.into_iter().map(stamped).collect::<Result<Vec<_>>>()?;
+            let batch = Batch::new(events).ok_or_else(empty_batch)?;
+            (batch[0].id(), space.send_away(sender, to, &batch, told == Told::Back)?)
+        }
+        _ => return Err(Error::misuse("a parcel of a kind this runtime does not know")),
+    };
+    Ok((event, Delivered::Away(away.map(Box::new))))
 }
 
 /// Remembers the event, brings it to its node, and remembers what became of it.
@@ -468,7 +551,7 @@ fn bring(
         Ok(delivered) => {
             let what = match &delivered {
                 Delivered::Now(outcome) => dispatch::what(outcome),
-                Delivered::Later(_) => web::WAITING,
+                Delivered::Later(_) | Delivered::Away(_) => web::WAITING,
             };
             space.settle(mark, what);
             Ok((id, delivered))
@@ -480,13 +563,23 @@ fn bring(
     }
 }
 
-fn shared<T: Payload>(parcel: Parcel<T>, envelope: Envelope) -> Option<Arc<dyn ErasedEvent>> {
-    let payload = match parcel {
-        Parcel::One(payload) => payload,
-        Parcel::Batch(payloads) => payloads.into_iter().next()?,
-        _ => return None,
+/// Keeps events that nobody waits for and that found no way as dead letters, one for each.
+#[cold]
+fn lost<T: Payload>(sender: Sender<'_>, to: &str, error: &Error, parcel: Parcel<T>) {
+    let payloads = match parcel {
+        Parcel::One(payload) => vec![payload],
+        Parcel::Batch(payloads) => payloads,
+        _ => return,
     };
-    Some(Arc::new(Event::from_parts(envelope, payload)))
+    let mut known = error.event_id();
+    for payload in payloads {
+        let Ok(mut envelope) = stamp(sender, payload.event_type(), Purpose::Send, None) else { continue };
+        // The first was stamped when it was tried, unless that was where it failed.
+        if let Some(id) = known.take() {
+            envelope.id = id;
+        }
+        sender.space().bury(&Event::from_parts(envelope, payload), to, error);
+    }
 }
 
 #[inline]
@@ -504,30 +597,41 @@ enum Begun<R> {
 
 impl<R: Answer> Begun<R> {
     #[cold]
-    fn later(
-        sender: Sender<'_>,
-        event: EventId,
-        receiver: Option<oneshot::Receiver<Outcome>>,
-        within: Option<Duration>,
-    ) -> Self {
-        let Some(receiver) = receiver else { return Self::Now(answer(event, Ok(None))) };
-        let sleep = within.map(|time| (time, sender.space().env.sleep(time)));
-        let waiting = Waiting { receiver, sleep };
+    fn later(sender: Sender<'_>, event: EventId, from: Answering, within: Option<Duration>) -> Self {
+        let waiting = Waiting::new(sender, from, within);
         Self::Later(Box::pin(Yielding::new(async move { answer(event, waiting.await) }, sender.flow())))
     }
 }
 
 struct Waiting {
-    receiver: oneshot::Receiver<Outcome>,
+    from: Answering,
     sleep: Option<(Duration, BoxFuture<'static, ()>)>,
+}
+
+/// Where an answer comes from.
+enum Answering {
+    Here(oneshot::Receiver<Outcome>),
+    Away(BoxFuture<'static, Outcome>),
+}
+
+impl Waiting {
+    fn new(sender: Sender<'_>, from: Answering, within: Option<Duration>) -> Self {
+        Self { from, sleep: within.map(|time| (time, sender.space().env.sleep(time))) }
+    }
 }
 
 impl Future for Waiting {
     type Output = Outcome;
 
     fn poll(mut self: Pin<&mut Self>, task: &mut std::task::Context<'_>) -> Poll<Outcome> {
-        if let Poll::Ready(outcome) = Pin::new(&mut self.receiver).poll(task) {
-            return Poll::Ready(outcome.unwrap_or_else(|_| Err(Error::new(ErrorKind::Cancelled))));
+        let polled = match &mut self.from {
+            Answering::Here(receiver) => Pin::new(receiver)
+                .poll(task)
+                .map(|outcome| outcome.unwrap_or_else(|_| Err(Error::new(ErrorKind::Cancelled)))),
+            Answering::Away(away) => away.as_mut().poll(task),
+        };
+        if polled.is_ready() {
+            return polled;
         }
         if let Some((time, sleep)) = &mut self.sleep
             && sleep.as_mut().poll(task).is_ready()
@@ -576,9 +680,7 @@ impl<T: Payload, R: Answer> Future for Asking<'_, T, R> {
             return Poll::Pending;
         }
         let State::New(sending) = std::mem::replace(&mut self.state, State::Over) else {
-            return Poll::Ready(Err(Error::misuse(
-                "the answer was given already; a finished future was polled",
-            )));
+            return Poll::Ready(Err(told_already()));
         };
         match sending.start::<R>() {
             Begun::Now(reply) => Poll::Ready(reply),
@@ -595,10 +697,63 @@ impl<T, R> Unpin for Asking<'_, T, R> {}
 
 impl<'s, T: Payload> IntoFuture for Sending<'s, T> {
     type Output = Result<Sent>;
-    type IntoFuture = Ready<Result<Sent>>;
+    type IntoFuture = Acceptance;
 
-    fn into_future(self) -> Ready<Result<Sent>> {
-        ready(self.send_now())
+    #[inline]
+    fn into_future(self) -> Acceptance {
+        self.send_now()
+    }
+}
+
+/// Says whether a sent event was taken: at once by a node here, after a round trip by one beyond a link.
+///
+/// # Cancel safety
+///
+/// The event has left; dropping this does not take it back.
+#[must_use = "whether the event was taken is told by `.await`"]
+pub struct Acceptance {
+    state: Accepted,
+}
+
+enum Accepted {
+    /// `None` once it was told.
+    Now(Option<Result<Sent>>),
+    Later(BoxFuture<'static, Result<Sent>>),
+}
+
+impl Acceptance {
+    #[inline]
+    pub(crate) const fn now(sent: Result<Sent>) -> Self {
+        Self { state: Accepted::Now(Some(sent)) }
+    }
+
+    #[cold]
+    fn later(sender: Sender<'_>, event: EventId, away: Away, within: Option<Duration>) -> Self {
+        let waiting = Waiting::new(sender, Answering::Away(Box::pin(away.outcome())), within);
+        let taken =
+            async move { waiting.await.map(|_| Sent { event }).map_err(|error| error.at_event(event)) };
+        Self { state: Accepted::Later(Box::pin(Yielding::new(taken, sender.flow()))) }
+    }
+}
+
+impl Future for Acceptance {
+    type Output = Result<Sent>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, task: &mut std::task::Context<'_>) -> Poll<Result<Sent>> {
+        match &mut self.state {
+            Accepted::Now(sent) => Poll::Ready(sent.take().unwrap_or_else(|| Err(told_already()))),
+            Accepted::Later(waiting) => waiting.as_mut().poll(task),
+        }
+    }
+}
+
+impl fmt::Debug for Acceptance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.state {
+            Accepted::Now(sent) => write!(f, "{sent:?}"),
+            Accepted::Later(_) => f.write_str("waits for the other side"),
+        }
     }
 }
 
@@ -625,18 +780,24 @@ impl<'s, T: Payload> Broadcasting<'s, T> {
     /// When the space does not run, a limit on the correlation is passed, or a hook objects. What one listener does
     /// with the event is not the broadcaster's concern: its failure becomes an error event and a dead letter.
     pub fn publish(self) -> Result<EventId> {
-        self.publish_from(None)
+        self.publish_from(None, Reach::Everywhere)
+    }
+
+    /// Publishes an event that concerns this process alone.
+    pub(crate) fn publish_here(self) -> Result<EventId> {
+        self.publish_from(None, Reach::Here)
     }
 
     /// Sends the event together with a stream, whose items every listener reads at its own pace with
-    /// [`Context::items`](crate::Context::items).
+    /// [`Context::items`](crate::Context::items). The items stay in this process; a listener beyond a link gets the event
+    /// without them.
     ///
     /// # Errors
     ///
     /// As [`Broadcasting::publish`].
     pub fn stream<I: Payload>(self) -> Result<Outlet<I>> {
         let (to, _) = tokio::sync::broadcast::channel(crate::limits::STREAM_BROADCAST_ITEMS_MAX);
-        let event = self.publish_from(Some(&to))?;
+        let event = self.publish_from(Some(&to), Reach::Everywhere)?;
         Ok(Outlet::new(to, event))
     }
 
@@ -644,13 +805,14 @@ impl<'s, T: Payload> Broadcasting<'s, T> {
     fn publish_from(
         self,
         source: Option<&tokio::sync::broadcast::Sender<happen_core::Value>>,
+        reach: Reach,
     ) -> Result<EventId> {
         let Self { sender, payload, extras } = self;
         let space = sender.space();
         space.check_running()?;
         let event_type: EventType = payload.event_type();
         let envelope = stamp(sender, event_type, Purpose::Broadcast, extras.as_deref())?;
-        Ok(spread(space, envelope, payload, source))
+        Ok(spread(sender, envelope, payload, source, reach))
     }
 
     pub(crate) fn into_parts(self) -> (Sender<'s>, T, Option<Box<Extras>>) {
@@ -661,20 +823,34 @@ impl<'s, T: Payload> Broadcasting<'s, T> {
 /// Brings a stamped event to everyone who listens.
 #[inline]
 pub(crate) fn spread<T: Payload>(
-    space: &Arc<SpaceInner>,
+    sender: Sender<'_>,
     envelope: Envelope,
     payload: T,
     source: Option<&tokio::sync::broadcast::Sender<happen_core::Value>>,
+    reach: Reach,
 ) -> EventId {
+    let space = sender.space();
     let id = envelope.id;
     let listeners = space.listeners(&envelope.event_type);
     let mark = space.remember_sent(&envelope, NodeKey(0));
     space.settle(mark, web::PUBLISHED);
-    if !listeners.is_empty() {
+    let leaves = space.link.get().is_some() && reach == Reach::Everywhere;
+    if leaves || !listeners.is_empty() {
         let event = Event::from_parts(envelope, payload);
+        if leaves {
+            // Before the listeners here, whose handlers may send what it causes.
+            space.publish_away(sender, &event);
+        }
         dispatch::publish(&listeners, &event, id, source);
     }
     id
+}
+
+/// How far a broadcast goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    Everywhere,
+    Here,
 }
 
 impl<'s> Sender<'s> {
@@ -818,6 +994,16 @@ where
 #[cold]
 pub(crate) fn no_destination() -> Error {
     Error::misuse("an event was sent to a list of nodes that is empty")
+}
+
+#[cold]
+fn empty_batch() -> Error {
+    Error::misuse("a batch without events was sent")
+}
+
+#[cold]
+fn told_already() -> Error {
+    Error::misuse("the answer was given already; a finished future was polled")
 }
 
 #[cold]

@@ -4,8 +4,8 @@
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::future::poll_fn;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -28,6 +28,7 @@ use crate::handler::{Argument, Handler};
 use crate::hooks::{Hooks, Moment, Seen};
 use crate::index::{Index, Listeners};
 use crate::limits;
+use crate::link::{Hashes, Linked, RESERVED, RemoteNames};
 use crate::local;
 use crate::node::{Node, NodeInner, Registration};
 use crate::send::{Broadcasting, Sender, Sending, Target};
@@ -90,6 +91,9 @@ pub(crate) struct SpaceInner {
     flows: AtomicUsize,
     idle: Notify,
     pressed: Mutex<HashSet<u32>>,
+    pub(crate) link: OnceLock<Linked>,
+    pub(crate) remote_names: RemoteNames,
+    pub(crate) hashes: Hashes,
 }
 
 /// A node in the map of nodes. Emptied before it is taken out: the map frees what was taken out at some later time,
@@ -154,6 +158,9 @@ impl Space {
             flows: AtomicUsize::new(0),
             idle: Notify::new(),
             pressed: Mutex::default(),
+            link: OnceLock::new(),
+            remote_names: RemoteNames::default(),
+            hashes: Hashes::default(),
         });
         Self { owner: Arc::new(Owner(inner)) }
     }
@@ -184,6 +191,7 @@ impl Space {
             node.close();
         } else {
             inner.names.pin().insert(key.0, name);
+            inner.presence_changed();
             if inner.is_running() {
                 inner.announce("node.started", serde_json::json!({ "node_id": id }));
             }
@@ -210,17 +218,19 @@ impl Space {
     /// # Errors
     ///
     /// The first mistake made while the space was built: a pattern that cannot be understood, an id given twice. The
-    /// others are its causes' neighbours in [`Space::problems`].
+    /// others are its causes' neighbours in [`Space::problems`]. And whatever keeps the link from being attached.
     pub async fn start(&self) -> Result<()> {
         let inner = self.inner();
         if let Some(first) = lock(&inner.problems).first() {
             return Err(first.duplicate());
         }
+        inner.attach_link().await?;
         let started = inner.phase.compare_exchange(BUILDING, RUNNING, Ordering::SeqCst, Ordering::SeqCst);
         if started == Err(STOPPED) {
             return Err(closed_space());
         }
         if started.is_ok() {
+            inner.presence_changed();
             let nodes = inner.by_name.pin().len();
             inner.announce("system.started", serde_json::json!({ "nodes": nodes }));
         }
@@ -244,6 +254,9 @@ impl Space {
         let after = Duration::from_millis(inner.config.drain_ms);
         let drained = inner.drained(after).await;
         inner.close();
+        if let Some(left) = inner.leave_link() {
+            left.await;
+        }
         if drained { Ok(()) } else { Err(Error::new(ErrorKind::TimedOut { after })) }
     }
 
@@ -323,7 +336,10 @@ impl Space {
         let missing = || Error::misuse(format!("no dead letter has the event id {event}"));
         let letter = inner.dead.take(event).ok_or_else(missing)?;
         let result = match inner.find(&letter.node) {
-            None => Err(Error::new(ErrorKind::NoSuchNode { node: letter.node.clone() })),
+            None => match inner.send_away(Sender::Space(inner), &letter.node, &*letter.event, true) {
+                Ok(Some(away)) => away.outcome().await.map(drop),
+                sent => sent.map(drop),
+            },
             Some(node) => dispatch::deliver(&node, &*letter.event, Want::default()).map(drop),
         };
         result.map_err(|error| {
@@ -357,6 +373,13 @@ impl SpaceInner {
         self.phase.load(Ordering::Relaxed) == RUNNING
     }
 
+    pub(crate) fn check_building(&self) -> Result<()> {
+        match self.phase.load(Ordering::Relaxed) {
+            BUILDING => Ok(()),
+            _ => Err(Error::misuse("the space has started")),
+        }
+    }
+
     pub(crate) fn check_running(&self) -> Result<()> {
         match self.phase.load(Ordering::Relaxed) {
             RUNNING => Ok(()),
@@ -369,12 +392,23 @@ impl SpaceInner {
         self.by_name.pin().get(id)?.0.load_full()
     }
 
-    fn all_nodes(&self) -> Vec<Arc<NodeInner>> {
+    pub(crate) fn all_nodes(&self) -> Vec<Arc<NodeInner>> {
         self.by_name.pin().values().filter_map(|slot| slot.0.load_full()).collect()
     }
 
     pub(crate) fn name_of(&self, key: NodeKey) -> Option<Arc<str>> {
         self.names.pin().get(&key.0).cloned()
+    }
+
+    /// Gives a name a key of its own, for a node that is not here.
+    pub(crate) fn name_key(&self, name: &Arc<str>) -> NodeKey {
+        let key = NodeKey(self.next_key.fetch_add(1, Ordering::Relaxed));
+        self.names.pin().insert(key.0, Arc::clone(name));
+        key
+    }
+
+    pub(crate) fn unname(&self, key: NodeKey) {
+        self.names.pin().remove(&key.0);
     }
 
     pub(crate) fn all_names(&self) -> std::collections::HashMap<NodeKey, Arc<str>> {
@@ -432,6 +466,7 @@ impl SpaceInner {
             slot.0.store(None);
             names.remove(&*node.name);
         }
+        self.presence_changed();
     }
 
     #[inline]
@@ -565,7 +600,7 @@ impl SpaceInner {
             return;
         }
         let event = Event::new(event_type, content);
-        if let Err(error) = Broadcasting::new(Sender::Space(self), event).publish() {
+        if let Err(error) = Broadcasting::new(Sender::Space(self), event).publish_here() {
             tracing::warn!(target: "happen", code = error.code(), "{event_type} could not be announced: {error}");
         }
     }
@@ -647,6 +682,7 @@ impl SpaceInner {
             let mark = self.remember_sent(&envelope, NodeKey(0));
             self.settle(mark, web::PUBLISHED);
             let event = Event::from_parts(envelope, failure);
+            self.publish_away(Sender::Flow(&cause), &event);
             dispatch::publish(&listeners, &event, id, None);
         });
         if let Err(runaway) = result {
@@ -670,25 +706,7 @@ impl SpaceInner {
         }
     }
 
-    /// Tells of an event that was sent without waiting and found no way.
-    #[cold]
-    pub(crate) fn lost(
-        self: &Arc<Self>,
-        node: &str,
-        error: &Error,
-        event: impl FnOnce(Envelope) -> Option<Arc<dyn ErasedEvent>>,
-    ) {
-        let unknown = EventType::new("(lost)");
-        let Ok(mut envelope) = stamp(Sender::Space(self), unknown, Purpose::Send, None) else { return };
-        if let Some(id) = error.event_id() {
-            envelope.id = id;
-        }
-        if let Some(event) = event(envelope) {
-            self.bury(&*event, node, error);
-        }
-    }
-
-    fn bury(&self, event: &dyn ErasedEvent, node: &str, error: &Error) {
+    pub(crate) fn bury(&self, event: &dyn ErasedEvent, node: &str, error: &Error) {
         let letter = DeadLetter {
             event: event.to_shared(),
             node: node.to_owned(),
@@ -763,6 +781,8 @@ impl SpaceInner {
         if self.phase.swap(STOPPED, Ordering::SeqCst) == STOPPED {
             return;
         }
+        // First, so that whoever waits beyond the link learns that it closed, and not of flows that were cancelled.
+        drop(self.leave_link());
         for node in self.all_nodes() {
             node.close();
         }
@@ -838,8 +858,6 @@ const BUILDING: u8 = 0;
 const RUNNING: u8 = 1;
 const STOPPED: u8 = 2;
 
-/// What ids of the runtime's own nodes begin with.
-const RESERVED: char = '$';
 /// The id of the node that handles what is registered on the space itself.
 const OWN_NODE: &str = "$space";
 /// Mistakes that are kept to be told.

@@ -2,6 +2,7 @@
 //! listens. Owns the two channels and who waits for whom.
 
 use std::fmt;
+use std::future::poll_fn;
 use std::marker::PhantomData;
 
 use happen_core::{Answer, Error, ErrorKind, EventId, Payload, Result, Value};
@@ -9,6 +10,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::flow::Outcome;
 use crate::limits;
+use crate::link::{Answered, Away};
 
 /// Where a flow's items go.
 #[derive(Clone, Debug)]
@@ -44,6 +46,7 @@ pub struct Items<T> {
 
 enum From {
     Handler { items: mpsc::Receiver<Value>, end: Option<oneshot::Receiver<Outcome>>, event: EventId },
+    Away(Box<Away>),
     Broadcast(Source),
     Failed,
 }
@@ -59,6 +62,10 @@ impl<T: Payload> Items<T> {
 
     pub(crate) fn ended(items: mpsc::Receiver<Value>, outcome: Outcome, event: EventId) -> Self {
         Self { from: From::Handler { items, end: None, event }, outcome: Some(outcome), items: PhantomData }
+    }
+
+    pub(crate) fn from_away(away: Box<Away>) -> Self {
+        Self { from: From::Away(away), outcome: None, items: PhantomData }
     }
 
     pub(crate) fn failed(error: Error) -> Self {
@@ -82,6 +89,15 @@ impl<T: Payload> Items<T> {
                 Some(item) => Some(item.take()),
                 None => self.failure().await,
             },
+            From::Away(away) => {
+                if self.outcome.is_none() {
+                    match poll_fn(|task| away.poll_next(task)).await {
+                        Answered::Item(item) => return Some(item.take()),
+                        Answered::End(outcome) => self.outcome = Some(outcome),
+                    }
+                }
+                self.failure().await
+            }
             From::Broadcast(source) => match source.recv().await {
                 Ok(item) => Some(item.take()),
                 Err(broadcast::error::RecvError::Closed) => None,
@@ -127,6 +143,13 @@ impl<T: Payload> Items<T> {
     pub async fn finish<V: Answer>(mut self) -> Result<V> {
         if let From::Handler { items, .. } = &mut self.from {
             while items.recv().await.is_some() {}
+        }
+        if let From::Away(away) = &mut self.from {
+            while self.outcome.is_none() {
+                if let Answered::End(outcome) = poll_fn(|task| away.poll_next(task)).await {
+                    self.outcome = Some(outcome);
+                }
+            }
         }
         self.settle().await;
         match self.outcome.take() {
@@ -213,6 +236,7 @@ impl<T> fmt::Debug for Items<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match &self.from {
             From::Handler { .. } => "items of a handler",
+            From::Away(_) => "items of a handler beyond the link",
             From::Broadcast(_) => "items of a broadcast",
             From::Failed => "items that failed",
         })

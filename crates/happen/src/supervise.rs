@@ -649,6 +649,7 @@ fn build_node(node: &Node, build: &BuildFunction) -> Result<()> {
         Ok(()) => {
             let before = inner.table.load_full();
             inner.change(|table| table.end_build());
+            inner.space.presence_changed();
             // The index last: in between a broadcast finds the node and no handler, which is no error.
             before.made_entries(Build::Last).iter().for_each(|entry| inner.space.forget_entry(inner, entry));
             inner.cancel_build(before.build());

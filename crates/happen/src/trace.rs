@@ -382,6 +382,10 @@ impl Remembered {
         way
     }
 
+    pub(crate) fn type_of(&self, event: EventId) -> Option<happen_core::EventType> {
+        self.types.get(&self.events.get(&event)?.event_type).cloned()
+    }
+
     pub(crate) fn types_from(&self, node: NodeKey) -> Vec<String> {
         let from = self.events.values().filter(|known| known.sender == node);
         let types: BTreeSet<_> = from.map(|known| self.type_name(known).to_owned()).collect();

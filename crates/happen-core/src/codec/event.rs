@@ -106,7 +106,7 @@ pub enum CauseLink<'a> {
         /// Its type.
         event_type: &'a str,
     },
-    /// Only the id is told, in an event that is not hashed.
+    /// Only the id is told: the event is not hashed, or nothing else is remembered of its cause.
     Bare {
         /// The cause.
         id: EventId,

@@ -1,6 +1,7 @@
 //! The wire form of events and replies. Owns the envelope's bytes, and is the only place that knows them; does not know
 //! who moves or keeps them. `docs/format.md` describes the form for other languages.
 
+mod batch;
 mod envelope;
 mod event;
 mod failure;
@@ -8,6 +9,7 @@ mod frame;
 pub(crate) mod msgpack;
 mod reply;
 
+pub use batch::{WireParcel, encode_batch_into};
 pub use event::{CauseLink, WireDelegation, WireEvent, WirePath, WireTrace, WireUser};
 pub use failure::WireError;
 pub use frame::{FORMAT_VERSION, FrameError, FrameProblem, UnknownField};

@@ -1,0 +1,144 @@
+//! The Link seam: what moves encoded events between the processes of one space. Owns the promises between a runtime and
+//! whatever carries its frames; knows neither what the bytes mean (the codec does) nor how they travel.
+//!
+//! A runtime calls a [`Link`] with frames that leave, and gives it an [`Inbound`] that takes the frames that come. Both
+//! sides have the same three verbs: *post* (to one node, nothing comes back), *request* (to one node, replies come
+//! back) and *publish* (to everyone who listens). What is a value, an item or a failure is told by the frames
+//! themselves, so a link hands replies on without reading them.
+
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use crate::env::BoxFuture;
+use crate::error::Result;
+use crate::pattern::Pattern;
+
+/// Carries frames between the processes (or the spaces of one process) that form one space.
+///
+/// # Delivery
+///
+/// - **Order.** A call of `post`, `request` or `publish` takes its place in the order when it is made, before anything is
+///   awaited. Frames of one link to one member arrive in that order, whatever their kind. Nothing is promised between
+///   frames of different members.
+/// - **At most once.** A frame arrives once or not at all; a link never sends one again on its own. Who needs more sends
+///   the same event again, under the same id, and the receiver's store tells doubles apart.
+/// - **Bounded.** What waits to leave has a limit; beyond it calls fail with [`ErrorKind::Busy`] and nothing is sent.
+/// - **Nothing comes back.** A published frame never arrives at the member that published it.
+///
+/// # When a link closes
+///
+/// Whether the own end was closed, the other one, or the way between them broke: requests that wait for replies end
+/// with [`ErrorKind::Closed`], and whether their frames were handled is not known. Frames that still wait to arrive
+/// are dropped. Later calls fail with [`ErrorKind::Closed`].
+///
+/// [`ErrorKind::Busy`]: crate::ErrorKind::Busy
+/// [`ErrorKind::Closed`]: crate::ErrorKind::Closed
+pub trait Link: fmt::Debug + Send + Sync + 'static {
+    /// Joins: frames for this member go to `inbound` from now on, and its nodes can be reached by the others.
+    ///
+    /// # Errors
+    ///
+    /// - [`ErrorKind::Misuse`](crate::ErrorKind::Misuse) when the link is attached already or its name is taken.
+    /// - [`ErrorKind::Closed`](crate::ErrorKind::Closed) when it was closed.
+    /// - [`ErrorKind::Io`](crate::ErrorKind::Io) when the others cannot be reached.
+    fn attach(&self, inbound: Arc<dyn Inbound>) -> BoxFuture<'_, Result<()>>;
+
+    /// Says that [`Inbound::presence`] has changed. Cheap and often called; the link asks when it needs to know, and
+    /// many changes may be told to others as one.
+    fn changed(&self);
+
+    /// Sends a frame to a node, and nothing comes back.
+    ///
+    /// # Errors
+    ///
+    /// - [`ErrorKind::NoSuchNode`](crate::ErrorKind::NoSuchNode) when no other member is known to have the node.
+    /// - [`ErrorKind::Busy`](crate::ErrorKind::Busy), [`ErrorKind::Closed`](crate::ErrorKind::Closed): see above.
+    /// - [`ErrorKind::Oversized`](crate::ErrorKind::Oversized) when the frame is larger than the link can carry.
+    fn post(&self, to: &str, frame: Vec<u8>) -> Result<()>;
+
+    /// Sends a frame to a node; replies come back, the last one ends them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Link::post`], now or as a reply.
+    fn request(&self, to: &str, frame: Vec<u8>) -> Result<Box<dyn Replies>>;
+
+    /// Sends a frame to every other member one of whose nodes listens to this type of events, once to each.
+    ///
+    /// # Errors
+    ///
+    /// As [`Link::post`], except that nobody may listen. When some members cannot take it, the others still get it.
+    fn publish(&self, event_type: &str, frame: Vec<u8>) -> Result<()>;
+
+    /// Whether some other member may listen to this type. Asked before a broadcast is encoded, so it has to be cheap; a
+    /// link that cannot know answers true.
+    fn listens(&self, event_type: &str) -> bool;
+
+    /// The other members that are known, in the order in which they joined. Where several have a node of one id, the
+    /// first of them gets what is sent to it, as long as it is there.
+    fn peers(&self) -> Vec<Peer>;
+
+    /// Leaves. The leaving begins at the call; the future says when what had left before it is on its way.
+    /// Closing twice is closing once.
+    fn close(&self) -> BoxFuture<'static, ()>;
+}
+
+/// Takes the frames that arrive; the runtime's side of a [`Link`].
+///
+/// A link calls it with one frame after the other for each member they come from, and never from inside a call of its
+/// own [`Link`]: handlers may run before these functions return.
+pub trait Inbound: fmt::Debug + Send + Sync + 'static {
+    /// Takes a frame that nobody waits for. What cannot be delivered is kept or reported here.
+    fn post(&self, to: &str, frame: &[u8]);
+
+    /// Takes a frame whose sender waits. Every failure is a reply as well, an unreadable frame's too.
+    fn request(&self, to: &str, frame: &[u8]) -> Box<dyn Replies>;
+
+    /// Takes a frame for everyone here who listens. It is never passed on.
+    fn publish(&self, frame: &[u8]);
+
+    /// The nodes that are here now. Empty before the space has started.
+    fn presence(&self) -> Vec<NodePresence>;
+}
+
+/// The replies to one request, in order: the items of a stream, if it is one, and at last its outcome.
+///
+/// # Delivery
+///
+/// The reader sets the pace. A link asks for the next reply only when the reader has asked for it, or as far ahead as a
+/// fixed window; a handler whose reader is slow waits in `emit`.
+///
+/// # Cancel safety
+///
+/// Dropping it before the end says that nobody waits any more: the flow that answers is asked to stop. Everything that
+/// stands between has to pass that on.
+pub trait Replies: Send {
+    /// The next reply's frame; `None` after the last.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Closed`](crate::ErrorKind::Closed) or [`ErrorKind::Io`](crate::ErrorKind::Io) when the link failed.
+    /// Nothing comes after an error.
+    fn poll_next(&mut self, task: &mut Context<'_>) -> Poll<Option<Result<Vec<u8>>>>;
+}
+
+/// Another member of a link.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Its name.
+    pub name: String,
+    /// Its nodes.
+    pub nodes: Vec<NodePresence>,
+}
+
+/// What the others know of a node.
+///
+/// An id that begins with `$` belongs to the runtime of its member: it listens, and nothing can be sent to it.
+#[derive(Debug, Clone)]
+pub struct NodePresence {
+    /// Its id.
+    pub id: String,
+    /// What it handles.
+    pub handles: Vec<Pattern>,
+}

@@ -1,0 +1,359 @@
+//! The way of a frame into a space: read, verified, and then the same way as any event; and the way of its replies out.
+//! What cannot be trusted ends here, counted and told, before any node sees it.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use happen_core::codec::{self, WireError, WireEvent, WireParcel, WireReply};
+use happen_core::event::Purpose;
+use happen_core::hash::{self, HashMismatch};
+use happen_core::link::{Inbound, NodePresence, Replies};
+use happen_core::payload::Dynamic;
+use happen_core::{Batch, ErasedEvent, Error, ErrorKind, Event, EventId, EventType, NodeKey, Result, Value};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::dispatch::{self, Delivered, Reply, Want};
+use crate::flow::Outcome;
+use crate::limits;
+use crate::link::{Entrance, Linked, RESERVED};
+use crate::space::SpaceInner;
+use crate::stream::Sink;
+use crate::web;
+
+impl Inbound for Entrance {
+    fn post(&self, to: &str, frame: &[u8]) {
+        let Some(space) = self.space.upgrade() else { return };
+        let Some(event) = space.admit(frame) else { return };
+        if let Err(error) = space.bring_in(to, &*event, Want::default()) {
+            space.undelivered(&*event, to, error, Reply::Nobody);
+        }
+    }
+
+    fn request(&self, to: &str, frame: &[u8]) -> Box<dyn Replies> {
+        match self.space.upgrade() {
+            Some(space) => Box::new(space.answer(to, frame)),
+            None => Box::new(Answers {
+                to: EventId::MIN,
+                source: Source::Ended(Err(Error::new(ErrorKind::Closed { what: "the space".to_owned() }))),
+                items: 0,
+                bytes_max: happen_core::limits::EVENT_BYTES_MAX,
+                error_bytes_max: happen_core::limits::EVENT_BYTES_MAX,
+                _place: None,
+            }),
+        }
+    }
+
+    fn publish(&self, frame: &[u8]) {
+        let Some(space) = self.space.upgrade() else { return };
+        let Some(event) = space.admit(frame) else { return };
+        if !space.is_running() {
+            return;
+        }
+        for single in (0..event.len()).filter_map(|index| event.single(index)) {
+            let envelope = single.envelope();
+            let mark = space.remember_arrived(envelope, NodeKey(0));
+            space.settle(mark, web::PUBLISHED);
+            dispatch::publish(&space.listeners(&envelope.event_type), single, envelope.id, None);
+        }
+    }
+
+    fn presence(&self) -> Vec<NodePresence> {
+        self.space
+            .upgrade()
+            .filter(|space| space.is_running())
+            .map_or_else(Vec::new, |space| space.presence())
+    }
+}
+
+impl SpaceInner {
+    /// The event or the batch in a frame, when it is to be trusted.
+    fn admit(self: &Arc<Self>, frame: &[u8]) -> Option<Arc<dyn ErasedEvent>> {
+        self.read_frame(frame).inspect_err(|error| self.refuse(error)).ok()
+    }
+
+    fn read_frame(&self, frame: &[u8]) -> Result<Arc<dyn ErasedEvent>> {
+        let parcel = WireParcel::decode(frame, self.config.event_bytes_max)?;
+        let known = |id| self.hashes.of(id);
+        for event in parcel.events() {
+            hash::verify(event, known).map_err(|mismatch| untrue(event, mismatch))?;
+        }
+        let events = parcel.events().iter().map(|event| self.event_of(event)).collect::<Result<Vec<_>>>()?;
+        for event in parcel.events() {
+            self.hashes.note(event);
+        }
+        if let WireParcel::Batch(_) = parcel {
+            let batch = Batch::new(events).ok_or_else(|| unreadable("batch"))?;
+            return Ok(Arc::new(batch));
+        }
+        let event = events.into_iter().next().ok_or_else(|| unreadable("event"))?;
+        Ok(Arc::new(event))
+    }
+
+    fn event_of(&self, event: &WireEvent<'_>) -> Result<Event> {
+        let event_type = EventType::new(&event.event_type);
+        let envelope = event.to_envelope(event_type.clone(), |name| self.key_of(name))?;
+        Ok(Event::from_parts(envelope, Dynamic::from_bytes(event_type, event.payload.into())))
+    }
+
+    /// Counts a frame that is not to be trusted, and tells of it in this process alone: an answer to it would be a frame
+    /// again, and two spaces could refuse each other's refusals for ever.
+    #[cold]
+    fn refuse(self: &Arc<Self>, error: &Error) {
+        if let Some(linked) = self.link.get() {
+            linked.refused.fetch_add(1, Ordering::SeqCst);
+        }
+        let told = serde_json::json!({
+            "code": error.code(),
+            "reason": error.chain().join(": "),
+            "event": error.event_id().map(|id| id.to_string()),
+        });
+        self.announce("system.refused", told);
+    }
+
+    fn bring_in(self: &Arc<Self>, to: &str, event: &dyn ErasedEvent, want: Want) -> Result<Delivered> {
+        let id = event.envelope().id;
+        let node = if to.starts_with(RESERVED) { None } else { self.find(to) };
+        let Some(node) = node else {
+            let mark = self.remember_arrived(event.envelope(), NodeKey(0));
+            self.settle(mark, web::failed("no-such-node"));
+            return Err(Error::new(ErrorKind::NoSuchNode { node: to.to_owned() }).at_event(id).at_node(to));
+        };
+        for later in (1..event.len()).filter_map(|index| event.single(index)) {
+            self.remember_arrived(later.envelope(), node.key);
+        }
+        let mark = self.remember_arrived(event.envelope(), node.key);
+        match dispatch::deliver(&node, event, want) {
+            Ok(delivered) => {
+                let what = match &delivered {
+                    Delivered::Now(outcome) => dispatch::what(outcome),
+                    Delivered::Later(_) | Delivered::Away(_) => web::WAITING,
+                };
+                self.settle(mark, what);
+                Ok(delivered)
+            }
+            Err(error) => {
+                self.settle(mark, web::failed(error.code()));
+                Err(error.at_event(id).at_node(to))
+            }
+        }
+    }
+
+    fn remember_arrived(&self, envelope: &happen_core::Envelope, to: NodeKey) -> web::Mark {
+        if let Some(name) = envelope.inherited().and_then(|inherited| inherited.correlation.as_ref()) {
+            // The root may never come here, so the name leads to what did.
+            self.name_correlation(name, envelope.id);
+        }
+        self.remember_sent(envelope, to)
+    }
+
+    fn answer(self: &Arc<Self>, to: &str, frame: &[u8]) -> Answers {
+        let mut answers = Answers {
+            to: EventId::MIN,
+            source: Source::Over,
+            items: 0,
+            bytes_max: self.config.event_bytes_max,
+            error_bytes_max: self.reply_bytes_max(),
+            _place: None,
+        };
+        let taken = self.read_frame(frame).inspect_err(|error| self.refuse(error)).and_then(|event| {
+            let envelope = event.envelope();
+            answers.to = envelope.id;
+            answers._place = Some(self.place_for_answer().map_err(|error| error.at_event(envelope.id))?);
+            let (want, items) = match envelope.purpose {
+                Purpose::Ask => (Want::new(true, None, None, None), None),
+                Purpose::Stream => {
+                    let (sink, items) = Sink::new();
+                    (Want::new(true, Some(sink), None, None), Some(items))
+                }
+                // Nobody waits for its outcome, only for its being taken.
+                _ => {
+                    self.bring_in(to, &*event, Want::default())?;
+                    return Ok(Source::Ended(Ok(None)));
+                }
+            };
+            let end = match self.bring_in(to, &*event, want)? {
+                Delivered::Now(outcome) => Source::Ended(outcome),
+                Delivered::Later(Some(end)) => Source::Waits(end),
+                Delivered::Later(None) | Delivered::Away(_) => Source::Ended(Ok(None)),
+            };
+            Ok(match items {
+                Some(items) => Source::Stream { items, end: Box::new(end) },
+                None => end,
+            })
+        });
+        answers.source = taken.unwrap_or_else(|error| Source::Ended(Err(error)));
+        answers
+    }
+
+    fn place_for_answer(&self) -> Result<Place> {
+        let answering = self.link.get().map(|linked| &linked.answering);
+        answering.map_or_else(|| Ok(Place(Arc::default())), Linked::place)
+    }
+
+    fn presence(&self) -> Vec<NodePresence> {
+        let mut nodes: Vec<_> = self
+            .all_nodes()
+            .iter()
+            .map(|node| {
+                let handles = node.table.load().entries.iter().map(|entry| entry.pattern.clone()).collect();
+                NodePresence { id: node.name.to_string(), handles }
+            })
+            .collect();
+        nodes.sort_by(|a, b| a.id.cmp(&b.id));
+        nodes
+    }
+}
+
+impl Linked {
+    fn place(answering: &Arc<AtomicUsize>) -> Result<Place> {
+        if answering.fetch_add(1, Ordering::SeqCst) < limits::LINK_ANSWERING_MAX {
+            return Ok(Place(Arc::clone(answering)));
+        }
+        answering.fetch_sub(1, Ordering::SeqCst);
+        let what = format!("the number of requests over the link ({})", limits::LINK_ANSWERING_MAX);
+        Err(Error::new(ErrorKind::Busy { what }))
+    }
+}
+
+/// One of the requests that may be answered at once.
+struct Place(Arc<AtomicUsize>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// The replies to one request, encoded as they are asked for. Dropping it drops what the flow reports to, which asks
+/// the flow to stop.
+struct Answers {
+    to: EventId,
+    source: Source,
+    items: u64,
+    bytes_max: usize,
+    error_bytes_max: usize,
+    _place: Option<Place>,
+}
+
+enum Source {
+    Ended(Outcome),
+    Waits(oneshot::Receiver<Outcome>),
+    Stream { items: mpsc::Receiver<Value>, end: Box<Self> },
+    Over,
+}
+
+impl Replies for Answers {
+    fn poll_next(&mut self, task: &mut Context<'_>) -> Poll<Option<Result<Vec<u8>>>> {
+        let outcome = match std::mem::replace(&mut self.source, Source::Over) {
+            Source::Over => return Poll::Ready(None),
+            Source::Ended(outcome) => outcome,
+            Source::Waits(mut end) => match Pin::new(&mut end).poll(task) {
+                Poll::Ready(outcome) => outcome.unwrap_or_else(|_| Err(cancelled())),
+                Poll::Pending => {
+                    self.source = Source::Waits(end);
+                    return Poll::Pending;
+                }
+            },
+            Source::Stream { mut items, end } => {
+                // Items come as long as somebody may emit; with the last of those gone the end is told.
+                match items.poll_recv(task) {
+                    Poll::Ready(Some(item)) => {
+                        self.source = Source::Stream { items, end };
+                        return Poll::Ready(Some(self.item(&item)));
+                    }
+                    Poll::Ready(None) => {
+                        self.source = *end;
+                        return self.poll_next(task);
+                    }
+                    Poll::Pending => {
+                        self.source = Source::Stream { items, end };
+                        return Poll::Pending;
+                    }
+                }
+            }
+        };
+        Poll::Ready(Some(self.last(outcome)))
+    }
+}
+
+impl Answers {
+    fn item(&mut self, item: &Value) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let event_type = item.event_type();
+        let encoded = item.as_payload().encode(&mut bytes).and_then(|()| {
+            self.frame(codec::Outcome::Item { event_type: event_type.as_str().into(), bytes: &bytes })
+        });
+        match encoded {
+            Ok(frame) => {
+                self.items += 1;
+                Ok(frame)
+            }
+            Err(error) => {
+                // The reader is told why the stream ends here; dropping the source ends it at its other end.
+                self.source = Source::Over;
+                self.failure(&error)
+            }
+        }
+    }
+
+    fn last(&self, outcome: Outcome) -> Result<Vec<u8>> {
+        let frame = outcome.and_then(|value| {
+            let Some(value) = value else { return self.frame(codec::Outcome::End) };
+            let mut bytes = Vec::new();
+            value.as_payload().encode(&mut bytes)?;
+            let event_type = value.event_type();
+            self.frame(codec::Outcome::Value { event_type: event_type.as_str().into(), bytes: &bytes })
+        });
+        frame.or_else(|error| self.failure(&error))
+    }
+
+    fn failure(&self, error: &Error) -> Result<Vec<u8>> {
+        let mut frame = Vec::new();
+        let mut reply = WireReply::new(self.to, codec::Outcome::Error(WireError::of(error)));
+        reply.sequence = self.items;
+        reply.encode_into(&mut frame, self.error_bytes_max)?;
+        Ok(frame)
+    }
+
+    fn frame(&self, outcome: codec::Outcome<'_>) -> Result<Vec<u8>> {
+        let mut frame = Vec::new();
+        let mut reply = WireReply::new(self.to, outcome);
+        reply.sequence = self.items;
+        reply.encode_into(&mut frame, self.bytes_max)?;
+        Ok(frame)
+    }
+}
+
+#[cold]
+fn cancelled() -> Error {
+    Error::new(ErrorKind::Cancelled)
+}
+
+#[cold]
+fn unreadable(wanted: &str) -> Error {
+    Error::new(ErrorKind::Undecodable { wanted: wanted.to_owned() })
+}
+
+#[cold]
+fn untrue(event: &WireEvent<'_>, mismatch: HashMismatch) -> Error {
+    Error::new(ErrorKind::Invalid { reason: mismatch.to_string() }).with_source(mismatch).at_event(event.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_answered_up_to_a_limit() {
+        let answering = Arc::default();
+        let mut places: Vec<_> =
+            (0..limits::LINK_ANSWERING_MAX).map(|_| Linked::place(&answering).ok().unwrap()).collect();
+        assert_eq!(Linked::place(&answering).err().unwrap().code(), "busy");
+        places.pop();
+        assert!(Linked::place(&answering).is_ok());
+        drop(places);
+        assert_eq!(answering.load(Ordering::SeqCst), 0);
+    }
+}

@@ -1,0 +1,174 @@
+//! What joins a space with others: the space's own end of a link, and a link between spaces of one process. Owns the
+//! way from events to frames and back; handlers never see any of it, and what carries the frames is the link's business.
+
+mod hashes;
+mod hub;
+mod incoming;
+mod names;
+mod outgoing;
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+use happen_core::link::Link;
+use happen_core::{Error, ErrorKind, Result};
+
+use crate::space::{Space, SpaceInner};
+
+pub use self::hub::{Hub, HubLink};
+
+pub(crate) use self::hashes::Hashes;
+pub(crate) use self::names::RemoteNames;
+pub(crate) use self::outgoing::{Answered, Away};
+
+/// A space's end of its link.
+pub(crate) struct Linked {
+    pub(crate) link: Arc<dyn Link>,
+    attached: AtomicBool,
+    refused: AtomicU64,
+    /// Requests from elsewhere that are being answered.
+    answering: Arc<AtomicUsize>,
+}
+
+/// A node of another member of the link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RemoteNode {
+    /// Its id.
+    pub id: String,
+    /// The member it lives in: the name of a space or a process.
+    pub member: String,
+    /// The patterns it handles.
+    pub handles: Vec<String>,
+}
+
+impl Space {
+    /// Joins this space with those at the other ends of a link: names that no node here has are looked for there, and
+    /// broadcasts reach whoever listens there. Called once, before [`Space::start`], which attaches the link.
+    ///
+    /// # Delivery
+    ///
+    /// A node here is found before one of the same id elsewhere; of several elsewhere, the one in the member that joined
+    /// first gets what is sent to the id. A broadcast reaches all of them. The runtime's events about nodes and the
+    /// system stay in their process; `<type>.error` reaches everyone who listens.
+    ///
+    /// Over a link, `.await` on a send says that the other side took the event, after one round trip; `forget` does not
+    /// wait. Events are delivered at most once, in order from one sender to one receiver.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Misuse`] when the space has a link already, or has started.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen::{Config, Context, Event, Hub, Space};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// let hub = Hub::new();
+    /// let (here, there) = (Space::memory(), Space::memory());
+    /// here.join(hub.link("here"))?;
+    /// there.join(hub.link("there"))?;
+    /// there.node("echo").on("string", |said: &Event<String>, _: &Context| said.to_uppercase());
+    /// here.start().await?;
+    /// there.start().await?;
+    ///
+    /// let heard = here.send("echo", "hello".to_owned()).reply::<String>().await?;
+    /// assert_eq!(*heard, "HELLO");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn join(&self, link: Arc<dyn Link>) -> Result<()> {
+        let inner = self.inner();
+        if inner.check_building().is_err() {
+            return Err(Error::misuse("a link is joined before the space starts"));
+        }
+        let linked = Linked {
+            link,
+            attached: AtomicBool::new(false),
+            refused: AtomicU64::new(0),
+            answering: Arc::default(),
+        };
+        inner.link.set(linked).map_err(|_| Error::misuse("a space has one link, and this one has it already"))
+    }
+
+    /// The nodes of the other members of the link, by id; empty without a link.
+    #[must_use]
+    pub fn remote_nodes(&self) -> Vec<RemoteNode> {
+        let peers = self.inner().link.get().map(|linked| linked.link.peers()).unwrap_or_default();
+        let mut nodes: Vec<_> = peers
+            .into_iter()
+            .flat_map(|peer| {
+                let member = peer.name;
+                let named = peer.nodes.into_iter().filter(|node| !node.id.starts_with(RESERVED));
+                named.map(move |node| RemoteNode {
+                    id: node.id,
+                    member: member.clone(),
+                    handles: node.handles.iter().map(ToString::to_string).collect(),
+                })
+            })
+            .collect();
+        // Stable, so that those of one id stay in the order in which they are asked.
+        nodes.sort_by(|a, b| a.id.cmp(&b.id));
+        nodes
+    }
+
+    /// The number of frames that came over the link and were refused before any node saw them: unreadable ones, too
+    /// large ones, and those whose content does not fit their hash. Each was also told as the event `system.refused`.
+    #[must_use]
+    pub fn refused_frames(&self) -> u64 {
+        self.inner().link.get().map_or(0, |linked| linked.refused.load(Ordering::SeqCst))
+    }
+}
+
+impl SpaceInner {
+    /// Attaches the link, if there is one and nobody did.
+    pub(crate) async fn attach_link(self: &Arc<Self>) -> Result<()> {
+        let Some(linked) = self.link.get() else { return Ok(()) };
+        if linked.attached.swap(true, Ordering::SeqCst) {
+            return Ok(());
+        }
+        let inbound = Arc::new(Entrance { space: Arc::downgrade(self) });
+        let attached = linked.link.attach(inbound).await;
+        attached.inspect_err(|_| linked.attached.store(false, Ordering::SeqCst))
+    }
+
+    /// Tells the link that nodes or what they handle have changed.
+    #[inline]
+    pub(crate) fn presence_changed(&self) {
+        if let Some(linked) = self.link.get() {
+            linked.link.changed();
+        }
+    }
+
+    /// Begins to leave the link; the future, if any, says when that is done.
+    pub(crate) fn leave_link(&self) -> Option<happen_core::env::BoxFuture<'static, ()>> {
+        self.link.get().map(|linked| linked.link.close())
+    }
+
+    fn linked(&self, node: &str) -> Result<&Linked> {
+        self.link.get().ok_or_else(|| Error::new(ErrorKind::NoSuchNode { node: node.to_owned() }))
+    }
+}
+
+/// Where frames enter a space. Holds the space loosely: a link does not keep a space alive.
+struct Entrance {
+    space: Weak<SpaceInner>,
+}
+
+impl fmt::Debug for Entrance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("entrance of a space")
+    }
+}
+
+impl fmt::Debug for Linked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.link, f)
+    }
+}
+
+/// What ids of the runtime's own nodes begin with; nothing that comes over a link can be sent to them.
+pub(crate) const RESERVED: char = '$';

@@ -1,0 +1,220 @@
+//! The way of an event out of a space: encoded once, hashed, handed to the link; and the way of its replies back. Does
+//! not know how the link carries either.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use happen_core::codec::{self, WireEvent, WireReply};
+use happen_core::hash::hash_event;
+use happen_core::link::Replies;
+use happen_core::payload::Dynamic;
+use happen_core::{ErasedEvent, Error, ErrorKind, EventId, EventType, NodeKey, Result, Value};
+
+use crate::flow::Outcome;
+use crate::link::hashes::{Cause, set_causes};
+use crate::send::Sender;
+use crate::space::SpaceInner;
+use crate::web;
+
+impl SpaceInner {
+    /// Sends an event to a node elsewhere; `None` when nobody wants to hear of it.
+    pub(crate) fn send_away(
+        self: &Arc<Self>,
+        sender: Sender<'_>,
+        to: &str,
+        event: &dyn ErasedEvent,
+        wants_replies: bool,
+    ) -> Result<Option<Away>> {
+        let id = event.envelope().id;
+        let node = self.key_of(to);
+        for single in (0..event.len()).filter_map(|index| event.single(index)) {
+            let mark = self.remember_sent(single.envelope(), node);
+            self.settle(mark, web::WAITING);
+        }
+        let sent = self.linked(to).and_then(|linked| {
+            let frame = self.frame(sender, event)?;
+            if wants_replies {
+                linked.link.request(to, frame).map(Some)
+            } else {
+                linked.link.post(to, frame).map(|()| None)
+            }
+        });
+        match sent {
+            Ok(replies) => Ok(replies.map(|replies| Away {
+                space: Arc::clone(self),
+                event: id,
+                node,
+                replies,
+                items: 0,
+            })),
+            Err(error) => {
+                self.remember(id, node, web::failed(error.code()));
+                Err(error.at_event(id).at_node(to))
+            }
+        }
+    }
+
+    /// Sends an event to everyone elsewhere who listens. What nobody elsewhere can be told is told here.
+    pub(crate) fn publish_away(self: &Arc<Self>, sender: Sender<'_>, event: &dyn ErasedEvent) {
+        let Some(linked) = self.link.get() else { return };
+        let envelope = event.envelope();
+        let event_type = envelope.event_type.as_str();
+        if !linked.link.listens(event_type) {
+            return;
+        }
+        let published = self.frame(sender, event).and_then(|frame| linked.link.publish(event_type, frame));
+        if let Err(error) = published {
+            let error =
+                error.context("a broadcast did not reach everyone beyond the link").at_event(envelope.id);
+            self.problem(error);
+        }
+    }
+
+    fn frame(&self, sender: Sender<'_>, event: &dyn ErasedEvent) -> Result<Vec<u8>> {
+        let bytes_max = self.config.event_bytes_max;
+        let mut payloads = Vec::with_capacity(event.len());
+        let mut causes = Vec::with_capacity(event.len());
+        for single in (0..event.len()).filter_map(|index| event.single(index)) {
+            let mut payload = Vec::new();
+            single.payload().encode(&mut payload)?;
+            payloads.push(payload);
+            causes.push(self.causes_from(sender, single));
+        }
+        let mut events = Vec::with_capacity(event.len());
+        let singles = (0..event.len()).filter_map(|index| event.single(index));
+        for ((single, payload), causes) in singles.zip(&payloads).zip(&causes) {
+            let name = |key: NodeKey| {
+                self.name_of(key).map_or(Cow::Borrowed(""), |name| Cow::Owned(name.to_string()))
+            };
+            let mut wire = WireEvent::from_envelope(single.envelope(), payload, name)?;
+            set_causes(&mut wire, causes);
+            wire.hash = Some(hash_event(&wire));
+            events.push(wire);
+        }
+        let mut frame = Vec::new();
+        match &events[..] {
+            [one] if !event.is_batch() => one.encode_into(&mut frame, bytes_max)?,
+            many => codec::encode_batch_into(many, &mut frame, bytes_max)?,
+        }
+        for wire in &events {
+            self.hashes.note(wire);
+        }
+        Ok(frame)
+    }
+
+    /// The causes of an event that is just being sent: their types stand in the flow that sends it.
+    fn causes_from(&self, sender: Sender<'_>, event: &dyn ErasedEvent) -> Vec<Cause> {
+        let envelope = event.envelope();
+        if envelope.cause.is_none() {
+            return Vec::new();
+        }
+        sender.with_cause(|flow| {
+            let causes = envelope.causes().map(|id| {
+                let event_type = flow.and_then(|flow| {
+                    if flow.envelope.id == id {
+                        return Some(&flow.envelope.event_type);
+                    }
+                    let at = flow.more_causes.iter().position(|cause| *cause == id)?;
+                    flow.more_types.get(at)
+                });
+                self.hashes.cause(id, event_type)
+            });
+            causes.collect()
+        })
+    }
+
+    /// The bytes a reply may have. Never below the default: a failure can always be told.
+    pub(crate) fn reply_bytes_max(&self) -> usize {
+        self.config.event_bytes_max.max(happen_core::limits::EVENT_BYTES_MAX)
+    }
+}
+
+/// An event that left by the link and whose replies are awaited. Dropping it says that nobody waits.
+pub(crate) struct Away {
+    space: Arc<SpaceInner>,
+    event: EventId,
+    node: NodeKey,
+    replies: Box<dyn Replies>,
+    items: u64,
+}
+
+/// One reply.
+pub(crate) enum Answered {
+    Item(Value),
+    End(Outcome),
+}
+
+impl Away {
+    /// The next reply. Nothing is asked for after the end.
+    pub(crate) fn poll_next(&mut self, task: &mut Context<'_>) -> Poll<Answered> {
+        let answered = match self.replies.poll_next(task) {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Some(Ok(frame))) => {
+                self.read(&frame).unwrap_or_else(|error| Answered::End(Err(error)))
+            }
+            Poll::Ready(Some(Err(error))) => Answered::End(Err(error)),
+            Poll::Ready(None) => Answered::End(Err(closed())),
+        };
+        Poll::Ready(match answered {
+            Answered::Item(item) => Answered::Item(item),
+            Answered::End(outcome) => {
+                self.space.settled(self.event, self.node, &outcome);
+                Answered::End(outcome.map_err(|error| error.at_event(self.event)))
+            }
+        })
+    }
+
+    /// The outcome; items before it are not kept.
+    pub(crate) async fn outcome(mut self) -> Outcome {
+        loop {
+            if let Answered::End(outcome) = poll_fn(|task| self.poll_next(task)).await {
+                return outcome;
+            }
+        }
+    }
+
+    fn read(&mut self, frame: &[u8]) -> Result<Answered> {
+        let reply = WireReply::decode(frame, self.space.reply_bytes_max())?;
+        // The least id stands for an event that could not be read there.
+        if reply.to != self.event && reply.to != EventId::MIN {
+            let what = format!("reading the answer, which is one to event {},", reply.to);
+            return Err(Error::new(ErrorKind::Io { what }));
+        }
+        let failed = matches!(reply.outcome, codec::Outcome::Error(_));
+        if !failed && reply.sequence != self.items {
+            let lost = reply.sequence.abs_diff(self.items);
+            return Err(Error::new(ErrorKind::Io {
+                what: format!("the stream, of which {lost} items were lost,"),
+            }));
+        }
+        Ok(match reply.outcome {
+            codec::Outcome::Item { event_type, bytes } => {
+                self.items += 1;
+                Answered::Item(value(&event_type, bytes))
+            }
+            codec::Outcome::Value { event_type, bytes } => Answered::End(Ok(Some(value(&event_type, bytes)))),
+            codec::Outcome::End => Answered::End(Ok(None)),
+            codec::Outcome::Error(told) => Answered::End(Err(told.to_error())),
+            _ => return Err(Error::new(ErrorKind::Undecodable { wanted: "reply".to_owned() })),
+        })
+    }
+}
+
+/// A value that came as bytes: its shape is found by the name of its type.
+fn value(event_type: &str, bytes: &[u8]) -> Value {
+    Value::new(Dynamic::from_bytes(EventType::new(event_type), bytes.into()))
+}
+
+#[cold]
+fn closed() -> Error {
+    Error::new(ErrorKind::Closed { what: "the link".to_owned() })
+}
+
+impl fmt::Debug for Away {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "replies to {}", self.event)
+    }
+}
