@@ -315,16 +315,22 @@ impl<'s, T: Payload> Sending<'s, T> {
 
     /// Sends and does not wait for anything. What cannot be delivered goes to the dead letters.
     pub fn forget(self) {
+        if !matches!(self.to, To::Many(_)) {
+            return self.forget_one();
+        }
         let Self { sender, to, parcel, extras } = self;
         let mut all = Vec::new();
         to.names(&mut all);
         for to in all {
-            let name = to.name().to_owned();
             let extras = extras.as_deref().map(|extras| Box::new(extras.copy()));
-            let one = Sending { sender, to, parcel: parcel.clone(), extras };
-            if let Err(error) = one.begin(Purpose::Send, None) {
-                sender.space().lost(&name, &error, |event| shared(parcel.clone(), event));
-            }
+            Sending { sender, to, parcel: parcel.clone(), extras }.forget_one();
+        }
+    }
+
+    fn forget_one(self) {
+        let (sender, to, parcel) = (self.sender, self.to.clone(), self.parcel.clone());
+        if let Err(error) = self.begin(Purpose::Send, None) {
+            sender.space().lost(to.name(), &error, |event| shared(parcel, event));
         }
     }
 
@@ -480,12 +486,14 @@ fn bring(
     }
 }
 
-fn shared<T: Payload>(parcel: Parcel<T>, envelope: Envelope) -> Option<Arc<dyn ErasedEvent>> {
+fn shared<T: Payload>(parcel: Parcel<T>, mut envelope: Envelope) -> Option<Arc<dyn ErasedEvent>> {
     let payload = match parcel {
         Parcel::One(payload) => payload,
         Parcel::Batch(payloads) => payloads.into_iter().next()?,
         _ => return None,
     };
+    // A letter is delivered once more by its type.
+    envelope.event_type = payload.event_type();
     Some(Arc::new(Event::from_parts(envelope, payload)))
 }
 
