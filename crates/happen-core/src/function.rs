@@ -29,6 +29,11 @@ pub trait Function: Send + Sync {
     /// Whether it runs to its end on the caller's stack; such a function cannot wait.
     fn is_plain(&self) -> bool;
 
+    /// Whether it reads the payload's bytes in place, so that handlers of one event may share them.
+    fn reads_bytes(&self) -> bool {
+        false
+    }
+
     /// The name of the payload type it takes, for introspection; `None` when it takes any.
     fn payload_name(&self) -> Option<&'static str>;
 }

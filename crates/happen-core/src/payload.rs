@@ -185,6 +185,15 @@ impl Dynamic {
         Ok(self.json.get_or_init(|| json))
     }
 
+    /// The MessagePack bytes it was made from; `None` when it was made from anything else.
+    #[must_use]
+    pub fn as_bytes(&self) -> Option<&[u8]> {
+        match &self.body {
+            Body::Bytes(bytes) => Some(bytes),
+            Body::Json | Body::Typed(_) => None,
+        }
+    }
+
     /// The content as a typed payload.
     ///
     /// # Errors
@@ -248,9 +257,14 @@ impl<T: Payload> ErasedPayload for T {
     }
 
     fn encode(&self, out: &mut Vec<u8>) -> Result<()> {
-        if let Some(Dynamic { body: Body::Bytes(bytes), .. }) = self.as_any().downcast_ref::<Dynamic>() {
-            out.extend_from_slice(bytes);
-            return Ok(());
+        match self.as_any().downcast_ref::<Dynamic>() {
+            Some(Dynamic { body: Body::Bytes(bytes), .. }) => {
+                out.extend_from_slice(bytes);
+                return Ok(());
+            }
+            // Not by way of JSON, which has no bytes and fewer numbers.
+            Some(Dynamic { body: Body::Typed(payload), .. }) => return payload.encode(out),
+            Some(Dynamic { body: Body::Json, .. }) | None => {}
         }
         let mut serializer = rmp_serde::Serializer::new(out).with_struct_map();
         self.serialize(&mut serializer).map_err(|error| unencodable(self).with_source(error))
@@ -349,6 +363,28 @@ mod tests {
             form.encode(&mut again).unwrap();
             assert_eq!(decode::<Reading>(&again).unwrap(), typed);
         }
+    }
+
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    struct Loud {
+        volume: f64,
+    }
+
+    impl Payload for Loud {
+        const TYPE: &'static TypeName = &TypeName::new("loud");
+    }
+
+    #[test]
+    fn a_typed_payload_under_another_name_is_encoded_without_json() {
+        // JSON has no infinity and would make it nil.
+        let typed = Loud { volume: f64::INFINITY };
+        let dynamic = Dynamic::from_erased_payload(EventType::new("noise"), &typed);
+        let mut bytes = Vec::new();
+        dynamic.encode(&mut bytes).unwrap();
+        assert_eq!(decode::<Loud>(&bytes).unwrap(), typed);
+        assert_eq!(dynamic.as_bytes(), None);
+        let from_bytes = Dynamic::from_bytes(EventType::new("noise"), bytes.as_slice().into());
+        assert_eq!(from_bytes.as_bytes(), Some(&*bytes));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use crate::accept::Origin;
 use crate::context::Context;
+use crate::encoded::Scope;
 use crate::flow::{self, Drive, GateId, Held, Outcome, Ran, Waiting};
 use crate::gate::Queued;
 use crate::hooks::{Moment, Seen};
@@ -609,6 +610,7 @@ fn run_many(
         },
     };
     let (outer, receiver) = later(reply, want.reply);
+    let _encoded = Scope::open(&node.space, event);
     let outcomes = runs.iter().map(|_| None).collect();
     let joined = Arc::new(Joined(Mutex::new(Parts { outcomes, reply: Some(outer) })));
     let place = Arc::new(place(node, permit));
@@ -845,6 +847,8 @@ pub(crate) fn publish(
     id: EventId,
     source: Option<&tokio::sync::broadcast::Sender<happen_core::Value>>,
 ) {
+    let space = listeners.first().map(|node| &node.space);
+    let _encoded = space.and_then(|space| Scope::open(space, event));
     for node in listeners {
         let want = Want::new(false, None, source.map(tokio::sync::broadcast::Sender::subscribe), None);
         match deliver(node, event, want) {

@@ -65,9 +65,8 @@ impl<N: Borrow<Node>> Nodes for [N] {
     {
         let pattern = pattern.into_pattern();
         let function: Arc<dyn Function> = handler.into_function().into();
-        let register = |node: &N| {
-            node.borrow().register(pattern.clone().map_err(Error::from), Arc::clone(&function), false)
-        };
+        let register =
+            |node: &N| node.borrow().register(pattern.clone().map_err(Error::from), Arc::clone(&function));
         Registrations(self.iter().map(register).collect())
     }
 
@@ -322,7 +321,7 @@ impl Space {
 
 impl GroupHandler {
     fn put_on(&mut self, node: &Node) {
-        let registration = node.register(Ok(self.pattern.clone()), Arc::clone(&self.function), false);
+        let registration = node.register(Ok(self.pattern.clone()), Arc::clone(&self.function));
         self.at.insert(node.inner().key, registration);
     }
 

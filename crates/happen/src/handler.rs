@@ -68,8 +68,8 @@ pub struct WithDependency<D, M>(PhantomData<fn(D) -> M>);
 /// A handler and the dependency it is given; made by [`with`].
 #[derive(Clone)]
 pub struct With<D, F> {
-    dependency: D,
-    function: F,
+    pub(crate) dependency: D,
+    pub(crate) function: F,
 }
 
 /// Gives a handler a dependency as its first argument: a clone for every event.
@@ -149,6 +149,9 @@ fn payload_name<T: Payload>() -> Option<&'static str> {
 #[cold]
 fn convert<T: Payload>(event: &dyn ErasedEvent) -> Result<Event<T>> {
     let envelope = event.envelope();
+    if event.is_batch() {
+        return Err(whole_batch(event));
+    }
     let payload = T::from_erased(event.payload()).map_err(|error| {
         let wanted = T::TYPE.as_str().to_owned();
         let found = envelope.event_type.as_str().to_owned();
@@ -335,17 +338,17 @@ where
 }
 
 /// The name and identity of a function that was wrapped to be given a dependency.
-struct Named<F>(PhantomData<fn() -> F>);
+pub(crate) struct Named<F>(PhantomData<fn() -> F>);
 
 impl<F> Named<F> {
-    fn of(_: &F) -> Self {
+    pub(crate) fn of(_: &F) -> Self {
         Self(PhantomData)
     }
 }
 
-struct Renamed<G, F> {
-    function: G,
-    named: Named<F>,
+pub(crate) struct Renamed<G, F> {
+    pub(crate) function: G,
+    pub(crate) named: Named<F>,
 }
 
 impl<G: Function, F: 'static> Function for Renamed<G, F> {
@@ -372,9 +375,24 @@ impl<G: Function, F: 'static> Function for Renamed<G, F> {
         self.function.is_plain()
     }
 
+    fn reads_bytes(&self) -> bool {
+        self.function.reads_bytes()
+    }
+
     fn payload_name(&self) -> Option<&'static str> {
         self.function.payload_name()
     }
+}
+
+/// The first event would do for the types, and the others would be lost.
+#[cold]
+pub(crate) fn whole_batch(event: &dyn ErasedEvent) -> Error {
+    let events = event.len();
+    Error::misuse(format!(
+        "a step that takes a batch went on with a function that takes one event, and there are {events}; let that \
+         function take a `Batch`, or register it itself to get the events one by one"
+    ))
+    .at_event(event.envelope().id)
 }
 
 #[cold]

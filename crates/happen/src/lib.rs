@@ -31,6 +31,7 @@ mod accept;
 mod chunks;
 mod context;
 mod dispatch;
+mod encoded;
 pub mod env;
 mod failure;
 mod flow;
@@ -58,6 +59,7 @@ mod trace;
 mod waits;
 mod web;
 pub mod wrap;
+mod zero;
 
 pub use happen_core::event::{Delegation, Purpose, Trace as TraceContext, User};
 pub use happen_core::hash::EventHash;
@@ -65,6 +67,7 @@ pub use happen_core::link::Link;
 pub use happen_core::pattern::{
     Aliases, Domain, Pattern, PatternError, all_of, any, domain, exact, not, one_of, predicate, wildcard,
 };
+pub use happen_core::raw;
 pub use happen_core::{
     Answer, Batch, Dynamic, Envelope, Error, ErrorKind, Event, EventId, EventType, IntoPattern, IntoStep,
     Outgoing, Payload, Result, State, Step, TypeName, Value,
@@ -89,3 +92,4 @@ pub use stream::{Items, Outlet};
 pub use supervise::{Standing, Strategy, Supervised, Supervisor};
 pub use time::{millis, secs};
 pub use trace::{Handled, Line, Trace, TraceOutcome, Traceable};
+pub use zero::{RawEvent, Zero};

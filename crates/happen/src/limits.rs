@@ -97,6 +97,17 @@ pub const PARALLEL_PARTS_MAX: usize = 256;
 /// Contexts and futures that each thread keeps to use again.
 pub(crate) const RECYCLED_MAX: usize = 64;
 
+/// Buffers for payloads encoded to be read in place that each thread keeps to use again: as many as events are read
+/// inside one another, which is rarely more than three.
+pub(crate) const ENCODED_BUFFERS_MAX: usize = 8;
+
+/// Bytes such a buffer begins with: what most events have, so that it seldom grows.
+pub(crate) const ENCODED_BUFFER_BYTES_MIN: usize = 1 << 10;
+
+/// Bytes of such a buffer. One that grew beyond is freed, so a thread keeps half a mebibyte at most; a payload beyond
+/// is encoded into memory of its own each time.
+pub const ENCODED_BUFFER_BYTES_MAX: usize = 64 << 10;
+
 /// Milliseconds a stopping space waits for flows under way.
 pub const DRAIN_MS: u64 = 30_000;
 

@@ -292,14 +292,13 @@ impl Node {
         H::Output: IntoStep,
         H::Future: Send,
     {
-        self.register(pattern.into_pattern().map_err(Error::from), handler.into_function(), false)
+        self.register(pattern.into_pattern().map_err(Error::from), handler.into_function())
     }
 
     pub(crate) fn register(
         &self,
         pattern: Result<Pattern>,
         function: impl Into<Arc<dyn Function>>,
-        zero: bool,
     ) -> Registration {
         let node = Arc::clone(&self.inner);
         let pattern = match pattern {
@@ -320,8 +319,10 @@ impl Node {
             plain: function.is_plain(),
             function,
             slow: Arc::new(SlowLane::default()),
-            zero,
         });
+        if entry.function.reads_bytes() {
+            node.space.note_reads_bytes();
+        }
         node.space.index(&node, &entry);
         node.change(|table| table.insert(Arc::clone(&entry)));
         node.space.presence_changed();
@@ -366,9 +367,9 @@ impl Node {
             let mut hasher = DefaultHasher::new();
             match event.payload().as_any().downcast_ref::<T>() {
                 Some(payload) => key(payload).hash(&mut hasher),
-                None => match Event::<T>::own(event) {
-                    Ok(event) => key(event.payload()).hash(&mut hasher),
-                    Err(_) => event.envelope().event_type.as_str().hash(&mut hasher),
+                None => match event.single(0).map(Event::<T>::own) {
+                    Some(Ok(event)) => key(event.payload()).hash(&mut hasher),
+                    _ => event.envelope().event_type.as_str().hash(&mut hasher),
                 },
             }
             hasher.finish()
@@ -594,6 +595,10 @@ impl Node {
     }
 }
 
+#[expect(
+    clippy::must_use_candidate,
+    reason = "a refined registration stays when it is dropped, like any other"
+)]
 impl Registration {
     /// Adds a step that flows of the node may resume or `goto` at, named after its function.
     pub fn step<H, M>(self, function: H) -> Self
@@ -674,7 +679,6 @@ impl Registration {
                     function: Arc::clone(&old.function),
                     slow: Arc::clone(&old.slow),
                     plain: old.plain,
-                    zero: old.zero,
                 };
                 change(&mut entry);
                 if entry.priority == old.priority {

@@ -319,16 +319,22 @@ impl<'s, T: Payload> Sending<'s, T> {
 
     /// Sends and does not wait for anything. What cannot be delivered goes to the dead letters.
     pub fn forget(self) {
+        if !matches!(self.to, To::Many(_)) {
+            return self.forget_one();
+        }
         let Self { sender, to, parcel, extras } = self;
         let mut all = Vec::new();
         to.names(&mut all);
         for to in all {
-            let name = to.name().to_owned();
             let extras = extras.as_deref().map(|extras| Box::new(extras.copy()));
-            let one = Sending { sender, to, parcel: parcel.clone(), extras };
-            if let Err(error) = one.begin(Purpose::Send, None, Told::Nothing) {
-                lost(sender, &name, &error, parcel.clone());
-            }
+            Sending { sender, to, parcel: parcel.clone(), extras }.forget_one();
+        }
+    }
+
+    fn forget_one(self) {
+        let (sender, to, parcel) = (self.sender, self.to.clone(), self.parcel.clone());
+        if let Err(error) = self.begin(Purpose::Send, None, Told::Nothing) {
+            lost(sender, to.name(), &error, parcel);
         }
     }
 
@@ -503,6 +509,34 @@ enum Told {
     Nothing,
 }
 
+/// The error of an event for a node that is nowhere. The event is stamped and remembered all the same, so that its
+/// sender and a trace can name it.
+#[cold]
+fn no_such_node<T: Payload>(
+    sender: Sender<'_>,
+    to: &str,
+    parcel: &Parcel<T>,
+    purpose: Purpose,
+    extras: Option<&Extras>,
+) -> Error {
+    let error = Error::new(ErrorKind::NoSuchNode { node: to.to_owned() });
+    let first = match parcel {
+        Parcel::One(payload) => Some(payload),
+        Parcel::Batch(payloads) => payloads.first(),
+        _ => None,
+    };
+    let Some(first) = first else { return error };
+    match stamp(sender, first.event_type(), purpose, extras) {
+        Ok(envelope) => {
+            let space = sender.space();
+            let mark = space.remember_sent(&envelope, NodeKey(0));
+            space.settle(mark, web::failed(error.code()));
+            error.at_event(envelope.id)
+        }
+        Err(stopped) => stopped,
+    }
+}
+
 /// Stamps an event for a node that is not here and hands it to the link, if there is one.
 #[cold]
 fn send_away<T: Payload>(
@@ -515,7 +549,7 @@ fn send_away<T: Payload>(
 ) -> Result<(EventId, Delivered)> {
     let space = sender.space();
     if space.link.get().is_none() {
-        return Err(Error::new(ErrorKind::NoSuchNode { node: to.to_owned() }));
+        return Err(no_such_node(sender, to, &parcel, purpose, extras));
     }
     space.check_running()?;
     let stamped = |payload: T| {

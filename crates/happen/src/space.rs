@@ -85,6 +85,7 @@ pub(crate) struct SpaceInner {
     correlations: Mutex<VecDeque<(Arc<str>, EventId)>>,
     hooks: ArcSwapOption<Hooks>,
     has_hooks: AtomicBool,
+    reads_bytes: AtomicBool,
     problems: Mutex<Vec<Error>>,
     dead: DeadLetters,
     pub(crate) waits: Waits,
@@ -152,6 +153,7 @@ impl Space {
             correlations: Mutex::default(),
             hooks: ArcSwapOption::empty(),
             has_hooks: AtomicBool::new(false),
+            reads_bytes: AtomicBool::new(false),
             problems: Mutex::default(),
             dead: DeadLetters::default(),
             waits: Waits::default(),
@@ -438,6 +440,17 @@ impl SpaceInner {
 
     pub(crate) fn next_registration(&self) -> u64 {
         self.next_registration.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Notes that a registration reads payloads in place.
+    pub(crate) fn note_reads_bytes(&self) {
+        self.reads_bytes.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a registration was ever made that reads payloads in place, so that other spaces pay nothing for it.
+    #[inline]
+    pub(crate) fn reads_bytes(&self) -> bool {
+        self.reads_bytes.load(Ordering::Relaxed)
     }
 
     pub(crate) fn index(&self, node: &Arc<NodeInner>, entry: &Entry) {

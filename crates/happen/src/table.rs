@@ -104,7 +104,6 @@ pub(crate) struct Entry {
     pub(crate) slow: Arc<SlowLane>,
     /// What the function says of itself, asked once.
     pub(crate) plain: bool,
-    pub(crate) zero: bool,
 }
 
 /// A function a flow may go on with, under its name.

@@ -120,7 +120,9 @@ async fn failures_are_typed() -> happen::Result<()> {
         assert!(error.event_id().is_some());
     }
     assert_eq!(errors.load(Ordering::SeqCst), 3);
-    assert_eq!(space.send("nobody", order(1)).await.unwrap_err().code(), "no-such-node");
+    let unknown = space.send("nobody", order(1)).await.unwrap_err();
+    assert_eq!(unknown.code(), "no-such-node");
+    assert!(space.trace(unknown.event_id().unwrap()).await.is_ok());
     assert_eq!(space.send(&node, Charge { cents: 1 }).await.unwrap_err().code(), "no-handler");
     let other = space.send(&node, order(5)).reply::<String>().await.unwrap_err();
     assert!(matches!(other.kind(), ErrorKind::OtherReply { .. }));

@@ -7,6 +7,7 @@
 mod buffers;
 mod path;
 mod records;
+mod texts;
 mod writer;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use crate::codec::msgpack::{Head, Reader, head, skip, text_or_skip};
 pub use buffers::Buffers;
 pub use path::{AsPath, FieldPath, Segment};
 pub use records::{FixedRecords, Records};
+pub use texts::Texts;
 pub use writer::{RawWriter, WriteError};
 
 /// A payload's MessagePack bytes, borrowed, with its fields read by path.
