@@ -67,7 +67,7 @@ impl Context {
         flow.serial = serial;
         if let Some(along) = want.take_along() {
             flow.held = along.held;
-            flow.sink = along.sink;
+            flow.set_sink(along.sink);
             flow.set_source(along.source);
         }
         if event.is_batch() {
@@ -277,7 +277,7 @@ impl Context {
     /// [`ErrorKind::Closed`] when the reader has gone; a flow that returns this error ends there. When nobody asked for
     /// a stream the item is dropped and the call succeeds.
     pub async fn emit<T: Payload>(&self, item: T) -> Result<()> {
-        match &self.0.sink {
+        match self.0.sink() {
             Some(sink) => sink.emit(Value::new(item)).await,
             None => Ok(()),
         }

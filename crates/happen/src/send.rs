@@ -27,7 +27,7 @@ use crate::flow::{FlowInner, Held, Outcome};
 use crate::local;
 use crate::node::{Node, NodeInner};
 use crate::space::SpaceInner;
-use crate::stamp::{Cause, stamp};
+use crate::stamp::{Cause, bare, stamp};
 use crate::stream::{Items, Outlet, Sink};
 use crate::web;
 
@@ -321,9 +321,27 @@ impl<'s, T: Payload> Sending<'s, T> {
         for to in all {
             let name = to.name().to_owned();
             let extras = extras.as_deref().map(|extras| Box::new(extras.copy()));
-            let one = Sending { sender, to, parcel: parcel.clone(), extras };
-            if let Err(error) = one.begin(Purpose::Send, None) {
-                sender.space().lost(&name, &error, |event| shared(parcel.clone(), event));
+            let space = sender.space();
+            let sent = resolve(space, &to).map(|node| node.key).unwrap_or_default();
+            let want = Want::new(false, None, None, sender.held());
+            let result = stamped(sender, parcel.clone(), Purpose::Send, extras.as_deref(), sent, |event| {
+                let id = event.envelope().id;
+                let taken = match resolve(space, &to) {
+                    Ok(node) => bring(space, &node, event, id, want).map(drop),
+                    Err(error) => {
+                        space.settle(
+                            space.remember_sent(event.envelope(), NodeKey(0)),
+                            web::failed(error.code()),
+                        );
+                        Err(error.at_event(id))
+                    }
+                };
+                if let Err(error) = taken {
+                    space.bury(event, &name, &error);
+                }
+            });
+            if let Err(error) = result {
+                lost(sender, &name, &parcel, &error);
             }
         }
     }
@@ -385,10 +403,15 @@ impl<'s, T: Payload> Sending<'s, T> {
             for to in all {
                 let extras = extras.as_deref().map(|extras| Box::new(extras.copy()));
                 let one = Sending { sender, to, parcel: parcel.clone(), extras };
-                let sent = one.send_now()?;
-                first.get_or_insert(sent);
+                // All of them, and then the first that went wrong: one that takes nothing must not keep others from it.
+                let sent = one.send_now();
+                match (&first, sent) {
+                    (None | Some(Ok(_)), Err(error)) => first = Some(Err(error)),
+                    (None, sent) => first = Some(sent),
+                    _ => {}
+                }
             }
-            return first.ok_or_else(no_destination);
+            return first.unwrap_or_else(|| Err(no_destination()));
         }
         let (event, _) = self.begin(Purpose::Send, None)?;
         Ok(Sent { event })
@@ -412,45 +435,100 @@ impl<'s, T: Payload> Sending<'s, T> {
         let space = sender.space();
         let held;
         let node = match &to {
-            To::Node(node) => {
-                if node.inner().space.id != space.id {
-                    return Err(Error::misuse(format!("node `{}` belongs to another space", node.id())));
-                }
-                node.inner()
-            }
-            To::Name(name) => match space.find(name) {
-                Some(found) => {
+            To::Node(node) if node.inner().space.id == space.id => node.inner(),
+            other => match resolve(space, other) {
+                Ok(found) => {
                     held = found;
                     &held
                 }
-                None => return Err(Error::new(ErrorKind::NoSuchNode { node: name.clone().into_owned() })),
+                Err(error) => return Err(nowhere(sender, parcel, purpose, extras.as_deref(), error)),
             },
-            To::Many(_) => return Err(one_destination()),
         };
         let want = Want::new(purpose != Purpose::Send, sink, None, sender.held());
-        match parcel {
-            Parcel::One(payload) => {
-                let event_type = payload.event_type();
-                let envelope = stamp(sender, event_type, purpose, extras.as_deref())?;
-                let event = Event::from_parts(envelope, payload);
-                bring(space, node, &event, event.id(), want)
-            }
-            Parcel::Batch(payloads) => {
-                let mut events = Vec::with_capacity(payloads.len());
-                for payload in payloads {
-                    let envelope = stamp(sender, payload.event_type(), purpose, extras.as_deref())?;
-                    events.push(Event::from_parts(envelope, payload));
-                }
-                let batch =
-                    Batch::new(events).ok_or_else(|| Error::misuse("a batch without events was sent"))?;
-                let event = batch[0].id();
-                for later in &batch[1..] {
-                    space.remember_sent(later.envelope(), node.key);
-                }
-                bring(space, node, &batch, event, want)
-            }
-            _ => Err(Error::misuse("a parcel of a kind this runtime does not know")),
+        stamped(sender, parcel, purpose, extras.as_deref(), node.key, |event| {
+            bring(space, node, event, event.envelope().id, want)
+        })?
+    }
+}
+
+/// Makes the event, or the batch of events, and hands it on.
+#[inline]
+fn stamped<T: Payload, R>(
+    sender: Sender<'_>,
+    parcel: Parcel<T>,
+    purpose: Purpose,
+    extras: Option<&Extras>,
+    to: NodeKey,
+    then: impl FnOnce(&dyn ErasedEvent) -> R,
+) -> Result<R> {
+    match parcel {
+        Parcel::One(payload) => {
+            let envelope = stamp(sender, payload.event_type(), purpose, extras)?;
+            Ok(then(&Event::from_parts(envelope, payload)))
         }
+        Parcel::Batch(payloads) => {
+            let mut events: Vec<Event<T>> = Vec::with_capacity(payloads.len());
+            for payload in payloads {
+                let event_type = payload.event_type();
+                if events.first().is_some_and(|first| first.envelope().event_type != event_type) {
+                    return Err(mixed_batch());
+                }
+                events.push(Event::from_parts(stamp(sender, event_type, purpose, extras)?, payload));
+            }
+            let batch = Batch::new(events).ok_or_else(|| Error::misuse("a batch without events was sent"))?;
+            for later in &batch[1..] {
+                sender.space().remember_sent(later.envelope(), to);
+            }
+            Ok(then(&batch))
+        }
+        _ => Err(Error::misuse("a parcel of a kind this runtime does not know")),
+    }
+}
+
+/// The one node of this space that is meant.
+fn resolve(space: &Arc<SpaceInner>, to: &To<'_>) -> Result<Arc<NodeInner>> {
+    match to {
+        To::Node(node) if node.inner().space.id == space.id => Ok(Arc::clone(node.inner())),
+        To::Node(node) => Err(Error::misuse(format!("node `{}` belongs to another space", node.id()))),
+        To::Name(name) => {
+            let missing = || Error::new(ErrorKind::NoSuchNode { node: name.clone().into_owned() });
+            space.find(name).ok_or_else(missing)
+        }
+        To::Many(_) => Err(one_destination()),
+    }
+}
+
+/// Gives an event that has nowhere to go its id all the same, so that the error and the trace can tell which it was.
+#[cold]
+fn nowhere<T: Payload>(
+    sender: Sender<'_>,
+    parcel: Parcel<T>,
+    purpose: Purpose,
+    extras: Option<&Extras>,
+    error: Error,
+) -> Error {
+    let space = sender.space();
+    let id = stamped(sender, parcel, purpose, extras, NodeKey(0), |event| {
+        space.settle(space.remember_sent(event.envelope(), NodeKey(0)), web::failed(error.code()));
+        event.envelope().id
+    });
+    match id {
+        Ok(id) => error.at_event(id),
+        Err(_) => error,
+    }
+}
+
+/// Keeps an event that could not even be stamped, for nobody waits to be told.
+#[cold]
+fn lost<T: Payload>(sender: Sender<'_>, name: &str, parcel: &Parcel<T>, error: &Error) {
+    let payloads = match parcel {
+        Parcel::One(payload) => std::slice::from_ref(payload),
+        Parcel::Batch(payloads) => payloads,
+        _ => &[],
+    };
+    for payload in payloads {
+        let envelope = bare(sender, payload.event_type(), Purpose::Send);
+        sender.space().bury(&Event::from_parts(envelope, payload.clone()), name, error);
     }
 }
 
@@ -478,15 +556,6 @@ fn bring(
             Err(error.at_event(id).at_node(&node.name))
         }
     }
-}
-
-fn shared<T: Payload>(parcel: Parcel<T>, envelope: Envelope) -> Option<Arc<dyn ErasedEvent>> {
-    let payload = match parcel {
-        Parcel::One(payload) => payload,
-        Parcel::Batch(payloads) => payloads.into_iter().next()?,
-        _ => return None,
-    };
-    Some(Arc::new(Event::from_parts(envelope, payload)))
 }
 
 #[inline]
@@ -818,6 +887,11 @@ where
 #[cold]
 pub(crate) fn no_destination() -> Error {
     Error::misuse("an event was sent to a list of nodes that is empty")
+}
+
+#[cold]
+fn mixed_batch() -> Error {
+    Error::misuse("a batch has events of one type; send those of another type by themselves")
 }
 
 #[cold]

@@ -670,25 +670,9 @@ impl SpaceInner {
         }
     }
 
-    /// Tells of an event that was sent without waiting and found no way.
+    /// Keeps an event that nobody is told of as a dead letter.
     #[cold]
-    pub(crate) fn lost(
-        self: &Arc<Self>,
-        node: &str,
-        error: &Error,
-        event: impl FnOnce(Envelope) -> Option<Arc<dyn ErasedEvent>>,
-    ) {
-        let unknown = EventType::new("(lost)");
-        let Ok(mut envelope) = stamp(Sender::Space(self), unknown, Purpose::Send, None) else { return };
-        if let Some(id) = error.event_id() {
-            envelope.id = id;
-        }
-        if let Some(event) = event(envelope) {
-            self.bury(&*event, node, error);
-        }
-    }
-
-    fn bury(&self, event: &dyn ErasedEvent, node: &str, error: &Error) {
+    pub(crate) fn bury(&self, event: &dyn ErasedEvent, node: &str, error: &Error) {
         let letter = DeadLetter {
             event: event.to_shared(),
             node: node.to_owned(),
