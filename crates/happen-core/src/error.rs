@@ -7,6 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::id::EventId;
+use crate::pattern::PatternError;
 use crate::value::Value;
 
 /// The result of an operation of Happen, or of a handler.
@@ -526,6 +527,16 @@ impl<E: StdError + Send + Sync + 'static> From<E> for Error {
         {
             return inner;
         }
+        // One implementation is for every error, so the one that has a kind of its own is known by its type.
+        if let Some(Some(bad)) = (&slot as &dyn Any).downcast_ref::<Option<PatternError>>() {
+            let mut made = Self::new(ErrorKind::BadPattern {
+                pattern: bad.text().to_owned(),
+                position: bad.position(),
+                reason: bad.kind().to_string(),
+            });
+            made.0.source = StdError::source(bad).map(Copied::boxed);
+            return made;
+        }
         let mut made = Self::new(ErrorKind::Failed);
         made.0.source = slot.map(|error| Box::new(error) as _);
         made
@@ -654,6 +665,14 @@ mod tests {
         let report = boxed.downcast::<Report>().unwrap();
         let back = Error::from(*report);
         assert_eq!(back.node_id(), Some("payments"));
+    }
+
+    #[test]
+    fn a_bad_pattern_keeps_its_kind_and_its_place() {
+        let refused = crate::pattern::Pattern::parse("order..x").unwrap_err();
+        let error = Error::from(refused.clone());
+        assert_eq!((error.code(), error.to_string()), ("bad-pattern", refused.to_string()));
+        assert!(matches!(error.kind(), ErrorKind::BadPattern { position: 6, .. }));
     }
 
     #[test]

@@ -67,7 +67,7 @@ impl Context {
         flow.serial = serial;
         if let Some(along) = want.take_along() {
             flow.held = along.held;
-            flow.sink = along.sink;
+            flow.set_sink(along.sink);
             flow.set_source(along.source);
         }
         if event.is_batch() {
@@ -96,14 +96,8 @@ impl Context {
 
     /// Ends the flow: its values are dropped, its place is used again.
     #[inline]
-    pub(crate) fn end(mut self) {
+    pub(crate) fn end(self) {
         self.0.clear_vars();
-        if self.0.sink.is_some() {
-            // The reader of a stream is told its end by the drop of the sink, which must not wait for the next use of
-            // this place. Whoever still has a clone may go on emitting, and drops the sink with it.
-            let Some(flow) = Arc::get_mut(&mut self.0) else { return };
-            flow.sink = None;
-        }
         local::recycle(self.0);
     }
 
@@ -286,7 +280,7 @@ impl Context {
     /// [`ErrorKind::Closed`] when the reader has gone; a flow that returns this error ends there. When nobody asked for
     /// a stream the item is dropped and the call succeeds.
     pub async fn emit<T: Payload>(&self, item: T) -> Result<()> {
-        match &self.0.sink {
+        match self.0.sink() {
             Some(sink) => sink.emit(Value::new(item)).await,
             None => Ok(()),
         }

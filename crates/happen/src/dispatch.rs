@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Waker;
 
 use happen_core::{Envelope, ErasedEvent, Error, ErrorKind, Event, EventId, Result};
 use tokio::sync::oneshot;
@@ -122,7 +123,8 @@ impl Reply {
     fn poll_gone(&mut self, task: &mut std::task::Context<'_>) -> bool {
         match self {
             Self::One(to) => to.poll_closed(task).is_ready(),
-            Self::Nobody | Self::Part(..) => false,
+            Self::Part(joined, index) => joined.poll_gone(*index, task),
+            Self::Nobody => false,
         }
     }
 }
@@ -133,6 +135,8 @@ pub(crate) struct Joined(Mutex<Parts>);
 
 struct Parts {
     outcomes: Vec<Option<Outcome>>,
+    /// Who is woken when the one who asked has gone: only one task at a time can wait for that itself.
+    wakers: Vec<Option<Waker>>,
     reply: Option<Reply>,
 }
 
@@ -140,12 +144,33 @@ impl Joined {
     fn settle(&self, index: usize, outcome: Outcome) {
         let mut parts = lock(&self.0);
         parts.outcomes[index] = Some(outcome);
-        if let Some(joined) = join(&mut parts.outcomes)
-            && let Some(reply) = parts.reply.take()
-        {
-            drop(parts);
+        parts.wakers[index] = None;
+        // This one may have been the task that waits for the asker to go; another one has to take its place.
+        let next = parts.wakers.iter_mut().find_map(Option::take);
+        let joined = join(&mut parts.outcomes).and_then(|joined| Some((joined, parts.reply.take()?)));
+        drop(parts);
+        if let Some((joined, reply)) = joined {
             reply.send(joined);
         }
+        if let Some(waker) = next {
+            waker.wake();
+        }
+    }
+}
+
+impl Joined {
+    fn poll_gone(&self, index: usize, task: &mut std::task::Context<'_>) -> bool {
+        let mut parts = lock(&self.0);
+        let gone = parts.reply.as_mut().is_some_and(|reply| reply.poll_gone(task));
+        if !gone {
+            parts.wakers[index] = Some(task.waker().clone());
+            return false;
+        }
+        parts.wakers[index] = None;
+        let others: Vec<_> = parts.wakers.iter_mut().filter_map(Option::take).collect();
+        drop(parts);
+        others.into_iter().for_each(Waker::wake);
+        true
     }
 }
 
@@ -612,7 +637,8 @@ fn run_many(
     let (outer, receiver) = later(reply, want.reply);
     let _encoded = Scope::open(&node.space, event);
     let outcomes = runs.iter().map(|_| None).collect();
-    let joined = Arc::new(Joined(Mutex::new(Parts { outcomes, reply: Some(outer) })));
+    let wakers = vec![None; runs.len()];
+    let joined = Arc::new(Joined(Mutex::new(Parts { outcomes, wakers, reply: Some(outer) })));
     let place = Arc::new(place(node, permit));
     for (index, (entry, single)) in runs.into_iter().enumerate() {
         let event = single.and_then(|single| event.single(single)).unwrap_or(event);
@@ -748,9 +774,16 @@ fn spawn_flow(
     let mut drive = Drive::new(waiting, Arc::clone(&event), table.options.flow_time_max());
     let node = Arc::clone(node);
     space.env.spawn(Box::pin(async move {
+        let mut gone = false;
         let outcome = std::future::poll_fn(|task| {
             use std::future::Future;
-            if reply.poll_gone(task) {
+            if !gone && reply.poll_gone(task) {
+                gone = true;
+                // Once more before it is cancelled: a flow that emits learns that its reader has gone and cleans up.
+                let polled = std::pin::Pin::new(&mut drive).poll(task);
+                if polled.is_ready() {
+                    return polled;
+                }
                 context.inner().cancel();
             }
             std::pin::Pin::new(&mut drive).poll(task)

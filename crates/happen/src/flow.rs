@@ -44,7 +44,6 @@ pub(crate) struct FlowInner {
     pub(crate) serial: Option<u64>,
     /// The serial gates that wait for this flow.
     pub(crate) held: Option<Arc<Held>>,
-    pub(crate) sink: Option<Sink>,
     pub(crate) emitted: AtomicU32,
     pub(crate) cancelled: AtomicBool,
     /// Whether `vars` was ever used, so that ending a flow takes no lock for nothing.
@@ -59,6 +58,7 @@ struct Vars {
     named: Vec<(Cow<'static, str>, Box<dyn Any + Send>)>,
     waker: Option<Waker>,
     source: Option<Source>,
+    sink: Option<Sink>,
 }
 
 /// A serial gate that waits, and the one that waits for it.
@@ -110,7 +110,6 @@ impl FlowInner {
             registration: 0,
             serial: None,
             held: None,
-            sink: None,
             emitted: AtomicU32::new(0),
             cancelled: AtomicBool::new(false),
             used: AtomicBool::new(false),
@@ -145,9 +144,6 @@ impl FlowInner {
         if self.held.is_some() {
             self.held = None;
         }
-        if self.sink.is_some() {
-            self.sink = None;
-        }
         *self.emitted.get_mut() = 0;
         *self.cancelled.get_mut() = false;
         if self.place.get().is_some() {
@@ -171,6 +167,20 @@ impl FlowInner {
             *self.used.get_mut() = true;
             lock(&self.vars).source = source;
         }
+    }
+
+    /// Kept with what ends with the flow, and not with its context: a context may live on, in somebody's clone or to be
+    /// used again, and the reader waits for the stream's end.
+    #[inline]
+    pub(crate) fn set_sink(&mut self, sink: Option<Sink>) {
+        if sink.is_some() {
+            *self.used.get_mut() = true;
+            lock(&self.vars).sink = sink;
+        }
+    }
+
+    pub(crate) fn sink(&self) -> Option<Sink> {
+        lock(&self.vars).sink.clone()
     }
 
     pub(crate) fn take_source(&self) -> Option<Source> {

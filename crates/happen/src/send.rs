@@ -28,7 +28,7 @@ use crate::link::Away;
 use crate::local;
 use crate::node::{Node, NodeInner};
 use crate::space::SpaceInner;
-use crate::stamp::{Cause, stamp};
+use crate::stamp::{Cause, bare, stamp};
 use crate::stream::{Items, Outlet, Sink};
 use crate::web;
 
@@ -332,9 +332,33 @@ impl<'s, T: Payload> Sending<'s, T> {
     }
 
     fn forget_one(self) {
-        let (sender, to, parcel) = (self.sender, self.to.clone(), self.parcel.clone());
-        if let Err(error) = self.begin(Purpose::Send, None, Told::Nothing) {
-            lost(sender, to.name(), &error, parcel);
+        let Self { sender, to, parcel, extras } = self;
+        let (space, extras) = (sender.space(), extras.as_deref());
+        let copy = parcel.clone();
+        let node = match resolve(space, &to) {
+            Err(error) if away(space, &error) => {
+                let left = send_away(sender, to.name(), parcel, Purpose::Send, extras, Told::Nothing);
+                return left.map_or_else(|error| lost(sender, to.name(), &copy, &error), drop);
+            }
+            node => node,
+        };
+        let sent_to = node.as_ref().map(|node| node.key).unwrap_or_default();
+        let want = Want::new(false, None, None, sender.held());
+        let result = stamped(sender, parcel, Purpose::Send, extras, sent_to, |event| {
+            let id = event.envelope().id;
+            let taken = match node {
+                Ok(node) => bring(space, &node, event, id, want).map(drop),
+                Err(error) => {
+                    space.settle(space.remember_sent(event.envelope(), NodeKey(0)), web::failed(error.code()));
+                    Err(error.at_event(id))
+                }
+            };
+            if let Err(error) = taken {
+                space.bury(event, to.name(), &error);
+            }
+        });
+        if let Err(error) = result {
+            lost(sender, to.name(), &copy, &error);
         }
     }
 
@@ -405,30 +429,25 @@ impl<'s, T: Payload> Sending<'s, T> {
         let Self { sender, to, parcel, extras } = self;
         let mut all = Vec::new();
         to.names(&mut all);
-        let mut first = None;
+        let mut first: Option<Result<Sent>> = None;
         let mut awaited = Vec::new();
         for to in all {
             let extras = extras.as_deref().map(|extras| Box::new(extras.copy()));
             let one = Sending { sender, to, parcel: parcel.clone(), extras };
             match one.send_now().state {
-                Accepted::Now(Some(Ok(sent))) => {
-                    first.get_or_insert(sent);
-                }
-                Accepted::Now(failed) => return Acceptance { state: Accepted::Now(failed) },
+                Accepted::Now(sent) => first = worse(first, sent),
                 Accepted::Later(waiting) => awaited.push(waiting),
             }
         }
         if awaited.is_empty() {
-            return Acceptance::now(first.ok_or_else(no_destination));
+            return Acceptance::now(first.unwrap_or_else(|| Err(no_destination())));
         }
-        // All have left; the first answer that is none ends the waiting.
         Acceptance {
             state: Accepted::Later(Box::pin(async move {
                 for waiting in awaited {
-                    let sent = waiting.await?;
-                    first.get_or_insert(sent);
+                    first = worse(first, Some(waiting.await));
                 }
-                first.ok_or_else(no_destination)
+                first.unwrap_or_else(|| Err(no_destination()))
             })),
         }
     }
@@ -459,44 +478,103 @@ impl<'s, T: Payload> Sending<'s, T> {
         let space = sender.space();
         let held;
         let node = match &to {
-            To::Node(node) => {
-                if node.inner().space.id != space.id {
-                    return Err(Error::misuse(format!("node `{}` belongs to another space", node.id())));
-                }
-                node.inner()
-            }
-            To::Name(name) => match space.find(name) {
-                Some(found) => {
+            To::Node(node) if node.inner().space.id == space.id => node.inner(),
+            other => match resolve(space, other) {
+                Ok(found) => {
                     held = found;
                     &held
                 }
-                None => return send_away(sender, name, parcel, purpose, extras.as_deref(), told),
+                Err(error) if away(space, &error) => {
+                    return send_away(sender, to.name(), parcel, purpose, extras.as_deref(), told);
+                }
+                Err(error) => return Err(nowhere(sender, parcel, purpose, extras.as_deref(), error)),
             },
-            To::Many(_) => return Err(one_destination()),
         };
         let want = Want::new(purpose != Purpose::Send, sink, None, sender.held());
-        match parcel {
-            Parcel::One(payload) => {
-                let event_type = payload.event_type();
-                let envelope = stamp(sender, event_type, purpose, extras.as_deref())?;
-                let event = Event::from_parts(envelope, payload);
-                bring(space, node, &event, event.id(), want)
-            }
-            Parcel::Batch(payloads) => {
-                let mut events = Vec::with_capacity(payloads.len());
-                for payload in payloads {
-                    let envelope = stamp(sender, payload.event_type(), purpose, extras.as_deref())?;
-                    events.push(Event::from_parts(envelope, payload));
-                }
-                let batch = Batch::new(events).ok_or_else(empty_batch)?;
-                let event = batch[0].id();
-                for later in &batch[1..] {
-                    space.remember_sent(later.envelope(), node.key);
-                }
-                bring(space, node, &batch, event, want)
-            }
-            _ => Err(Error::misuse("a parcel of a kind this runtime does not know")),
+        stamped(sender, parcel, purpose, extras.as_deref(), node.key, |event| {
+            bring(space, node, event, event.envelope().id, want)
+        })?
+    }
+}
+
+/// Makes the event, or the batch of events, and hands it on.
+#[inline]
+fn stamped<T: Payload, R>(
+    sender: Sender<'_>,
+    parcel: Parcel<T>,
+    purpose: Purpose,
+    extras: Option<&Extras>,
+    to: NodeKey,
+    then: impl FnOnce(&dyn ErasedEvent) -> R,
+) -> Result<R> {
+    match parcel {
+        Parcel::One(payload) => {
+            let envelope = stamp(sender, payload.event_type(), purpose, extras)?;
+            Ok(then(&Event::from_parts(envelope, payload)))
         }
+        Parcel::Batch(payloads) => {
+            let mut events: Vec<Event<T>> = Vec::with_capacity(payloads.len());
+            for payload in payloads {
+                let event_type = payload.event_type();
+                if events.first().is_some_and(|first| first.envelope().event_type != event_type) {
+                    return Err(mixed_batch());
+                }
+                events.push(Event::from_parts(stamp(sender, event_type, purpose, extras)?, payload));
+            }
+            let batch = Batch::new(events).ok_or_else(|| Error::misuse("a batch without events was sent"))?;
+            for later in &batch[1..] {
+                sender.space().remember_sent(later.envelope(), to);
+            }
+            Ok(then(&batch))
+        }
+        _ => Err(Error::misuse("a parcel of a kind this runtime does not know")),
+    }
+}
+
+/// The one node of this space that is meant.
+fn resolve(space: &Arc<SpaceInner>, to: &To<'_>) -> Result<Arc<NodeInner>> {
+    match to {
+        To::Node(node) if node.inner().space.id == space.id => Ok(Arc::clone(node.inner())),
+        To::Node(node) => Err(Error::misuse(format!("node `{}` belongs to another space", node.id()))),
+        To::Name(name) => {
+            let missing = || Error::new(ErrorKind::NoSuchNode { node: name.clone().into_owned() });
+            space.find(name).ok_or_else(missing)
+        }
+        To::Many(_) => Err(one_destination()),
+    }
+}
+
+/// Gives an event that has nowhere to go its id all the same, so that the error and the trace can tell which it was.
+#[cold]
+fn nowhere<T: Payload>(
+    sender: Sender<'_>,
+    parcel: Parcel<T>,
+    purpose: Purpose,
+    extras: Option<&Extras>,
+    error: Error,
+) -> Error {
+    let space = sender.space();
+    let id = stamped(sender, parcel, purpose, extras, NodeKey(0), |event| {
+        space.settle(space.remember_sent(event.envelope(), NodeKey(0)), web::failed(error.code()));
+        event.envelope().id
+    });
+    match id {
+        Ok(id) => error.at_event(id),
+        Err(_) => error,
+    }
+}
+
+/// Keeps an event that could not even be stamped, for nobody waits to be told.
+#[cold]
+fn lost<T: Payload>(sender: Sender<'_>, name: &str, parcel: &Parcel<T>, error: &Error) {
+    let payloads = match parcel {
+        Parcel::One(payload) => std::slice::from_ref(payload),
+        Parcel::Batch(payloads) => payloads,
+        _ => &[],
+    };
+    for payload in payloads {
+        let envelope = bare(sender, payload.event_type(), Purpose::Send);
+        sender.space().bury(&Event::from_parts(envelope, payload.clone()), name, error);
     }
 }
 
@@ -509,32 +587,18 @@ enum Told {
     Nothing,
 }
 
-/// The error of an event for a node that is nowhere. The event is stamped and remembered all the same, so that its
-/// sender and a trace can name it.
-#[cold]
-fn no_such_node<T: Payload>(
-    sender: Sender<'_>,
-    to: &str,
-    parcel: &Parcel<T>,
-    purpose: Purpose,
-    extras: Option<&Extras>,
-) -> Error {
-    let error = Error::new(ErrorKind::NoSuchNode { node: to.to_owned() });
-    let first = match parcel {
-        Parcel::One(payload) => Some(payload),
-        Parcel::Batch(payloads) => payloads.first(),
-        _ => None,
-    };
-    let Some(first) = first else { return error };
-    match stamp(sender, first.event_type(), purpose, extras) {
-        Ok(envelope) => {
-            let space = sender.space();
-            let mark = space.remember_sent(&envelope, NodeKey(0));
-            space.settle(mark, web::failed(error.code()));
-            error.at_event(envelope.id)
-        }
-        Err(stopped) => stopped,
+/// The worse of what was told of several nodes: the first that went wrong, for one that takes nothing must not keep the
+/// others from it.
+fn worse(first: Option<Result<Sent>>, next: Option<Result<Sent>>) -> Option<Result<Sent>> {
+    match (&first, &next) {
+        (None | Some(Ok(_)), Some(Err(_))) | (None, Some(Ok(_))) => next,
+        _ => first,
     }
+}
+
+/// Whether a node that is not here may be behind the link.
+fn away(space: &SpaceInner, error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::NoSuchNode { .. }) && space.link.get().is_some()
 }
 
 /// Stamps an event for a node that is not here and hands it to the link, if there is one.
@@ -548,9 +612,6 @@ fn send_away<T: Payload>(
     told: Told,
 ) -> Result<(EventId, Delivered)> {
     let space = sender.space();
-    if space.link.get().is_none() {
-        return Err(no_such_node(sender, to, &parcel, purpose, extras));
-    }
     space.check_running()?;
     let stamped = |payload: T| {
         let envelope = stamp(sender, payload.event_type(), purpose, extras)?;
@@ -594,25 +655,6 @@ fn bring(
             space.settle(mark, web::failed(error.code()));
             Err(error.at_event(id).at_node(&node.name))
         }
-    }
-}
-
-/// Keeps events that nobody waits for and that found no way as dead letters, one for each.
-#[cold]
-fn lost<T: Payload>(sender: Sender<'_>, to: &str, error: &Error, parcel: Parcel<T>) {
-    let payloads = match parcel {
-        Parcel::One(payload) => vec![payload],
-        Parcel::Batch(payloads) => payloads,
-        _ => return,
-    };
-    let mut known = error.event_id();
-    for payload in payloads {
-        let Ok(mut envelope) = stamp(sender, payload.event_type(), Purpose::Send, None) else { continue };
-        // The first was stamped when it was tried, unless that was where it failed.
-        if let Some(id) = known.take() {
-            envelope.id = id;
-        }
-        sender.space().bury(&Event::from_parts(envelope, payload), to, error);
     }
 }
 
@@ -1038,6 +1080,11 @@ fn empty_batch() -> Error {
 #[cold]
 fn told_already() -> Error {
     Error::misuse("the answer was given already; a finished future was polled")
+}
+
+#[cold]
+fn mixed_batch() -> Error {
+    Error::misuse("a batch has events of one type; send those of another type by themselves")
 }
 
 #[cold]

@@ -719,6 +719,8 @@ impl SpaceInner {
         }
     }
 
+    /// Keeps an event that nobody is told of as a dead letter.
+    #[cold]
     pub(crate) fn bury(&self, event: &dyn ErasedEvent, node: &str, error: &Error) {
         let letter = DeadLetter {
             event: event.to_shared(),

@@ -178,6 +178,13 @@ fn effect(
     Ok(envelope)
 }
 
+/// The envelope of an event that may not leave and is kept to be looked at: a root, whatever it was meant to be.
+#[cold]
+pub(crate) fn bare(sender: Sender<'_>, event_type: EventType, purpose: Purpose) -> Envelope {
+    let space = sender.space();
+    root(space, sender.key(), event_type, purpose, space.env.coarse_unix_ms())
+}
+
 #[cold]
 fn runaway(space: &SpaceInner, flow: &FlowInner, limit: &'static str, max: u64) -> Error {
     let path = space.way_to(flow.envelope.id, RUNAWAY_PATH);
