@@ -38,6 +38,7 @@ use crate::table::Phase;
 /// # Ok(())
 /// # }
 /// ```
+#[doc(alias = "confluence")]
 pub trait Nodes {
     /// Registers one handler on each of the nodes, as [`Node::on`] does on one. The flows of different nodes share
     /// nothing but what the handler captured: each has a [`Context`](crate::Context) of its own.

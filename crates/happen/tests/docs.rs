@@ -1,7 +1,9 @@
 //! The documents keep up with the code: every error code has its paragraph, every row of the table of names has its
-//! line in a program. That those programs run is the doctests' part.
+//! line in a program, every test that a guarantee names is there. That those programs run is the doctests' part.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 
 const ERROR_SOURCE: &str = include_str!("../../happen-core/src/error.rs");
 const ERRORS: &str = include_str!("../../../docs/errors.md");
@@ -66,5 +68,40 @@ fn documents_have_no_name_twice() {
         for name in original_names(section) {
             assert!(seen.insert(name), "`{name}` is told twice");
         }
+    }
+}
+
+const GUARANTEES: &str = include_str!("../../../docs/guarantees.md");
+const CORE_MANIFEST: &str = include_str!("../../happen-core/Cargo.toml");
+
+#[test]
+fn every_test_a_guarantee_names_is_there() {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut named = 0;
+    for name in GUARANTEES.split('`').skip(1).step_by(2).filter(|code| code.contains(".rs::")) {
+        let (file, test) = name.split_once(".rs::").unwrap();
+        let source = fs::read_to_string(package.join(format!("{file}.rs"))).unwrap_or_default();
+        let test = test.rsplit("::").next().unwrap();
+        assert!(
+            source.contains(&format!("fn {test}(")),
+            "docs/guarantees.md names `{name}`, which is not there"
+        );
+        named += 1;
+    }
+    assert!(named > 0, "no guarantee names its test any more");
+}
+
+#[test]
+fn the_core_depends_on_no_runtime() {
+    let dependencies = CORE_MANIFEST.split("\n[dependencies]\n").nth(1).unwrap().split("\n[").next().unwrap();
+    let names: Vec<_> = dependencies.lines().filter_map(|line| line.split(['.', ' ', '=']).next()).collect();
+    assert!(names.contains(&"serde"), "{names:?}");
+    for runtime in
+        ["tokio", "async-std", "smol", "futures", "futures-util", "async-executor", "getrandom", "tracing"]
+    {
+        assert!(
+            !names.contains(&runtime),
+            "the contract has no {runtime}: what needs one belongs into `happen`"
+        );
     }
 }
