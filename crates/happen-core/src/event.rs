@@ -197,6 +197,7 @@ impl<T> Event<T> {
 
     /// The first event that caused it; `None` for a root.
     #[must_use]
+    #[doc(alias = "causationId")]
     pub const fn causation_id(&self) -> Option<EventId> {
         self.envelope.cause
     }
@@ -208,6 +209,7 @@ impl<T> Event<T> {
 
     /// The correlation: what the sender of the root chose, or the root's id.
     #[must_use]
+    #[doc(alias = "correlationId")]
     pub fn correlation(&self) -> String {
         self.envelope.correlation()
     }
@@ -323,6 +325,7 @@ impl<T> Batch<T> {
 
     /// When the events were sent at the latest, in milliseconds since 1970.
     #[must_use]
+    #[doc(alias = "receivedAt")]
     pub fn received_at_unix_ms(&self) -> u64 {
         self.events.iter().map(|event| event.envelope.at_unix_ms).max().unwrap_or(0)
     }

@@ -131,6 +131,7 @@ impl Context {
 
     /// Whether the sender waits for the value this flow ends with.
     #[must_use]
+    #[doc(alias = "expectsResponse")]
     pub fn expects_reply(&self) -> bool {
         self.0.envelope.expects_reply()
     }
@@ -149,6 +150,7 @@ impl Context {
 
     /// The correlation: what the sender of the root event chose, or the root's id.
     #[must_use]
+    #[doc(alias = "correlationId")]
     pub fn correlation(&self) -> String {
         self.0.envelope.correlation()
     }
@@ -279,6 +281,7 @@ impl Context {
     ///
     /// [`ErrorKind::Closed`] when the reader has gone; a flow that returns this error ends there. When nobody asked for
     /// a stream the item is dropped and the call succeeds.
+    #[doc(alias = "yield")]
     pub async fn emit<T: Payload>(&self, item: T) -> Result<()> {
         match self.0.sink() {
             Some(sink) => sink.emit(Value::new(item)).await,
@@ -309,6 +312,7 @@ impl Context {
     }
 
     /// Waits; in a test with virtual time, without waiting.
+    #[doc(alias = "setTimeout")]
     pub async fn sleep(&self, time: Duration) {
         self.0.node.space.env.sleep(time).await;
     }

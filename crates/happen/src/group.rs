@@ -38,6 +38,7 @@ use crate::table::Phase;
 /// # Ok(())
 /// # }
 /// ```
+#[doc(alias = "confluence")]
 pub trait Nodes {
     /// Registers one handler on each of the nodes, as [`Node::on`] does on one. The flows of different nodes share
     /// nothing but what the handler captured: each has a [`Context`](crate::Context) of its own.
@@ -81,7 +82,6 @@ impl<N: Borrow<Node>> Nodes for [N] {
 
 /// The registrations of one handler on several nodes, in the order of the nodes. Dropping them changes nothing.
 #[derive(Clone, Debug)]
-#[must_use = "registrations stay when this is dropped; the methods here refine them"]
 pub struct Registrations(Vec<Registration>);
 
 impl Registrations {
@@ -207,7 +207,6 @@ struct GroupHandler {
 
 /// A handler's registration in a group. Dropping it changes nothing.
 #[derive(Clone)]
-#[must_use = "the handler stays when this is dropped; `off` takes it back"]
 pub struct GroupRegistration {
     group: Group,
     registered: Result<u64, Arc<Error>>,

@@ -93,3 +93,12 @@ pub use supervise::{Standing, Strategy, Supervised, Supervisor};
 pub use time::{millis, secs};
 pub use trace::{Handled, Line, Trace, TraceOutcome, Traceable};
 pub use zero::{RawEvent, Zero};
+
+/// The documents of the repository whose programs are tested.
+#[cfg(doctest)]
+mod documents {
+    #[doc = include_str!("../../../README.md")]
+    mod readme {}
+    #[doc = include_str!("../../../docs/from-javascript.md")]
+    mod from_javascript {}
+}

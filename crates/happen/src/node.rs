@@ -381,6 +381,7 @@ impl Node {
     /// Limits how many events are handled at once; 1 makes the node serial. Default
     /// [`MAX_CONCURRENT`](crate::limits::MAX_CONCURRENT).
     #[must_use]
+    #[doc(alias = "maxConcurrent")]
     pub fn max_concurrent(self, max: u32) -> Self {
         self.inner.change(|table| table.options.max_concurrent = max.max(1));
         self
@@ -388,6 +389,7 @@ impl Node {
 
     /// Limits how many events wait. Default [`QUEUE_LIMIT`](crate::limits::QUEUE_LIMIT).
     #[must_use]
+    #[doc(alias = "queueLimit")]
     pub fn queue_limit(self, events: usize) -> Self {
         self.inner.change(|table| table.options.queue_limit = events);
         self
@@ -395,6 +397,7 @@ impl Node {
 
     /// Sets in which order waiting events start.
     #[must_use]
+    #[doc(alias = "queueStrategy")]
     pub fn queue_order(self, order: QueueOrder) -> Self {
         self.inner.change(|table| table.options.queue_order = order);
         self

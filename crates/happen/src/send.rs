@@ -145,6 +145,7 @@ macro_rules! extras {
     () => {
         /// Gives the root event of a new correlation a name of the sender's choice, such as a business id. Inside a
         /// handler the correlation is inherited and this is refused when the event is sent.
+        #[doc(alias = "correlationId")]
         pub fn correlation(mut self, name: impl Into<Arc<str>>) -> Self {
             self.extras().correlation = Some(name.into());
             self
@@ -152,6 +153,8 @@ macro_rules! extras {
 
         /// Says on a root event whose it is: a source of some kind, such as `("user", "admin")`. Inherited by all it
         /// causes; inside a handler it is refused when the event is sent, use [`Self::on_behalf_of`].
+        #[doc(alias = "sourceId")]
+        #[doc(alias = "sourceType")]
         pub fn from_source(
             mut self,
             source_type: impl Into<Arc<str>>,
@@ -223,6 +226,7 @@ impl<'s, T: Payload> Sending<'s, T> {
     ///
     /// Dropping the future asks the handler's flow to stop at its next wait.
     #[inline]
+    #[doc(alias = "return")]
     pub fn reply<R: Answer>(self) -> Asking<'s, T, R> {
         Asking { state: State::New(self), answer: PhantomData }
     }
@@ -306,6 +310,7 @@ impl<'s, T: Payload> Sending<'s, T> {
     }
 
     /// Sends and reads the items the handler emits. An error that comes before the first item is the first item.
+    #[doc(alias = "generator")]
     pub fn stream<I: Payload>(self) -> Items<I> {
         let (sink, items) = Sink::new();
         match self.begin(Purpose::Stream, Some(sink), Told::Back) {

@@ -110,6 +110,7 @@ impl NodeSlot {
 impl Space {
     /// A space in this process alone: no server, no folder. Its nodes are ephemeral.
     #[must_use]
+    #[doc(alias = "initializeHappen")]
     pub fn memory() -> Self {
         Self::made(Config::default(), Arc::new(RealEnv::new()))
     }

@@ -186,3 +186,56 @@ async fn a_serial_node_takes_one_at_a_time_and_tells_of_dead_locks() -> happen::
     assert!(error.to_string().contains("actor -> actor"), "{error:?}");
     Ok(())
 }
+
+#[derive(happen::Event, Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Count {
+    to: u64,
+}
+
+async fn count(count: Event<Count>, cx: Context) -> happen::Result<Step> {
+    for number in 1..=count.to {
+        cx.emit(number).await?;
+    }
+    done(count.to)
+}
+
+#[test]
+fn a_stream_ends_with_its_handler_whether_it_waited_or_not() {
+    let sim = happen_testing::Simulator::new(1);
+    sim.run(async {
+        let space = Space::in_env(happen::Config::default(), sim.env()).unwrap();
+        let node = space.node("counter");
+        node.on("count", count).check().unwrap();
+        space.start().await.unwrap();
+        // One that fits into the channel, so that the handler never waits, and one that does not.
+        for to in [3, 100] {
+            let mut items = space.send(&node, Count { to }).stream::<u64>();
+            for number in 1..=to {
+                assert_eq!(items.next().await.unwrap().unwrap(), number);
+            }
+            assert!(items.next().await.is_none());
+            assert_eq!(items.finish::<u64>().await.unwrap(), to);
+        }
+    });
+}
+
+#[test]
+fn a_stream_ends_when_the_last_holder_of_its_context_has_gone() {
+    let sim = happen_testing::Simulator::new(1);
+    sim.run(async {
+        let space = Space::in_env(happen::Config::default(), sim.env()).unwrap();
+        let node = space.node("counter");
+        node.on("count", async |_: Event<Count>, cx: Context| {
+            let later = cx.clone();
+            cx.spawn(async move {
+                later.sleep(Duration::from_millis(5)).await;
+                later.emit(7u64).await.unwrap();
+            });
+        })
+        .check()
+        .unwrap();
+        space.start().await.unwrap();
+        let items = space.send(&node, Count { to: 1 }).stream::<u64>();
+        assert_eq!(items.collect().await.unwrap(), [7]);
+    });
+}

@@ -78,6 +78,7 @@ pub fn wildcard(text: &str) -> Result<Pattern, PatternError> {
 /// assert_eq!(pattern.to_string(), "one_of(domain(order), exact(ping))");
 /// ```
 #[must_use]
+#[doc(alias = "oneOf")]
 pub fn one_of(branches: impl IntoIterator<Item = Pattern>) -> Pattern {
     let mut flat = Vec::new();
     for branch in branches {
@@ -105,6 +106,7 @@ pub fn one_of(branches: impl IntoIterator<Item = Pattern>) -> Pattern {
 /// assert!(!pattern.matches("order.test"));
 /// ```
 #[must_use]
+#[doc(alias = "allOf")]
 pub fn all_of(parts: impl IntoIterator<Item = Pattern>) -> Pattern {
     let mut flat = Vec::new();
     for part in parts {

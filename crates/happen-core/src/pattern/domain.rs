@@ -17,6 +17,7 @@ use super::{Pattern, domain, exact, one_of};
 /// assert!(order.one_of(["paid", "shipped"]).matches("order.paid"));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[doc(alias = "createDomain")]
 pub struct Domain {
     name: String,
 }
