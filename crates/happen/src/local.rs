@@ -238,6 +238,12 @@ pub(crate) fn should_yield() -> bool {
     true
 }
 
+/// Begins the count of dispatches anew, for a space that was just made: what ran on this thread before must not decide
+/// when its events give way to others, or a simulator could not repeat a run.
+pub(crate) fn begin_run() {
+    RUN.set(0);
+}
+
 /// Roots whose events are counted at once.
 const COUNTS: usize = 256;
 /// Names of steps and of types this thread knows to be known.

@@ -783,7 +783,7 @@ impl<'t> Target<'t> for &'t String {
 }
 
 impl<'t> Target<'t> for String {
-    fn into_destination(self) -> Destination<'static> {
+    fn into_destination(self) -> Destination<'t> {
         Destination(To::Name(Cow::Owned(self)))
     }
 }

@@ -129,6 +129,7 @@ impl Space {
     }
 
     fn made(config: Config, env: Arc<dyn Env>) -> Self {
+        local::begin_run();
         let token = Arc::new(());
         let inner = Arc::new(SpaceInner {
             id: Arc::as_ptr(&token) as u64,
@@ -763,7 +764,10 @@ impl SpaceInner {
         if self.phase.swap(STOPPED, Ordering::SeqCst) == STOPPED {
             return;
         }
-        for node in self.all_nodes() {
+        // In the order they were made: the order of the map is another in every process.
+        let mut nodes = self.all_nodes();
+        nodes.sort_unstable_by_key(|node| node.key);
+        for node in nodes {
             node.close();
         }
         self.index.clear();
