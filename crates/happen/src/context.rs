@@ -95,7 +95,10 @@ impl Context {
     #[inline]
     pub(crate) fn end(self) {
         self.0.clear_vars();
-        local::recycle(self.0);
+        // A stream ends for its reader when the sink is dropped, so a context that has one is not kept.
+        if self.0.sink.is_none() {
+            local::recycle(self.0);
+        }
     }
 
     pub(crate) fn env(&self) -> &Arc<dyn Env> {

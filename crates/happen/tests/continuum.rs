@@ -373,7 +373,8 @@ fn shop(seed: u64) -> (String, u64) {
         done(stock * price)
     }
     async fn slow(_: Event, cx: Context) -> u64 {
-        let wait = cx.node().all_metadata()["seed"].as_u64().unwrap() + (cx.event_id().to_halves().1 >> 42) % 30;
+        let wait =
+            cx.node().all_metadata()["seed"].as_u64().unwrap() + (cx.event_id().to_halves().1 >> 42) % 30;
         cx.sleep(millis(wait % 30)).await;
         3
     }
@@ -463,4 +464,28 @@ fn a_space_that_stops_ends_its_flows_in_the_same_order_each_time() {
         (Arc::try_unwrap(ended).unwrap().into_inner().unwrap(), sim.fingerprint())
     };
     assert_eq!(run(), run());
+}
+
+#[test]
+fn a_stream_ends_when_its_flow_does() {
+    async fn ready(_: Event, cx: Context) -> Result<u64> {
+        cx.emit(1u64).await?;
+        Ok(2)
+    }
+    async fn waiting(event: Event, cx: Context) -> Result<u64> {
+        cx.sleep(millis(1)).await;
+        ready(event, cx).await
+    }
+    run(1, async |space, node| {
+        node.on("go", ready).check().unwrap();
+        let other = space.node("other");
+        other.on("go", waiting).check().unwrap();
+        space.start().await.unwrap();
+        for node in [&node, &other] {
+            let items = space.send(node, go(json!({}))).stream::<u64>();
+            assert_eq!(items.collect().await.unwrap(), [1]);
+            let items = space.send(node, go(json!({}))).stream::<u64>();
+            assert_eq!(items.finish::<u64>().await.unwrap(), 2);
+        }
+    });
 }
