@@ -10,6 +10,7 @@ use happen_core::{Error, ErrorKind, EventId, Result};
 use scoped_tls::scoped_thread_local;
 
 use crate::context::Context;
+use crate::dispatch::Place;
 use crate::flow::FlowInner;
 use crate::limits;
 use crate::space::SpaceInner;
@@ -166,6 +167,11 @@ pub(crate) fn current<R>(space: &SpaceInner, work: impl FnOnce(Option<&FlowInner
         return work(None);
     }
     CURRENT.with(|flow| work((flow.node.space.id == space.id).then_some(flow)))
+}
+
+/// The place of the flow that is being polled on this thread, once it goes on as a task.
+pub(crate) fn current_place() -> Option<Arc<Place>> {
+    if CURRENT.is_set() { CURRENT.with(FlowInner::place) } else { None }
 }
 
 /// One level deeper in handlers that run inline; `None` when it is deep enough, or when earlier events on this thread

@@ -513,7 +513,7 @@ impl<R: Answer> Begun<R> {
         let Some(receiver) = receiver else { return Self::Now(answer(event, Ok(None))) };
         let sleep = within.map(|time| (time, sender.space().env.sleep(time)));
         let waiting = Waiting { receiver, sleep };
-        Self::Later(Box::pin(Yielding::new(async move { answer(event, waiting.await) }, sender.flow())))
+        Self::Later(Box::pin(Yielding::new(async move { answer(event, waiting.await) })))
     }
 }
 
@@ -709,14 +709,6 @@ impl<'s> Sender<'s> {
     #[inline]
     fn held(self) -> Option<Arc<Held>> {
         self.with_cause(|flow| flow.and_then(held_by))
-    }
-
-    /// The flow that waits when this sender waits.
-    fn flow(self) -> Option<crate::context::Context> {
-        match self {
-            Self::Flow(flow) => Some(crate::context::Context::from_shared(Arc::clone(flow))),
-            Self::Space(_) | Self::Node(_) => None,
-        }
     }
 }
 

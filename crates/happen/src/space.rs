@@ -472,6 +472,9 @@ impl SpaceInner {
     /// Whether an event may run on its sender's stack without being counted against the limit of its node. A counter
     /// that every event changes would cost more than everything else; so it is left alone as long as even all that can
     /// run inline at this moment would fit beside what is counted.
+    ///
+    /// Only for plain handlers: they are never more than the threads can hold. One that may wait has to be counted from
+    /// its beginning, for others can fill the node between this look and its first wait.
     #[inline]
     pub(crate) fn inline_is_uncounted(&self, max: u32, gate: &Gate<Job>) -> bool {
         let uncounted_max = self.threads.load(Ordering::Relaxed).max(1) * UNCOUNTED_DEPTH;
