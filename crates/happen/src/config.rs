@@ -107,7 +107,8 @@ pub enum Overflow {
     /// It is refused: the sender gets the error `busy`.
     #[default]
     Reject,
-    /// The event that waited longest goes to the dead letters.
+    /// The event that waited longest goes to the dead letters; in a queue by priority, the one that waited longest of
+    /// the lowest priority, which may be the newcomer.
     DropOldest,
     /// It goes to the dead letters itself, and the sender is told that it was taken.
     DropNewest,

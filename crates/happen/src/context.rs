@@ -6,8 +6,8 @@ use std::borrow::Cow;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use happen_core::{Envelope, ErasedEvent, Error, ErrorKind, EventId, Outgoing, Pa
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::dispatch::Want;
+use crate::dispatch::{Place, Want};
 use crate::flow::FlowInner;
 use crate::local;
 use crate::node::{Node, NodeInner};
@@ -83,10 +83,6 @@ impl Context {
     #[inline]
     pub(crate) fn inner(&self) -> &FlowInner {
         &self.0
-    }
-
-    pub(crate) fn from_shared(flow: Arc<FlowInner>) -> Self {
-        Self(flow, None)
     }
 
     /// The same context for another run of a handler in it, after this error.
@@ -370,16 +366,23 @@ impl Context {
     }
 }
 
-/// A future polled as part of a flow's own time: it gives the flow's place to others while it waits.
+/// A future that a flow waits for: it gives the place of whichever flow polls it to others meanwhile.
 pub(crate) struct Yielding<F> {
     future: Pin<Box<F>>,
-    flow: Option<Context>,
-    polled: bool,
+    given: Option<Weak<Place>>,
 }
 
 impl<F: Future> Yielding<F> {
-    pub(crate) fn new(future: F, flow: Option<Context>) -> Self {
-        Self { future: Box::pin(future), flow, polled: false }
+    pub(crate) fn new(future: F) -> Self {
+        Self { future: Box::pin(future), given: None }
+    }
+}
+
+impl<F> Yielding<F> {
+    fn take_back(&mut self) {
+        if let Some(place) = self.given.take().and_then(|place| place.upgrade()) {
+            place.retake();
+        }
     }
 }
 
@@ -388,14 +391,12 @@ impl<F: Future> Future for Yielding<F> {
 
     fn poll(mut self: Pin<&mut Self>, task: &mut std::task::Context<'_>) -> Poll<F::Output> {
         let polled = self.future.as_mut().poll(task);
-        // The first poll happens before the flow is a task with a place of its own.
-        let first = !std::mem::replace(&mut self.polled, true);
-        if let Some(place) = self.flow.as_ref().and_then(|flow| flow.0.place()) {
-            if polled.is_ready() {
-                place.retake();
-            } else if !first {
-                place.release();
-            }
+        if polled.is_ready() {
+            self.take_back();
+        } else if let Some(place) = local::current_place() {
+            // A flow has a place of its own from its first wait on; until then there is none to give.
+            place.release();
+            self.given = Some(Arc::downgrade(&place));
         }
         polled
     }
@@ -403,9 +404,7 @@ impl<F: Future> Future for Yielding<F> {
 
 impl<F> Drop for Yielding<F> {
     fn drop(&mut self) {
-        if let Some(place) = self.flow.as_ref().and_then(|flow| flow.0.place()) {
-            place.retake();
-        }
+        self.take_back();
     }
 }
 

@@ -206,7 +206,7 @@ pub(crate) fn deliver(node: &Arc<NodeInner>, event: &dyn ErasedEvent, want: Want
     let max = table.max_concurrent();
     let permit = match &table.lane {
         Lane::Concurrent => {
-            if node.space.inline_is_uncounted(max, &node.gate) {
+            if route.plain && node.space.inline_is_uncounted(max, &node.gate) {
                 Permit::Uncounted
             } else if node.gate.enter(max) {
                 Permit::Held(Place::new(node, None))
@@ -555,7 +555,8 @@ fn run_one(
     permit: Permit,
 ) -> Delivered {
     let wants_reply = want.reply;
-    match run_flow(node, table, entry, event, want, &permit) {
+    let serial = serial_key(table, &permit);
+    match run_flow(node, table, entry, event, want, serial) {
         Flow::Ended(outcome) => {
             drop(permit);
             if let Reply::Nobody = reply {
@@ -570,9 +571,9 @@ fn run_one(
             spawn_flow(node, table, entry, waiting, event.to_shared(), reply, place(node, permit));
             Delivered::Later(receiver)
         }
-        Flow::Slow => {
+        Flow::Slow(want, serial) => {
             let (reply, receiver) = later(reply, wants_reply);
-            run_slow(node, entry, event.to_shared(), reply, place(node, permit));
+            run_slow(node, entry, event.to_shared(), (want, serial), reply, place(node, permit));
             Delivered::Later(receiver)
         }
     }
@@ -639,12 +640,13 @@ fn run_many(
     let outcomes = runs.iter().map(|_| None).collect();
     let wakers = vec![None; runs.len()];
     let joined = Arc::new(Joined(Mutex::new(Parts { outcomes, wakers, reply: Some(outer) })));
-    let place = Arc::new(place(node, permit));
+    let serial = serial_key(table, &permit);
+    let place = place(node, permit);
     for (index, (entry, single)) in runs.into_iter().enumerate() {
         let event = single.and_then(|single| event.single(single)).unwrap_or(event);
         let want = want.copy();
         let part = Reply::Part(Arc::clone(&joined), index);
-        match run_flow(node, table, entry, event, want, &Permit::Uncounted) {
+        match run_flow(node, table, entry, event, want, serial) {
             Flow::Ended(outcome) => {
                 node.space.settled(event.envelope().id, node.key, &outcome);
                 part.send(outcome);
@@ -652,7 +654,9 @@ fn run_many(
             Flow::Waits(waiting) => {
                 spawn_flow(node, table, entry, waiting, event.to_shared(), part, Arc::clone(&place));
             }
-            Flow::Slow => run_slow(node, entry, event.to_shared(), part, Arc::clone(&place)),
+            Flow::Slow(want, serial) => {
+                run_slow(node, entry, event.to_shared(), (want, serial), part, Arc::clone(&place));
+            }
         }
     }
     Ok(Delivered::Later(receiver))
@@ -661,7 +665,19 @@ fn run_many(
 enum Flow {
     Ended(Outcome),
     Waits(Waiting),
-    Slow,
+    /// Not begun: its handler runs elsewhere, with what the sender wants and the key of its serial gate.
+    Slow(Want, Option<u64>),
+}
+
+/// The key of the serial gate that flows of this delivery are in.
+#[inline]
+fn serial_key(table: &Table, permit: &Permit) -> Option<u64> {
+    match permit {
+        Permit::Held(place) if place.key.is_some() || table.options.max_concurrent == 1 => {
+            Some(place.key.unwrap_or(0))
+        }
+        _ => None,
+    }
 }
 
 #[inline]
@@ -671,24 +687,19 @@ fn run_flow(
     entry: &Arc<Entry>,
     event: &dyn ErasedEvent,
     want: Want,
-    permit: &Permit,
+    serial: Option<u64>,
 ) -> Flow {
     if entry.slow.is_slow() {
-        return Flow::Slow;
+        return Flow::Slow(want, serial);
     }
-    let serial = match permit {
-        Permit::Held(place) if place.key.is_some() || table.options.max_concurrent == 1 => {
-            Some(place.key.unwrap_or(0))
-        }
-        _ => None,
-    };
     let context = Context::start(node, event, entry.id, serial, want);
     let plain = entry.plain;
-    let before = if plain { node.space.env.clock().unix_ms() } else { 0 };
+    let before = if plain { node.space.env.coarse_unix_ms() } else { 0 };
     match flow::run(table, entry, event, context) {
         Ran::Ended(outcome) => {
-            if plain && before != 0 {
-                entry.slow.note(node.space.env.clock().unix_ms().saturating_sub(before));
+            if plain {
+                // The coarse clock may have come to stand meanwhile, just because the handler took so long.
+                entry.slow.note(node.space.env.coarse_unix_ms().saturating_sub(before));
             }
             Flow::Ended(finish(node, table, entry, event, outcome))
         }
@@ -807,6 +818,7 @@ fn run_slow(
     node: &Arc<NodeInner>,
     entry: &Arc<Entry>,
     event: Arc<dyn ErasedEvent>,
+    (want, serial): (Want, Option<u64>),
     reply: Reply,
     place: Arc<Place>,
 ) {
@@ -816,7 +828,7 @@ fn run_slow(
     let reply = Arc::clone(&shared);
     let job: crate::slow::SlowJob = Box::new(move || {
         let table = at.table.load_full();
-        let context = Context::start(&at, &*event, lane.id, None, Want::default());
+        let context = Context::start(&at, &*event, lane.id, serial, want);
         let outcome = match flow::run(&table, &lane, &*event, context) {
             Ran::Ended(outcome) => finish(&at, &table, &lane, &*event, outcome),
             Ran::Waits(waiting) => {

@@ -33,7 +33,7 @@ pub(crate) enum Queued<J> {
     Drain,
     /// The queue is full; the job is given back.
     Full(J),
-    /// It waits in the place of this older one.
+    /// It waits in the place of this older one; or it is this one, when nobody gives way to it.
     Instead(J),
 }
 
@@ -110,7 +110,14 @@ impl<J> Gate<J> {
                     let oldest = match order {
                         QueueOrder::Fifo => queue.jobs.pop_front(),
                         QueueOrder::Lifo => queue.jobs.pop_back(),
-                        QueueOrder::Priority => queue.jobs.pop_back(),
+                        QueueOrder::Priority => {
+                            let lowest = queue.jobs.back().map_or(priority, |(lowest, _)| *lowest);
+                            if priority < lowest {
+                                return Queued::Instead(job);
+                            }
+                            let at = queue.jobs.partition_point(|(other, _)| *other > lowest);
+                            queue.jobs.remove(at)
+                        }
                     };
                     instead = oldest.map(|(_, job)| job);
                 }

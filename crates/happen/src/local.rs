@@ -10,6 +10,7 @@ use happen_core::{Error, ErrorKind, EventId, Result};
 use scoped_tls::scoped_thread_local;
 
 use crate::context::Context;
+use crate::dispatch::Place;
 use crate::flow::FlowInner;
 use crate::limits;
 use crate::space::SpaceInner;
@@ -168,6 +169,11 @@ pub(crate) fn current<R>(space: &SpaceInner, work: impl FnOnce(Option<&FlowInner
     CURRENT.with(|flow| work((flow.node.space.id == space.id).then_some(flow)))
 }
 
+/// The place of the flow that is being polled on this thread, once it goes on as a task.
+pub(crate) fn current_place() -> Option<Arc<Place>> {
+    if CURRENT.is_set() { CURRENT.with(FlowInner::place) } else { None }
+}
+
 /// One level deeper in handlers that run inline; `None` when it is deep enough, or when earlier events on this thread
 /// were put off and so have to come first.
 #[inline]
@@ -236,6 +242,12 @@ pub(crate) fn should_yield() -> bool {
     }
     RUN.set(0);
     true
+}
+
+/// Begins the count of dispatches anew, for a space that was just made: what ran on this thread before must not decide
+/// when its events give way to others, or a simulator could not repeat a run.
+pub(crate) fn begin_run() {
+    RUN.set(0);
 }
 
 /// Roots whose events are counted at once.

@@ -220,8 +220,11 @@ impl NodeInner {
         });
         let mut jobs = self.gate.clear();
         if let Some(aside) = self.aside.get() {
-            let gates: Vec<_> = lock(&aside.keys).values().cloned().collect();
-            jobs.extend(gates.iter().flat_map(|gate| gate.clear()));
+            let keys = lock(&aside.keys);
+            let mut gates: Vec<_> = keys.iter().map(|(key, gate)| (*key, Arc::clone(gate))).collect();
+            drop(keys);
+            gates.sort_unstable_by_key(|(key, _)| *key);
+            jobs.extend(gates.iter().flat_map(|(_, gate)| gate.clear()));
         }
         for job in jobs {
             let error = Error::new(ErrorKind::Closed { what: format!("node `{}`", self.name) });

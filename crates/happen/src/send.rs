@@ -680,7 +680,7 @@ impl<R: Answer> Begun<R> {
     #[cold]
     fn later(sender: Sender<'_>, event: EventId, from: Answering, within: Option<Duration>) -> Self {
         let waiting = Waiting::new(sender, from, within);
-        Self::Later(Box::pin(Yielding::new(async move { answer(event, waiting.await) }, sender.flow())))
+        Self::Later(Box::pin(Yielding::new(async move { answer(event, waiting.await) })))
     }
 }
 
@@ -813,7 +813,7 @@ impl Acceptance {
         let waiting = Waiting::new(sender, Answering::Away(Box::pin(away.outcome())), within);
         let taken =
             async move { waiting.await.map(|_| Sent { event }).map_err(|error| error.at_event(event)) };
-        Self { state: Accepted::Later(Box::pin(Yielding::new(taken, sender.flow()))) }
+        Self { state: Accepted::Later(Box::pin(Yielding::new(taken))) }
     }
 }
 
@@ -967,14 +967,6 @@ impl<'s> Sender<'s> {
     fn held(self) -> Option<Arc<Held>> {
         self.with_cause(|flow| flow.and_then(held_by))
     }
-
-    /// The flow that waits when this sender waits.
-    fn flow(self) -> Option<crate::context::Context> {
-        match self {
-            Self::Flow(flow) => Some(crate::context::Context::from_shared(Arc::clone(flow))),
-            Self::Space(_) | Self::Node(_) => None,
-        }
-    }
 }
 
 fn held_by(flow: &FlowInner) -> Option<Arc<Held>> {
@@ -1040,7 +1032,7 @@ impl<'t> Target<'t> for &'t String {
 }
 
 impl<'t> Target<'t> for String {
-    fn into_destination(self) -> Destination<'static> {
+    fn into_destination(self) -> Destination<'t> {
         Destination(To::Name(Cow::Owned(self)))
     }
 }

@@ -135,6 +135,7 @@ impl Space {
     }
 
     fn made(config: Config, env: Arc<dyn Env>) -> Self {
+        local::begin_run();
         let token = Arc::new(());
         let inner = Arc::new(SpaceInner {
             id: Arc::as_ptr(&token) as u64,
@@ -520,6 +521,9 @@ impl SpaceInner {
     /// Whether an event may run on its sender's stack without being counted against the limit of its node. A counter
     /// that every event changes would cost more than everything else; so it is left alone as long as even all that can
     /// run inline at this moment would fit beside what is counted.
+    ///
+    /// Only for plain handlers: they are never more than the threads can hold. One that may wait has to be counted from
+    /// its beginning, for others can fill the node between this look and its first wait.
     #[inline]
     pub(crate) fn inline_is_uncounted(&self, max: u32, gate: &Gate<Job>) -> bool {
         let uncounted_max = self.threads.load(Ordering::Relaxed).max(1) * UNCOUNTED_DEPTH;
@@ -799,7 +803,10 @@ impl SpaceInner {
         }
         // First, so that whoever waits beyond the link learns that it closed, and not of flows that were cancelled.
         drop(self.leave_link());
-        for node in self.all_nodes() {
+        // In the order they were made: the order of the map is another in every process.
+        let mut nodes = self.all_nodes();
+        nodes.sort_unstable_by_key(|node| node.key);
+        for node in nodes {
             node.close();
         }
         self.index.clear();

@@ -116,6 +116,8 @@ pub(crate) struct StepEntry {
 #[derive(Debug, Default)]
 pub(crate) struct Route {
     pub(crate) entries: Vec<Arc<Entry>>,
+    /// Whether none of them can wait by itself.
+    pub(crate) plain: bool,
 }
 
 /// A route from the cache, or one that found no room in it.
@@ -278,7 +280,8 @@ impl Table {
         let text = event_type.as_str();
         let runtime = is_runtime(text);
         let matching = self.entries.iter().filter(|entry| entry.wants_type(text, runtime));
-        Route { entries: matching.cloned().collect() }
+        let entries: Vec<_> = matching.cloned().collect();
+        Route { plain: entries.iter().all(|entry| entry.plain), entries }
     }
 
     /// The step of this name: one given with `.step`, or the function of a registration.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use happen_core::function::Started;
 use happen_core::{ErasedEvent, Error, ErrorKind, Function, Result, Step};
 
-use super::{Running, Wrap, Wrapped, erase, later, start, wrapped};
+use super::{Judge, Running, Wrap, Wrapped, erase, later, start, wrapped};
 use crate::context::Context;
 use crate::handler::{Argument, Handler};
 use crate::limits;
@@ -94,7 +94,7 @@ struct Settings {
     within: Option<Duration>,
     open_for: Duration,
     probes_max: u32,
-    counts: Option<Arc<dyn Fn(&Error) -> bool + Send + Sync>>,
+    counts: Option<Judge>,
 }
 
 struct Cell {

@@ -119,6 +119,9 @@ impl fmt::Debug for Wrapped {
     }
 }
 
+/// What a user's rule says of an error.
+type Judge = Arc<dyn Fn(&Error) -> bool + Send + Sync>;
+
 /// A handler without its types, to be shared by the futures that run it.
 fn erase<H, M>(handler: H) -> Arc<dyn Function>
 where

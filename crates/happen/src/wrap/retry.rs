@@ -9,7 +9,7 @@ use happen_core::env::Env;
 use happen_core::function::Started;
 use happen_core::{ErasedEvent, Error, Function};
 
-use super::{Running, Wrap, Wrapped, erase, go_on, later, start, wrapped};
+use super::{Judge, Running, Wrap, Wrapped, erase, go_on, later, start, wrapped};
 use crate::context::Context;
 use crate::handler::{Argument, Handler};
 use crate::limits;
@@ -72,7 +72,7 @@ pub struct Backoff {
     factor: u32,
     jitter_percent: u32,
     time_max: Option<Duration>,
-    retries: Option<Arc<dyn Fn(&Error) -> bool + Send + Sync>>,
+    retries: Option<Judge>,
 }
 
 impl Backoff {
