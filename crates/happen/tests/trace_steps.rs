@@ -18,14 +18,17 @@ async fn third(_: Event, _: Context) -> happen::Result<Step> {
     done(true)
 }
 
-/// The one worker starts the space, so it has a memory of events before this thread has one. A flow sent from here runs
-/// here until it first waits, and then on the worker; so its end is found in the older memory and its start in the newer.
+/// The one worker starts the space, so it has a memory of events before this thread has one. A flow sent from
+/// here runs here until it first waits, and then on the worker; so its end is found in the older memory and
+/// its start in the newer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn steps_on_several_threads_stand_in_order() -> happen::Result<()> {
     let space = Space::memory();
     space.node("node").on("go", first).check()?;
     let on_worker = space.clone();
-    tokio::spawn(async move { on_worker.start().await }).await.unwrap()?;
+    let mut worker = tokio::task::JoinSet::new();
+    worker.spawn(async move { on_worker.start().await });
+    worker.join_next().await.unwrap().unwrap()?;
 
     let go = Event::new("go", json!(null));
     let reply = space.send("node", go).correlation("crossing").reply::<bool>().await?;
