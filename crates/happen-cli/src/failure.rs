@@ -1,5 +1,6 @@
-//! Why a command of this program failed, each in one sentence for the person who ran it. Knows no exit codes but their
-//! meaning: every failure here is an error, a wrong usage is told by the parser of the command line.
+//! Why a command of this program failed, each in one sentence for the person who ran it. Knows no exit codes
+//! but their meaning: every failure here is an error, a wrong usage is told by the parser of the command
+//! line.
 
 use std::io;
 

@@ -1,5 +1,5 @@
-//! A git history as a causal web: each commit is an event caused by its parents, each author and each tag is a node.
-//! Owns the space and its report; how a history is read is in `git_log.rs`.
+//! A git history as a causal web: each commit is an event caused by its parents, each author and each tag is
+//! a node. Owns the space and its report; how a history is read is in `git_log.rs`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
@@ -145,8 +145,8 @@ struct Check {
 ///
 /// # Errors
 ///
-/// [`Failure::Git`] when there is no history to read, [`Failure::Differs`] when the space and git disagree, after the
-/// report was written.
+/// [`Failure::Git`] when there is no history to read, [`Failure::Differs`] when the space and git disagree,
+/// after the report was written.
 pub(crate) async fn run(request: &Request, output: &Output) -> Result<(), Failure> {
     let history = History::open(&request.path)?;
     let totals = history.totals_by_git()?;
@@ -161,7 +161,7 @@ pub(crate) async fn run(request: &Request, output: &Output) -> Result<(), Failur
     let id = &web.commits[findings.traced.commit].id;
     let checks = checks(&findings, totals, history.ancestors_by_git(id)?, id, &request.path);
     if request.json {
-        output.write_json(&report_json(&web, &findings, &checks))?;
+        output.write_json(&report_json(&web, &findings, &checks, &request.path))?;
     } else {
         output.write(&report_text(&web, &findings, &checks, &request.path))?;
     }
@@ -213,8 +213,8 @@ async fn bring_in(history: &History, totals: Totals, tags: &[Tag]) -> Result<Web
 fn config(totals: Totals, tags: usize) -> Config {
     let Totals { commits, merges, authors } = totals;
     let tags = tags as u64;
-    // For a commit: its own header, one for each of the two that listen, and one for what its author is told. For a
-    // merge, its further parents. For an author and a tag: their node, and what it is told and asked.
+    // For a commit: its own header, one for each of the two that listen, and one for what its author is told.
+    // For a merge, its further parents. For an author and a tag: their node, and what it is told and asked.
     let headers = commits * 4 + merges * FURTHER_PARENTS + authors * 2 + tags * 6 + 64;
     let mut config = Config { remembered_events: to_usize(headers), ..Config::default() };
     // No commit is deeper than there are commits, and what follows from it here is one deeper.
@@ -407,11 +407,13 @@ fn checks(
         command: format!("{git} {command}"),
     };
     let names = findings.authors.iter().map(|author| author.names.len() as u64).sum();
+    let told = findings.authors.iter().map(|author| author.commits).sum();
     let count = "rev-list --count";
     vec![
         check("commits", findings.audit.commits, totals.commits, format!("{count} HEAD")),
         check("merges", findings.audit.merges, totals.merges, format!("{count} --merges HEAD")),
         check("authors", names, totals.authors, "log --format='%an <%ae>' HEAD | sort -u | wc -l".to_owned()),
+        check("commits told to their authors", told, totals.commits, format!("{count} HEAD")),
         check(
             "commits in its history",
             findings.traced.ancestors + 1,
@@ -455,7 +457,7 @@ fn quoted(path: &Path) -> String {
 fn report_text(web: &Web, findings: &Findings, checks: &[Check], path: &Path) -> String {
     let mut text = String::new();
     // Writing to a text cannot fail.
-    drop(write_report(web, findings, checks, path, &mut text));
+    let _written = write_report(web, findings, checks, path, &mut text);
     text
 }
 
@@ -523,7 +525,7 @@ fn verdict(check: &Check) -> String {
     }
 }
 
-fn report_json(web: &Web, findings: &Findings, checks: &[Check]) -> Json {
+fn report_json(web: &Web, findings: &Findings, checks: &[Check], path: &Path) -> Json {
     let checks: Vec<_> = checks
         .iter()
         .map(|check| {
@@ -532,6 +534,8 @@ fn report_json(web: &Web, findings: &Findings, checks: &[Check]) -> Json {
             json!({ "what": what, "found": found, "by_git": by_git, "holds": holds, "command": command })
         })
         .collect();
+    let by_hand = by_hand(findings, path)
+        .map(|(what, found, command)| json!({ "what": what, "found": found, "command": command }));
     let traced = &findings.traced;
     let line: Vec<_> = traced.line.iter().map(|index| &web.commits[*index].id).collect();
     json!({
@@ -547,6 +551,7 @@ fn report_json(web: &Web, findings: &Findings, checks: &[Check]) -> Json {
             "first_parents": line,
         },
         "checks": checks,
+        "by_hand": by_hand,
         "events": findings.events,
         "seconds": web.time.as_secs_f64(),
         "seconds_handling": web.handling.as_secs_f64(),
@@ -560,11 +565,11 @@ fn to_usize(value: u64) -> usize {
 
 /// The longest history taken. Everything is kept in memory, about a kilobyte for each commit.
 const COMMITS_MAX: u64 = 1_000_000;
-/// Parents beyond the first for which a merge is given room. Merges of more are rare, and there is room to spare; should
-/// it not be enough, the ancestors counted differ from git's, which is told.
+/// Parents beyond the first for which a merge is given room. Merges of more are rare, and there is room to
+/// spare; should it not be enough, the ancestors counted differ from git's, which is told.
 const FURTHER_PARENTS: u64 = 4;
 /// Of the checks, those of the whole history; the others are about the traced commit.
-const TOTALS: usize = 3;
+const TOTALS: usize = 4;
 const AUTHORS_SHOWN: usize = 10;
 const SUBJECT_CHARS: usize = 72;
 const SHORT_ID: usize = 10;

@@ -1,4 +1,6 @@
-//! The `happen` binary: the command line, the runtime, and the exit code. What a command does is in its own file.
+//! The `happen` binary: the command line, the runtime, and the exit code. What a command does is in its own
+//! file.
+#![expect(clippy::needless_pass_by_value, reason = "a handler is given a clone of its dependency as its own")]
 
 mod demo;
 mod failure;

@@ -1,5 +1,6 @@
-//! Where text goes: results to standard output, progress to standard error. Owns what depends on the reader, such as a
-//! terminal, a pipe, a pipe that was closed, or a locale that has only ASCII; knows nothing of what is written.
+//! Where text goes: results to standard output, progress to standard error. Owns what depends on the reader,
+//! such as a terminal, a pipe, a pipe that was closed, or a locale that has only ASCII; knows nothing of what
+//! is written.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -34,7 +35,8 @@ impl Output {
         Self { characters: if utf8 { Characters::All } else { Characters::Ascii } }
     }
 
-    /// Writes a whole text at once. A reader that has gone, as after `| head`, wants no more, which is no failure.
+    /// Writes a whole text at once. A reader that has gone, as after `| head`, wants no more, which is no
+    /// failure.
     ///
     /// # Errors
     ///
@@ -75,7 +77,8 @@ impl Output {
     }
 }
 
-/// Text from elsewhere on one line of at most so many characters, without anything that could steer a terminal.
+/// Text from elsewhere on one line of at most so many characters, without anything that could steer a
+/// terminal.
 pub(crate) fn plain(text: &str, chars_max: usize) -> String {
     let mut shown: String =
         text.chars().map(|char| if is_steering(char) { '?' } else { char }).take(chars_max).collect();
@@ -92,7 +95,8 @@ fn is_steering(char: char) -> bool {
         || matches!(char, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// How far a command is, on standard error: one line that is written over on a terminal, a few lines elsewhere.
+/// How far a command is, on standard error: one line that is written over on a terminal, a few lines
+/// elsewhere.
 #[derive(Debug)]
 pub(crate) struct Progress {
     what: &'static str,
@@ -125,6 +129,15 @@ impl Progress {
         };
         // Progress that nobody reads is no reason to stop.
         drop(write!(io::stderr().lock(), "{start}{line}{end}"));
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        // What is told next, a failure for example, begins on a line of its own.
+        if self.is_terminal && self.shown > 0 && self.shown < self.of {
+            drop(writeln!(io::stderr().lock()));
+        }
     }
 }
 

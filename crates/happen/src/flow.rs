@@ -45,6 +45,8 @@ pub(crate) struct FlowInner {
     /// The serial gates that wait for this flow.
     pub(crate) held: Option<Arc<Held>>,
     pub(crate) emitted: AtomicU32,
+    /// Steps remembered for its trace.
+    pub(crate) noted_steps: AtomicU32,
     pub(crate) cancelled: AtomicBool,
     /// Whether `vars` was ever used, so that ending a flow takes no lock for nothing.
     used: AtomicBool,
@@ -111,6 +113,7 @@ impl FlowInner {
             serial: None,
             held: None,
             emitted: AtomicU32::new(0),
+            noted_steps: AtomicU32::new(0),
             cancelled: AtomicBool::new(false),
             used: AtomicBool::new(false),
             vars: Mutex::new(Vars::default()),
@@ -145,6 +148,7 @@ impl FlowInner {
             self.held = None;
         }
         *self.emitted.get_mut() = 0;
+        *self.noted_steps.get_mut() = 0;
         *self.cancelled.get_mut() = false;
         if self.place.get().is_some() {
             self.place = OnceLock::new();

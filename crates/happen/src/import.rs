@@ -1,5 +1,5 @@
-//! Bringing in a history that happened elsewhere: events whose causes are named by whoever read the history. Owns the
-//! public types [`Importing`] and [`Imported`]; the envelope itself is made in `stamp.rs`.
+//! Bringing in a history that happened elsewhere: events whose causes are named by whoever read the history.
+//! Owns the public types [`Importing`] and [`Imported`]; the envelope itself is made in `stamp.rs`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -32,11 +32,12 @@ pub struct Imported {
 }
 
 impl<'s, T: Payload> Broadcasting<'s, T> {
-    /// Says what caused the event, for a history that happened elsewhere: the commits of a repository, the journal of
-    /// another system. What causes what in this space is never said by hand; it follows from what handlers send.
+    /// Says what caused the event, for a history that happened elsewhere: the commits of a repository, the
+    /// journal of another system. What causes what in this space is never said by hand; it follows from what
+    /// handlers send.
     ///
-    /// Takes the receipts of the causes, the first one first; without any the event is a root. Correlation, source and
-    /// depth come from the first cause; the path starts anew.
+    /// Takes the receipts of the causes, the first one first; without any the event is a root. Correlation,
+    /// source and depth come from the first cause; the path starts anew.
     ///
     /// # Examples
     ///
@@ -68,10 +69,12 @@ impl<T: Payload> Importing<'_, T> {
     ///
     /// # Errors
     ///
-    /// - As [`Broadcasting::publish`]. The depth of a history counts: set `correlation.depth_max` to its length.
-    /// - [`ErrorKind::Misuse`](crate::ErrorKind::Misuse) inside a handler, where the handled event is the cause; for a
-    ///   cause from another space; for more than [`CAUSES_MAX`](happen_core::limits::CAUSES_MAX) causes; and for a
-    ///   correlation or a source on an event with causes, which inherits them.
+    /// - As [`Broadcasting::publish`]. The depth of a history counts: set `correlation.depth_max` to its
+    ///   length.
+    /// - [`ErrorKind::Misuse`](crate::ErrorKind::Misuse) inside a handler, where the handled event is the
+    ///   cause; for a cause from another space; for more than
+    ///   [`CAUSES_MAX`](happen_core::limits::CAUSES_MAX) causes; and for a correlation or a source on an event
+    ///   with causes, which inherits them.
     pub fn publish(self) -> Result<Imported> {
         let (sender, payload, extras) = self.broadcasting.into_parts();
         let space = sender.space();

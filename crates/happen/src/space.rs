@@ -565,6 +565,7 @@ impl SpaceInner {
 
     /// Remembers that a flow went on with this function.
     pub(crate) fn note_step(&self, flow: &FlowInner, function: &dyn Function) {
+        let after = flow.noted_steps.fetch_add(1, Ordering::Relaxed);
         let name = function.type_name();
         // The address of a name is its number: names are constants, so it never stands for another one.
         let number = name.as_ptr() as u64;
@@ -572,7 +573,7 @@ impl SpaceInner {
             if local.sees_step(number) {
                 self.steps.pin().insert(number, name);
             }
-            local.ring.step(flow.envelope.id, flow.node.key, number);
+            local.ring.step(flow.envelope.id, flow.node.key, number, after);
         });
     }
 

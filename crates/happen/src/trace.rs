@@ -250,7 +250,7 @@ struct Known {
     event_type: u64,
     sender: NodeKey,
     handled: BTreeMap<NodeKey, u8>,
-    steps: Vec<(NodeKey, u64)>,
+    steps: Vec<(NodeKey, u32, u64)>,
 }
 
 impl Remembered {
@@ -293,16 +293,17 @@ impl Remembered {
                         known.causes.push(cause);
                     }
                 }
-                Header::Step { id, node, step } => {
+                Header::Step { id, node, step, after } => {
                     if let Some(known) = events.get_mut(&id) {
-                        known.steps.push((node, step));
+                        known.steps.push((node, after, step));
                     }
                 }
                 Header::Sent { .. } => {}
             }
         }
         let mut effects: HashMap<EventId, Vec<EventId>> = HashMap::new();
-        for (&id, known) in &events {
+        for (&id, known) in &mut events {
+            known.steps.sort_by_key(|&(_, after, _)| after);
             for &cause in &known.causes {
                 effects.entry(cause).or_default().push(id);
             }
@@ -460,8 +461,8 @@ impl Tree<'_> {
     }
 
     fn steps(&self, known: &Known, node: NodeKey) -> Vec<String> {
-        let own = known.steps.iter().filter(|(at, _)| *at == node);
-        let names = own.map(|(_, step)| self.space.step_name(*step).unwrap_or("(unknown step)"));
+        let own = known.steps.iter().filter(|(at, ..)| *at == node);
+        let names = own.map(|(.., step)| self.space.step_name(*step).unwrap_or("(unknown step)"));
         names.map(|name| name.rsplit("::").next().unwrap_or(name).to_owned()).collect()
     }
 }

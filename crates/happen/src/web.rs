@@ -38,8 +38,9 @@ pub(crate) enum Header {
     },
     /// What became of an event at one node.
     Handled { id: EventId, node: NodeKey, what: u8 },
-    /// A further step of a flow, by the address of its name.
-    Step { id: EventId, node: NodeKey, step: u64 },
+    /// A further step of a flow, by the address of its name, and how many the flow took before it. A flow may go on on
+    /// another thread, so the order of writing says nothing.
+    Step { id: EventId, node: NodeKey, step: u64, after: u32 },
     /// A further cause of an event made from several.
     Cause { id: EventId, cause: EventId },
 }
@@ -100,9 +101,9 @@ impl Ring {
     }
 
     #[inline]
-    pub(crate) fn step(&self, id: EventId, node: NodeKey, step: u64) {
+    pub(crate) fn step(&self, id: EventId, node: NodeKey, step: u64, after: u32) {
         let (high, low) = id.to_halves();
-        self.write([high, low, 0, 0, 0, 0, step, u64::from(node.0), STEP]);
+        self.write([high, low, u64::from(after), 0, 0, 0, step, u64::from(node.0), STEP]);
     }
 
     #[cold]
@@ -171,7 +172,7 @@ fn header(words: [u64; WORDS]) -> Option<Header> {
             what,
         },
         HANDLED => Header::Handled { id, node, what },
-        STEP => Header::Step { id, node, step: name },
+        STEP => Header::Step { id, node, step: name, after: cause_high as u32 },
         _ => Header::Cause { id, cause: cause? },
     })
 }

@@ -1,5 +1,5 @@
-//! Histories that happened elsewhere: an imported event has exactly the causes its importer names, and everything that
-//! follows from it here is caused by it.
+//! Histories that happened elsewhere: an imported event has exactly the causes its importer names, and
+//! everything that follows from it here is caused by it.
 
 use std::sync::{Arc, Mutex};
 

@@ -1,4 +1,5 @@
-//! The node `audit`: counts the ends of orders and every failure it hears of. It takes any payload, by its fields.
+//! The node `audit`: counts the ends of orders and every failure it hears of. It takes any payload, by its
+//! fields.
 
 use std::collections::BTreeMap;
 

@@ -35,7 +35,7 @@ pub(super) fn checks(summary: &Summary) -> Vec<Check> {
         check("audit heard of the refused", refused, heard("order.refused")),
         check("audit heard of the failed", failed, nodes.audit.failed_orders.values().sum()),
         check(
-            "money taken is that of accepted orders",
+            "cents taken are those of accepted orders",
             tally.accepted_cents,
             nodes.payments.taken_cents - nodes.payments.refunded_cents.min(nodes.payments.taken_cents),
         ),

@@ -1,5 +1,5 @@
-//! The demonstration: a shop that takes a stream of orders, some of which fail in each possible way. Owns the space, the
-//! stream and the tally; what happens to an order is in the file of each node.
+//! The demonstration: a shop that takes a stream of orders, some of which fail in each possible way. Owns the
+//! space, the stream and the tally; what happens to an order is in the file of each node.
 
 mod audit;
 mod books;
@@ -76,8 +76,8 @@ struct Outcome {
 ///
 /// # Errors
 ///
-/// [`Failure::Unbalanced`] when the numbers of the nodes and of the senders contradict each other, after the summary
-/// was written; other failures when it could not run.
+/// [`Failure::Unbalanced`] when the numbers of the nodes and of the senders contradict each other, after the
+/// summary was written; other failures when it could not run.
 pub(crate) async fn run(plan: Plan, json: bool, output: &Output) -> Result<(), Failure> {
     silence_the_planned_panic();
     let summary = happen(plan).await?;
@@ -205,8 +205,8 @@ async fn state<S: Payload>(space: &Space, node: &str) -> Result<S, Failure> {
     Ok(space.send(node, Report).reply::<S>().await?.into_inner())
 }
 
-/// Keeps the panic that belongs to the demonstration from being printed, as it is told in the summary. Any other panic
-/// is printed as always.
+/// Keeps the panic that belongs to the demonstration from being printed, as it is told in the summary. Any
+/// other panic is printed as always.
 fn silence_the_planned_panic() {
     let other = take_hook();
     set_hook(Box::new(move |info: &PanicHookInfo<'_>| {
@@ -220,7 +220,8 @@ fn silence_the_planned_panic() {
 
 /// What a division by zero says.
 const PLANNED_PANIC: &str = "attempt to divide by zero";
-/// Orders under way at once before the burst: as many as `shipping` has places, so that none of them finds it full.
-const UNDER_WAY_MAX: usize = shipping::PACKERS as usize + shipping::WAITING_MAX;
+/// Orders under way at once before the burst: as many as may wait for `shipping`, so that none of them finds
+/// it full.
+const UNDER_WAY_MAX: usize = shipping::WAITING_MAX;
 /// The orders whose traces are shown: an ordinary one, and one whose payment provider is down.
 const TRACED: [u64; 2] = [1, 2];

@@ -1,4 +1,5 @@
-//! The node `notifications`: writes one mail for the end of each order, whatever the end. It is sent nothing; it listens.
+//! The node `notifications`: writes one mail for the end of each order, whatever the end. It is sent nothing;
+//! it listens.
 
 use happen::{Context, Event, Space, with};
 use serde::{Deserialize, Serialize};

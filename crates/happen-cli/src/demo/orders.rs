@@ -1,4 +1,5 @@
-//! The node `orders`: one flow for each order, from its arrival to its end. Knows the other nodes by their names only.
+//! The node `orders`: one flow for each order, from its arrival to its end. Knows the other nodes by their
+//! names only.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -103,8 +104,8 @@ async fn charge(order: Event<PlaceOrder>, cx: Context) -> happen::Result<Step> {
     }
 }
 
-/// A provider that could not be reached may be reached later. One that was silent may have taken the money, and a bug
-/// stays one, so neither is tried again.
+/// A provider that could not be reached may be reached later. One that was silent may have taken the money,
+/// and a bug stays one, so neither is tried again.
 fn is_worth_another_try(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Io { .. })
 }

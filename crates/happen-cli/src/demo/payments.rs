@@ -1,4 +1,5 @@
-//! The node `payments`: takes money through a provider that is slow, refuses, fails, is silent, and finds a bug of ours.
+//! The node `payments`: takes money through a provider that is slow, refuses, fails, is silent, and finds a
+//! bug of ours.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Which order comes when: a stream made from a seed, in which every way to fail has its orders. The end of each order
-//! follows from the seed and not from timing, but for the last ones, which come all at once.
+//! Which order comes when: a stream made from a seed, in which every way to fail has its orders. The end of
+//! each order follows from the seed and not from timing, but for the last ones, which come all at once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -151,8 +151,8 @@ pub(crate) fn name(number: u64) -> String {
     format!("order-{number}")
 }
 
-/// A number that looks random and depends on nothing but the two given: one step of SplitMix64 (Steele, Lea and Flood,
-/// "Fast splittable pseudorandom number generators", 2014).
+/// A number that looks random and depends on nothing but the two given: one step of SplitMix64 (Steele, Lea
+/// and Flood, "Fast splittable pseudorandom number generators", 2014).
 fn mixed(seed: u64, number: u64) -> u64 {
     let mut mixed = seed.wrapping_add(number.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -160,7 +160,8 @@ fn mixed(seed: u64, number: u64) -> u64 {
     mixed ^ mixed >> 31
 }
 
-/// The kinds of orders that come at any time, and how many of a thousand are of them; the others are ordinary.
+/// The kinds of orders that come at any time, and how many of a thousand are of them; the others are
+/// ordinary.
 const KINDS: [(Kind, u64); 12] = [
     (Kind::Ordinary, 0),
     (Kind::ProviderDown, 10),

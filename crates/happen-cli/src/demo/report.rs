@@ -13,7 +13,7 @@ use crate::output::{number, per_second};
 pub(super) fn text(summary: &Summary) -> String {
     let mut text = String::new();
     // Writing to a text cannot fail.
-    drop(write_text(summary, &mut text));
+    let _written = write_text(summary, &mut text);
     text
 }
 
