@@ -93,7 +93,7 @@ impl Context {
     /// Ends the flow: its values are dropped, its place is used again.
     #[inline]
     pub(crate) fn end(self) {
-        self.0.clear_vars();
+        self.0.end();
         local::recycle(self.0);
     }
 
@@ -275,12 +275,16 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Closed`] when the reader has gone; a flow that returns this error ends there. When nobody asked for
-    /// a stream the item is dropped and the call succeeds.
+    /// [`ErrorKind::Closed`] when the reader has gone (a flow that returns this error ends there), or when the flow has
+    /// ended and with it its stream. When nobody asked for a stream the item is dropped and the call succeeds.
     #[doc(alias = "yield")]
     pub async fn emit<T: Payload>(&self, item: T) -> Result<()> {
         match self.0.sink() {
             Some(sink) => sink.emit(Value::new(item)).await,
+            None if self.0.has_ended() => {
+                let what = "the stream, because its flow has ended,".to_owned();
+                Err(Error::new(ErrorKind::Closed { what }).at_event(self.event_id()))
+            }
             None => Ok(()),
         }
     }

@@ -48,6 +48,7 @@ pub(crate) struct FlowInner {
     /// Steps remembered for its trace.
     pub(crate) noted_steps: AtomicU32,
     pub(crate) cancelled: AtomicBool,
+    ended: AtomicBool,
     /// Whether `vars` was ever used, so that ending a flow takes no lock for nothing.
     used: AtomicBool,
     vars: Mutex<Vars>,
@@ -115,6 +116,7 @@ impl FlowInner {
             emitted: AtomicU32::new(0),
             noted_steps: AtomicU32::new(0),
             cancelled: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
             used: AtomicBool::new(false),
             vars: Mutex::new(Vars::default()),
             place: OnceLock::new(),
@@ -150,14 +152,29 @@ impl FlowInner {
         *self.emitted.get_mut() = 0;
         *self.noted_steps.get_mut() = 0;
         *self.cancelled.get_mut() = false;
+        *self.ended.get_mut() = false;
+        if *self.used.get_mut() {
+            // Somebody who kept a clone put values there after the flow had ended.
+            self.clear_vars();
+        }
         if self.place.get().is_some() {
             self.place = OnceLock::new();
         }
     }
 
-    /// Drops what the steps left behind.
+    /// Ends the flow: drops what the steps left behind. Whoever kept a clone of the context finds it ended.
     #[inline]
-    pub(crate) fn clear_vars(&self) {
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+        self.clear_vars();
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    #[inline]
+    fn clear_vars(&self) {
         if self.used.load(Ordering::Relaxed) {
             self.used.store(false, Ordering::Relaxed);
             let vars = std::mem::take(&mut *lock(&self.vars));

@@ -389,7 +389,7 @@ fn sizes() {
     assert!(size_of::<Envelope>() <= 128, "{}", size_of::<Envelope>());
     assert_eq!(size_of::<EventId>(), 16);
     assert_eq!(size_of::<Option<EventId>>(), 16);
-    assert_eq!(size_of::<Context>(), size_of::<usize>());
+    assert_eq!(size_of::<Context>(), 2 * size_of::<usize>());
     assert_eq!(size_of::<Value>(), 4 * size_of::<usize>(), "24 bytes inline and a table");
     assert_eq!(size_of::<happen::Error>(), size_of::<usize>(), "results of the way stay small");
     assert_eq!(size_of::<RawEvent<'_>>(), 4 * size_of::<usize>());

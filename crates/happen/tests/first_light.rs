@@ -220,22 +220,33 @@ fn a_stream_ends_with_its_handler_whether_it_waited_or_not() {
 }
 
 #[test]
-fn a_stream_ends_when_the_last_holder_of_its_context_has_gone() {
+fn a_stream_ends_with_its_flow_and_not_with_who_keeps_the_context() {
     let sim = happen_testing::Simulator::new(1);
     sim.run(async {
         let space = Space::in_env(happen::Config::default(), sim.env()).unwrap();
         let node = space.node("counter");
-        node.on("count", async |_: Event<Count>, cx: Context| {
-            let later = cx.clone();
-            cx.spawn(async move {
-                later.sleep(Duration::from_millis(5)).await;
-                later.emit(7u64).await.unwrap();
-            });
-        })
+        let (to, mut codes) = tokio::sync::mpsc::channel(1);
+        node.on(
+            "count",
+            with(to, async |codes: tokio::sync::mpsc::Sender<&'static str>, _: Event<Count>, cx: Context| {
+                let later = cx.clone();
+                cx.spawn(async move {
+                    later.sleep(Duration::from_millis(5)).await;
+                    let error = later.emit(7u64).await.unwrap_err();
+                    later.put("left behind", 1u64).unwrap();
+                    codes.send(error.code()).await.unwrap();
+                });
+                cx.emit(1u64).await
+            }),
+        )
         .check()
         .unwrap();
+        node.on("look", |_: &Event, cx: &Context| cx.get::<u64>("left behind").is_err()).check().unwrap();
         space.start().await.unwrap();
         let items = space.send(&node, Count { to: 1 }).stream::<u64>();
-        assert_eq!(items.collect().await.unwrap(), [7]);
+        assert_eq!(items.collect().await.unwrap(), [1]);
+        assert_eq!(codes.recv().await, Some("closed"));
+        let look = Event::new("look", serde_json::json!(null));
+        assert!(space.send(&node, look).reply::<bool>().await.unwrap().into_inner());
     });
 }
