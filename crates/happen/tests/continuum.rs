@@ -1,4 +1,5 @@
 //! Flows: their steps, what they share, how they end, and that a simulated one repeats exactly.
+#![expect(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -380,7 +381,11 @@ fn shop(seed: u64) -> (String, u64) {
     }
     async fn moody(_: Event, cx: Context) -> Result<u64> {
         cx.sleep(millis(3)).await;
-        if (cx.event_id().to_halves().1 >> 42) % 2 == 0 { Err(Error::msg("no price")) } else { Ok(250) }
+        if (cx.event_id().to_halves().1 >> 42).is_multiple_of(2) {
+            Err(Error::msg("no price"))
+        } else {
+            Ok(250)
+        }
     }
     let sim = Simulator::new(seed);
     let env = sim.env();

@@ -1,4 +1,5 @@
 //! How a node runs what it gets: how many at once, in which order, what waits, and what is refused.
+#![expect(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -115,6 +116,7 @@ fn so_many_run_at_once_and_the_rest_wait() {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "these tests are about real threads")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 8)]
 async fn threads_never_pass_the_limit() {
     for limit in [1, 2, 10, 100] {
@@ -148,6 +150,7 @@ async fn threads_never_pass_the_limit() {
 }
 
 /// One flow is held on its sender's thread before its first wait while others come from another thread.
+#[expect(clippy::disallowed_methods, reason = "these tests are about real threads")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_who_has_not_waited_yet_counts_too() {
     let space = Space::memory();
@@ -354,7 +357,7 @@ fn events_of_one_sender_start_in_their_order_through_inline_and_queue() {
             let handler = async |log: Log<u32>, n: Event<u32>, cx: Context| {
                 log.lock().unwrap().push(*n);
                 // Some are ready at once, the others end in another order than they began.
-                if *n % 3 != 0 {
+                if !n.is_multiple_of(3) {
                     cx.sleep(millis(u64::from(*n * 7 % 11))).await;
                 }
             };

@@ -1,4 +1,5 @@
 //! Handlers that wrap handlers, in virtual time: what is tried again and when, what is given up, and what is let in.
+#![expect(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering};
