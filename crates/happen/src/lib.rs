@@ -50,6 +50,7 @@ mod space;
 mod stamp;
 mod state;
 mod step;
+pub mod store;
 mod stream;
 mod supervise;
 mod sync;
