@@ -354,7 +354,8 @@ impl<'s, T: Payload> Sending<'s, T> {
             let taken = match node {
                 Ok(node) => bring(space, &node, event, id, want).map(drop),
                 Err(error) => {
-                    space.settle(space.remember_sent(event.envelope(), NodeKey(0)), web::failed(error.code()));
+                    space
+                        .settle(space.remember_sent(event.envelope(), NodeKey(0)), web::failed(error.code()));
                     Err(error.at_event(id))
                 }
             };

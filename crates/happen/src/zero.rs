@@ -167,7 +167,10 @@ impl Node {
         F: Fn(RawEvent<'_>) -> R + Send + Sync + 'static,
         R: IntoStep + 'static,
     {
-        self.register(pattern.into_pattern().map_err(Error::from), Box::new(ZeroFunction::new(handler)) as Box<dyn Function>)
+        self.register(
+            pattern.into_pattern().map_err(Error::from),
+            Box::new(ZeroFunction::new(handler)) as Box<dyn Function>,
+        )
     }
 }
 

@@ -9,6 +9,18 @@ use happen_testing::Simulator;
 
 happen_testing::store_contract!(|| Arc::new(MemoryStore::new(Arc::new(RealEnv::new()))) as Arc<dyn Store>);
 
+/// What is committed to the store of a space beside the documents of its nodes.
+mod of_a_space {
+    use happen::{Config, Space};
+
+    use super::{Arc, RealEnv, Store};
+
+    happen_testing::store_contract!(|| -> Arc<dyn Store> {
+        let space = Space::in_env(Config::default(), Arc::new(RealEnv::new())).unwrap();
+        space.store()
+    });
+}
+
 fn note(text: &str) -> Batch {
     let record = NewRecord { tags: Vec::new(), bytes: text.as_bytes().into() };
     Batch { records: vec![record], ..Batch::default() }

@@ -1,6 +1,7 @@
-//! Where a space remembers: the seam as the contract has it, and its implementation in memory. Knows nothing of what
-//! is remembered.
+//! Where a space remembers: the seam as the contract has it, its implementation in memory, and the documents of live
+//! nodes. Knows nothing of what the documents are for.
 
+mod live;
 mod memory;
 
 pub use happen_core::store::{
@@ -8,4 +9,5 @@ pub use happen_core::store::{
     Position, Prune, Pruned, Read, Record, Select, Start, Store, Tag, Until, Watch, Write,
 };
 
+pub(crate) use live::SpaceStore;
 pub use memory::MemoryStore;
