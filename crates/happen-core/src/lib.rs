@@ -20,6 +20,7 @@ pub mod raw;
 pub mod reply;
 pub mod state;
 pub mod step;
+pub mod store;
 pub mod value;
 
 pub use error::{Error, ErrorKind, Result};

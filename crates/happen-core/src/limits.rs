@@ -62,3 +62,38 @@ pub const PATH_SEGMENTS_AHEAD: usize = 8;
 ///
 /// What a handler sends for a batch is caused by all of its events, so this is the limit of causes, [`CAUSES_MAX`].
 pub const BATCH_EVENTS_MAX: usize = CAUSES_MAX;
+/// The most bytes of one document.
+///
+/// 1 MiB, as of an event: what is written as a document may have to travel. Larger values go by reference.
+pub const DOCUMENT_BYTES_MAX: usize = 1 << 20;
+
+/// The most bytes of one record.
+///
+/// A record has what a step consumed, changed and emitted, so room for several events of the largest size. 8 MiB is
+/// also what a NATS server is advised to be raised to at most.
+pub const RECORD_BYTES_MAX: usize = 8 << 20;
+
+/// The most tags of one record.
+///
+/// A record has about six of its own, and a fact one for each thing it is about. Each is an entry of an index.
+pub const RECORD_TAGS_MAX: usize = 256;
+
+/// The most bytes of a tag's text or of a document's key.
+///
+/// Indexes keep them whole, and NATS has them in subjects.
+pub const KEY_BYTES_MAX: usize = 1 << 10;
+
+/// The most records, documents and conditions of one batch together.
+///
+/// 1 000 is what JetStream publishes atomically. The limit also bounds how long one writer holds up the others.
+pub const BATCH_PARTS_MAX: usize = 1_000;
+
+/// The most records or documents of one page that is read from a store.
+///
+/// Enough that the call costs little beside its records, and few enough to be held in memory by every reader.
+pub const PAGE_RECORDS_MAX: usize = 1_000;
+
+/// The bytes after which a page that is read from a store ends, if it has a record.
+///
+/// Two records of the largest size; a thousand of them would take 8 GiB.
+pub const PAGE_BYTES_MAX: usize = 16 << 20;

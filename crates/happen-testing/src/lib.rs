@@ -10,6 +10,7 @@ pub mod link;
 mod panic_text;
 mod seeds;
 mod simulator;
+pub mod store_contract;
 
 pub use seeds::{SeedOutcome, check_seeds};
 pub use simulator::{RunError, RunErrorKind, Simulator};

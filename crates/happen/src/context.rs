@@ -12,7 +12,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use happen_core::env::Env;
-use happen_core::{Envelope, ErasedEvent, Error, ErrorKind, EventId, Outgoing, Payload, Result, Value};
+use happen_core::{
+    Envelope, ErasedEvent, Error, ErrorKind, EventId, Outgoing, Payload, Result, State, Value,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -21,6 +23,7 @@ use crate::flow::FlowInner;
 use crate::local;
 use crate::node::{Node, NodeInner};
 use crate::send::{Broadcasting, Sender, Sending, Target};
+use crate::state::StateOf;
 use crate::stream::Items;
 
 /// The surroundings of one flow: shared by its steps, seen by no other flow. Cloning shares.
@@ -247,6 +250,18 @@ impl Context {
                 other_type::<T>(name)
             })
         })
+    }
+
+    /// The state of this type of the node that handles the event, to be read and changed.
+    #[inline]
+    pub fn state<S: State>(&self) -> StateOf<'_, S> {
+        StateOf::single(&self.0.node, Some(&self.0))
+    }
+
+    /// One of the entities of this type of the node that handles the event: a state of its own for each key.
+    #[inline]
+    pub fn entity<'c, S: State>(&'c self, key: impl Into<Cow<'c, str>>) -> StateOf<'c, S> {
+        StateOf::entity(&self.0.node, Some(&self.0), key.into())
     }
 
     /// Sends an event, caused by the one being handled, to one node, several nodes, or as a batch. Nothing leaves

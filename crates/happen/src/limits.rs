@@ -93,6 +93,9 @@ pub const BREAKER_PROBES_MAX: u32 = 1;
 /// Parts that `parallel` runs at once for one event. All of them are polled whenever one is woken, so very many are
 /// better sent to nodes of their own.
 pub const PARALLEL_PARTS_MAX: usize = 256;
+/// Changes of state that hooks around changes of state may make on one stack. Hooks that set each other off are a loop;
+/// a chain of eight is longer than anybody can follow.
+pub const STATE_HOOKS_NESTED_MAX: u32 = 8;
 
 /// Contexts and futures that each thread keeps to use again.
 pub(crate) const RECYCLED_MAX: usize = 64;

@@ -1,6 +1,7 @@
 //! A node: its registrations, options and lifecycle. Owns the public types [`Node`] and [`Registration`]; how events
 //! reach its handlers is in `dispatch.rs`.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -10,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::ArcSwap;
 use happen_core::{
     ErasedEvent, Error, ErrorKind, Event, EventId, Function, IntoPattern, IntoStep, NodeKey, Outgoing,
-    Pattern, Payload, Result,
+    Pattern, Payload, Result, State,
 };
 
 use crate::accept::{Acceptance, Origin};
@@ -23,6 +24,7 @@ use crate::hooks::{Hooks, Moment, Seen};
 use crate::send::{Broadcasting, Sender, Sending, Target};
 use crate::slow::SlowLane;
 use crate::space::SpaceInner;
+use crate::state::StateOf;
 use crate::sync::{Mutex, lock};
 use crate::table::{Entry, Guard, Lane, Phase, StepEntry, Table};
 
@@ -570,6 +572,38 @@ impl Node {
         let flows = self.inner.flows();
         let matching = flows.iter().filter(|flow| flow.event_id() == event);
         matching.map(Context::cancel).count()
+    }
+
+    /// The node's state of this type, to be read and changed.
+    ///
+    /// Holding the node's handle is the authority to change its state; a handler should use
+    /// [`Context::state`](crate::Context::state), which reaches the state of its own node and no other.
+    #[inline]
+    pub fn state<S: State>(&self) -> StateOf<'_, S> {
+        StateOf::single(&self.inner, None)
+    }
+
+    /// One of the node's entities of this type: a state of its own for each key. Only the document with this key is
+    /// copied, changed and counted.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// #[derive(happen::State, Default, Clone, serde::Serialize, serde::Deserialize)]
+    /// struct Order { paid: bool }
+    ///
+    /// # fn main() -> happen::Result<()> {
+    /// let space = happen::Space::memory();
+    /// let orders = space.node("orders");
+    /// orders.entity::<Order>("order-123").set(|_| Order { paid: true })?;
+    /// assert!(orders.entity::<Order>("order-123").get(|order| order.paid));
+    /// assert_eq!(orders.entity::<Order>("order-124").revision(), 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[inline]
+    pub fn entity<'n, S: State>(&'n self, key: impl Into<Cow<'n, str>>) -> StateOf<'n, S> {
+        StateOf::entity(&self.inner, None, key.into())
     }
 
     /// Takes events again after [`Node::stop`].

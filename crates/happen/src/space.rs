@@ -33,6 +33,8 @@ use crate::local;
 use crate::node::{Node, NodeInner, Registration};
 use crate::send::{Broadcasting, Sender, Sending, Target};
 use crate::stamp::stamp;
+use crate::state::Home;
+use crate::store::{SpaceStore, Store};
 use crate::sync::{Mutex, lock};
 use crate::table::{Entry, Table};
 use crate::waits::Waits;
@@ -71,6 +73,7 @@ pub(crate) struct SpaceInner {
     token: Arc<()>,
     pub(crate) env: Arc<dyn Env>,
     pub(crate) config: Config,
+    store: Arc<SpaceStore>,
     phase: AtomicU8,
     by_name: papaya::HashMap<Arc<str>, NodeSlot>,
     names: papaya::HashMap<u32, Arc<str>>,
@@ -140,6 +143,7 @@ impl Space {
         let inner = Arc::new(SpaceInner {
             id: Arc::as_ptr(&token) as u64,
             token,
+            store: Arc::new(SpaceStore::new(Arc::clone(&env))),
             env,
             index: Index::new(config.types_max),
             config,
@@ -364,6 +368,34 @@ impl Space {
         &self.inner().env
     }
 
+    /// What the space remembers: its log, and the documents of its nodes.
+    ///
+    /// The states of a space in memory live as values: each is encoded when it is asked for here, has no past and no
+    /// position in the log, and is changed by its node alone.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[derive(happen::State, Default, Clone, serde::Serialize, serde::Deserialize)]
+    /// # #[state("stock", version = 2)]
+    /// # struct Stock { apples: u32 }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// let space = happen::Space::memory();
+    /// let shop = space.node("shop");
+    /// shop.state::<Stock>().set(|stock| Stock { apples: stock.apples + 5 })?;
+    ///
+    /// let document = space.store().document("state/shop/stock").await?;
+    /// let content = document.and_then(|document| document.content);
+    /// assert_eq!(content.map(|content| content.version), Some(2));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.inner().store) as Arc<dyn Store>
+    }
+
     /// The configuration.
     #[must_use]
     pub fn config(&self) -> &Config {
@@ -438,6 +470,11 @@ impl SpaceInner {
             Err(other) => other.current.0.load_full(),
         };
         Node::from_inner(node.unwrap_or(made))
+    }
+
+    /// Where the documents of the nodes with this id live.
+    pub(crate) fn home(&self, node: &Arc<str>) -> Arc<Home> {
+        self.store.home(node)
     }
 
     pub(crate) fn next_registration(&self) -> u64 {

@@ -31,6 +31,7 @@ pub(crate) fn stamp(
     purpose: Purpose,
     extras: Option<&Extras>,
 ) -> Result<Envelope> {
+    crate::pure::check("send an event")?;
     let space = sender.space();
     let at_unix_ms = space.env.coarse_unix_ms();
     let mut envelope = sender.with_cause(|cause| match cause {

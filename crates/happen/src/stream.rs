@@ -226,6 +226,7 @@ impl<T: Payload> Outlet<T> {
     ///
     /// [`ErrorKind::Closed`] when no listener is left.
     pub fn emit(&self, item: T) -> Result<usize> {
+        crate::pure::check("emit an item")?;
         let closed =
             || ErrorKind::Closed { what: "the stream, because its last listener has gone,".to_owned() };
         self.to.send(Value::new(item)).map_err(|_| Error::new(closed()).at_event(self.event))

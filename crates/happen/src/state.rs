@@ -1,3 +1,0 @@
-//! Placeholder.
-#[derive(Default)]
-pub(crate) struct States;

@@ -1,0 +1,433 @@
+//! The state of nodes: documents that are read and changed by functions. Owns the public type [`StateOf`], the hooks
+//! around a change, and what a change may not do; does not know how documents are stored.
+
+mod cell;
+mod home;
+
+use std::borrow::Cow;
+use std::cell::Cell as ThreadCell;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use happen_core::{Dynamic, Error, ErrorKind, Event, Result, State};
+
+use crate::flow::FlowInner;
+use crate::hooks::{Hooks, Moment, Seen};
+use crate::limits;
+use crate::local;
+use crate::node::NodeInner;
+use crate::pure;
+use crate::table::{Phase, Table};
+use cell::{Cell, Replaced, Writing};
+use home::{Clash, Entities, Kind, Single};
+
+pub(crate) use cell::{Live, Snapshot};
+pub(crate) use home::{Home, Name};
+
+/// The state of a node, or one of its entities: a value of type `S` that functions read and change.
+///
+/// Made by [`Node::state`](crate::Node::state) and [`Node::entity`](crate::Node::entity), and inside a handler by
+/// [`Context::state`](crate::Context::state) and [`Context::entity`](crate::Context::entity), which reach only what the
+/// handler's own node owns. A node's handle is the authority to change its state: whoever is not to change it gets an
+/// event to send instead.
+///
+/// A state that nobody has set is `S::default()`. What was set belongs to the id of the node and lasts as long as the
+/// space: a node that is destroyed and made again under the same id finds it.
+///
+/// # Examples
+///
+/// ```
+/// use happen::{Context, Event, Space};
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(happen::Event, Clone, Serialize, Deserialize)]
+/// #[event("item.added")]
+/// struct ItemAdded { name: String }
+///
+/// #[derive(happen::State, Default, Clone, Serialize, Deserialize)]
+/// #[state("basket", version = 1)]
+/// struct Basket { items: Vec<String> }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> happen::Result<()> {
+/// let space = Space::memory();
+/// let basket = space.node("basket");
+/// basket.on("item.added", |added: &Event<ItemAdded>, cx: &Context| {
+///     let name = added.name.clone();
+///     cx.state::<Basket>().set(move |mut basket| {
+///         basket.items.push(name.clone());
+///         basket
+///     })
+/// });
+/// space.start().await?;
+///
+/// space.send(&basket, ItemAdded { name: "apple".into() }).await?;
+/// assert_eq!(basket.state::<Basket>().get(|basket| basket.items.len()), 1);
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "a state is read with `get` and changed with `set`"]
+pub struct StateOf<'n, S> {
+    node: &'n NodeInner,
+    flow: Option<&'n FlowInner>,
+    place: Place<'n, S>,
+    expected: Option<u64>,
+}
+
+enum Place<'n, S> {
+    Single(&'n Cell<S>),
+    Entity(&'n Entities<S>, Cow<'n, str>),
+    /// The node keeps another type under this name.
+    Taken,
+}
+
+/// The documents of a node, as far as it ever asked for one.
+#[derive(Default)]
+pub(crate) struct States {
+    home: OnceLock<Arc<Home>>,
+    told_of_clash: AtomicBool,
+}
+
+impl<'n, S: State> StateOf<'n, S> {
+    #[inline]
+    pub(crate) fn single(node: &'n NodeInner, flow: Option<&'n FlowInner>) -> Self {
+        let place = match home(node).shelf::<S, _>(Kind::State, Single::<S>::new) {
+            Ok(single) => Place::Single(&single.0),
+            Err(Clash) => taken::<S>(node),
+        };
+        Self { node, flow, place, expected: None }
+    }
+
+    #[inline]
+    pub(crate) fn entity(node: &'n NodeInner, flow: Option<&'n FlowInner>, key: Cow<'n, str>) -> Self {
+        let place = match home(node).shelf::<S, _>(Kind::Entity, Entities::<S>::new) {
+            Ok(entities) => Place::Entity(entities, key),
+            Err(Clash) => taken::<S>(node),
+        };
+        Self { node, flow, place, expected: None }
+    }
+
+    /// Reads the state: what the function returns, without a copy of the rest. `get(Clone::clone)` is a copy of all.
+    ///
+    /// The function sees one revision, whole, and holds up nobody: it may take its time, read again, send, and change
+    /// the state, of which it goes on seeing what it began with. What it returned may be outdated at once; decide what
+    /// the next state is inside [`StateOf::set`].
+    ///
+    /// # Cost
+    ///
+    /// No allocation. An entity that was never set is made by `S::default()` for this call.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[derive(happen::State, Default, Clone, serde::Serialize, serde::Deserialize)]
+    /// # struct Stock { apples: u32, pears: u32 }
+    /// let space = happen::Space::memory();
+    /// let shop = space.node("shop");
+    /// assert_eq!(shop.state::<Stock>().get(|stock| stock.apples + stock.pears), 0);
+    /// ```
+    #[inline]
+    pub fn get<R>(&self, read: impl FnOnce(&S) -> R) -> R {
+        match &self.place {
+            Place::Single(cell) => cell.read(read),
+            Place::Entity(entities, key) => match entities.get(key) {
+                Some(cell) => cell.read(read),
+                None => read(&S::default()),
+            },
+            Place::Taken => read(&S::default()),
+        }
+    }
+
+    /// Changes the state to what the function makes of it.
+    ///
+    /// Changes of one state happen one after the other, each made of what the one before left, from however many
+    /// threads and tasks they come. The function is given a copy, so it may take it apart; it is to be pure, because
+    /// it may run more than once for one change. If it panics, nothing is changed.
+    ///
+    /// Every change makes a revision, also one to an equal value, which could not be told without a comparison;
+    /// [`StateOf::try_set`] can refuse to change what need not be changed.
+    ///
+    /// Hooks of [`Moment::BeforeState`] run before, [`Moment::AfterState`] afterwards; they may read, send and change
+    /// states. The change stands whatever a hook afterwards says: its error goes to the log.
+    ///
+    /// # Errors
+    ///
+    /// Nothing is changed, and the error has the id of the event being handled:
+    ///
+    /// - [`ErrorKind::Panicked`] when the function panics.
+    /// - [`ErrorKind::Misuse`] when the function sends an event, sets a state, or when the node keeps another type
+    ///   under the same name.
+    /// - [`ErrorKind::Conflict`] when [`StateOf::at_revision`] expects another revision.
+    /// - [`ErrorKind::Closed`] when the node was destroyed, or never was because its id was taken.
+    /// - [`ErrorKind::Runaway`] when hooks change states whose hooks change states, and so on.
+    /// - What a hook objects with.
+    ///
+    /// # Cost
+    ///
+    /// One clone of the state, which is why a large one is better split into entities. No allocation beside it, unless
+    /// somebody reads at the same moment.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[derive(happen::State, Default, Clone, serde::Serialize, serde::Deserialize)]
+    /// # struct Stock { apples: u32 }
+    /// # fn main() -> happen::Result<()> {
+    /// let space = happen::Space::memory();
+    /// let shop = space.node("shop");
+    /// shop.state::<Stock>().set(|stock| Stock { apples: stock.apples + 5 })?;
+    /// assert_eq!(shop.state::<Stock>().get(|stock| stock.apples), 5);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "update")]
+    #[inline]
+    pub fn set(&self, change: impl Fn(S) -> S + Send + 'static) -> Result<()> {
+        self.apply(move |state| Ok(change(state)))
+    }
+
+    /// Changes the state to what the function makes of it, or leaves it when the function refuses.
+    ///
+    /// Otherwise as [`StateOf::set`].
+    ///
+    /// # Errors
+    ///
+    /// What the function refused with, whose type [`Error::find_cause`] finds again; otherwise as [`StateOf::set`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen::{Error, ErrorKind};
+    /// # #[derive(happen::State, Default, Clone, serde::Serialize, serde::Deserialize)]
+    /// # struct Stock { apples: u32 }
+    ///
+    /// let space = happen::Space::memory();
+    /// let shop = space.node("shop");
+    /// let sold = shop.state::<Stock>().try_set(|stock| match stock.apples.checked_sub(3) {
+    ///     Some(apples) => Ok(Stock { apples }),
+    ///     None => Err(Error::new(ErrorKind::Invalid { reason: "too few apples".into() })),
+    /// });
+    /// assert_eq!(sold.unwrap_err().code(), "invalid");
+    /// ```
+    #[inline]
+    pub fn try_set<E: Into<Error>>(&self, change: impl Fn(S) -> Result<S, E> + Send + 'static) -> Result<()> {
+        self.apply(move |state| change(state).map_err(Into::into))
+    }
+
+    /// The same state, to be changed only while it has this revision: for a change that was decided elsewhere, by a
+    /// person or another system, on the ground of what [`StateOf::get`] told.
+    ///
+    /// Ask for the revision before reading the value: then a change in between is noticed.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[derive(happen::State, Default, Clone, serde::Serialize, serde::Deserialize)]
+    /// # struct Page { text: String }
+    /// # fn main() -> happen::Result<()> {
+    /// let space = happen::Space::memory();
+    /// let wiki = space.node("wiki");
+    /// let seen = wiki.entity::<Page>("home").revision();
+    /// wiki.entity::<Page>("home").set(|_| Page { text: "somebody was faster".into() })?;
+    ///
+    /// let late = wiki.entity::<Page>("home").at_revision(seen).set(|_| Page { text: "mine".into() });
+    /// assert_eq!(late.unwrap_err().code(), "conflict");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn at_revision(self, revision: u64) -> Self {
+        Self { expected: Some(revision), ..self }
+    }
+
+    /// How often the state was changed: 0 while it never was, one more for each change.
+    #[must_use]
+    pub fn revision(&self) -> u64 {
+        match &self.place {
+            Place::Single(cell) => cell.revision(),
+            Place::Entity(entities, key) => entities.get(key).map_or(0, |cell| cell.revision()),
+            Place::Taken => 0,
+        }
+    }
+
+    /// The key under which the space's store knows the document, see [`Space::store`](crate::Space::store):
+    /// `state/<node>/<name>`, or `entity/<node>/<name>/<key>`, each part with `/` as `%2F` and `%` as `%25`.
+    #[must_use]
+    pub fn document_key(&self) -> String {
+        let (kind, key) = match &self.place {
+            Place::Single(_) | Place::Taken => (Kind::State, ""),
+            Place::Entity(_, key) => (Kind::Entity, &**key),
+        };
+        Name { kind, node: (&*self.node.name).into(), state: S::NAME.into(), key: key.into() }
+            .to_key()
+            .as_ref()
+            .to_owned()
+    }
+
+    #[inline]
+    fn apply(&self, change: impl Fn(S) -> Result<S>) -> Result<()> {
+        let table = self.node.table.load();
+        let hooks = self.admit(&table).map_err(|error| self.placed(error))?;
+        let replaced = self.write(change).map_err(|error| self.placed(error))?;
+        // The user's value: what its drop does is done when no lock is held.
+        drop(replaced);
+        if let Some(hooks) = hooks {
+            self.after(&hooks);
+        }
+        Ok(())
+    }
+
+    /// Whether the state may be changed, and the hooks that are to be told afterwards.
+    #[inline]
+    fn admit(&self, table: &Table) -> Result<Option<Arc<Hooks>>> {
+        // Before any lock, as the function that is being run may hold the same one.
+        pure::check("set a state")?;
+        if table.phase == Phase::Closed {
+            return Err(self.node.closed_error(table.phase));
+        }
+        match &table.hooks {
+            None => Ok(None),
+            Some(hooks) => self.before(hooks),
+        }
+    }
+
+    #[inline]
+    fn write(&self, change: impl Fn(S) -> Result<S>) -> Result<Replaced<S>> {
+        match &self.place {
+            Place::Single(cell) => match cell.writing() {
+                Some(writing) => self.change(&writing, change),
+                None => Err(Error::misuse("the state of a node was taken off its list; please report this")),
+            },
+            Place::Entity(entities, key) => loop {
+                let cell = entities.get_or_make(key);
+                // Each turn more means that another caller's change failed and took the cell off meanwhile.
+                let Some(mut writing) = cell.writing() else { continue };
+                let result = self.change(&writing, change);
+                if result.is_err() && writing.drop_unwritten() {
+                    entities.take_off(key);
+                }
+                return result;
+            },
+            Place::Taken => Err(clash::<S>(self.node)),
+        }
+    }
+
+    #[inline]
+    fn change(&self, writing: &Writing<'_, S>, change: impl Fn(S) -> Result<S>) -> Result<Replaced<S>> {
+        let now = self.node.space.env.coarse_unix_ms();
+        writing.change(self.expected, || self.document_key(), now, change)
+    }
+
+    /// The error with its place: the node, and the event being handled.
+    #[cold]
+    fn placed(&self, error: Error) -> Error {
+        let error = error.at_node(&self.node.name);
+        match self.with_flow(|flow| flow.map(|flow| flow.envelope.id)) {
+            Some(event) => error.at_event(event),
+            None => error,
+        }
+    }
+
+    /// The flow that the change is part of: the one whose context was used, or the one being polled.
+    fn with_flow<R>(&self, work: impl FnOnce(Option<&FlowInner>) -> R) -> R {
+        match self.flow {
+            Some(flow) => work(Some(flow)),
+            None => local::current(&self.node.space, work),
+        }
+    }
+
+    /// Asks the hooks, and gives those that are to be told afterwards.
+    #[cold]
+    fn before(&self, hooks: &Arc<Hooks>) -> Result<Option<Arc<Hooks>>> {
+        let after = hooks.has(Moment::AfterState).then(|| Arc::clone(hooks));
+        if hooks.has(Moment::BeforeState) {
+            self.run_hooks(hooks, Moment::BeforeState)
+                .map_err(|error| error.context(format!("a hook stopped a change of state `{}`", S::NAME)))?;
+        } else if after.is_some() {
+            // What would be refused afterwards is refused before the change.
+            Nested::enter(self.node, S::NAME)?;
+        }
+        Ok(after)
+    }
+
+    #[cold]
+    fn after(&self, hooks: &Hooks) {
+        if let Err(error) = self.run_hooks(hooks, Moment::AfterState) {
+            tracing::warn!(
+                target: "happen",
+                node = &*self.node.name,
+                state = S::NAME,
+                code = error.code(),
+                "a hook after a change of state failed: {error}"
+            );
+        }
+    }
+
+    fn run_hooks(&self, hooks: &Hooks, moment: Moment) -> Result<()> {
+        let _nested = Nested::enter(self.node, S::NAME)?;
+        // A flow knows the context of its event and no longer the payload.
+        let event = self.with_flow(|flow| {
+            let envelope = flow?.envelope.clone();
+            let payload = Dynamic::from_json(envelope.event_type.clone(), serde_json::Value::Null);
+            Some(Event::from_parts(envelope, payload))
+        });
+        let seen =
+            Seen { node: Some(&self.node.name), event: event.as_ref(), state: Some(S::NAME), error: None };
+        hooks.run(moment, &seen)
+    }
+}
+
+#[inline]
+fn home(node: &NodeInner) -> &Home {
+    node.states().home.get_or_init(|| node.space.home(&node.name))
+}
+
+/// Tells of a name that two types of one node have, once.
+#[cold]
+fn taken<'n, S: State>(node: &'n NodeInner) -> Place<'n, S> {
+    if !node.states().told_of_clash.swap(true, Ordering::Relaxed) {
+        node.space.problem(clash::<S>(node));
+    }
+    Place::Taken
+}
+
+#[cold]
+fn clash<S: State>(node: &NodeInner) -> Error {
+    let (rust, name) = (std::any::type_name::<S>(), S::NAME);
+    let what =
+        format!("`{rust}` cannot be kept as `{name}`: another type of the node has that name; rename one");
+    Error::misuse(what).at_node(&node.name)
+}
+
+thread_local! {
+    static HOOKS_NESTED: ThreadCell<u32> = const { ThreadCell::new(0) };
+}
+
+/// One level of hooks around a change, so that hooks that set each other off come to an end.
+struct Nested;
+
+impl Nested {
+    fn enter(node: &NodeInner, state: &str) -> Result<Self> {
+        let now = HOOKS_NESTED.get();
+        let max = limits::STATE_HOOKS_NESTED_MAX;
+        if now >= max {
+            let path = vec![format!("hook of state `{state}` of node `{}`", node.name)];
+            let limit = "STATE_HOOKS_NESTED_MAX";
+            return Err(Error::new(ErrorKind::Runaway { limit, max: max.into(), path }));
+        }
+        HOOKS_NESTED.set(now + 1);
+        Ok(Self)
+    }
+}
+
+impl Drop for Nested {
+    fn drop(&mut self) {
+        HOOKS_NESTED.set(HOOKS_NESTED.get() - 1);
+    }
+}
+
+impl<S: State> fmt::Debug for StateOf<'_, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} at revision {}", self.document_key(), self.revision())
+    }
+}

@@ -1,0 +1,13 @@
+//! Where a space remembers: the seam as the contract has it, its implementation in memory, and the documents of live
+//! nodes. Knows nothing of what the documents are for.
+
+mod live;
+mod memory;
+
+pub use happen_core::store::{
+    Batch, Bytes, Committed, Condition, Content, Document, History, Key, List, NewRecord, Order, Page, Past,
+    Position, Prune, Pruned, Read, Record, Select, Start, Store, Tag, Until, Watch, Write,
+};
+
+pub(crate) use live::SpaceStore;
+pub use memory::MemoryStore;
