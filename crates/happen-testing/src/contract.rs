@@ -631,13 +631,18 @@ macro_rules! __link_cases {
                     links.iter().map(|link| linked(&env, Config::default(), link)).collect();
                 let [a, b, c] = &spaces[..] else { panic!() };
                 let ended = Arc::new(AtomicBool::new(false));
+                let begun = Arc::new(AtomicBool::new(false));
                 for (space, name) in [(b, "b"), (c, "c")] {
                     let node = space.node(name);
                     node.on("u64", with(Arc::clone(&ended), never));
-                    node.on("bool", async |_: Event<bool>, cx: Context| {
-                        cx.sleep(Duration::from_millis(2)).await;
-                        true
-                    });
+                    node.on(
+                        "bool",
+                        with(Arc::clone(&begun), async |begun: Arc<AtomicBool>, _: Event<bool>, cx: Context| {
+                            begun.store(true, Ordering::SeqCst);
+                            cx.sleep(Duration::from_millis(2)).await;
+                            true
+                        }),
+                    );
                 }
                 start(&env, &[a, b, c], &["b", "c"]).await;
                 // A space that stops answers first what it has begun.
@@ -646,7 +651,7 @@ macro_rules! __link_cases {
                 a.send("b", true).reply_with::<bool>(move |reply| {
                     push.lock().unwrap().push(reply.map(|reply| *reply));
                 });
-                until(&env, "it has begun", || b.flows_under_way() == 1).await;
+                until(&env, "it has begun", || begun.load(Ordering::SeqCst)).await;
                 b.stop().await.unwrap();
                 until(&env, "it is answered", || !answered.lock().unwrap().is_empty()).await;
                 assert!(matches!(answered.lock().unwrap()[0], Ok(true)), "{answered:?}");

@@ -804,11 +804,12 @@ fn spawn_flow(
         let table = node.table.load_full();
         let outcome = finish(&node, &table, &entry, &*event, outcome);
         node.space.settled(event.envelope().id, node.key, &outcome);
-        drop(under_way);
         // The place first: whoever gets the reply may send the next event at once and finds it free.
         drop(place);
         context.end();
         reply.send(outcome);
+        // Last: a space that stops waits for what is under way and then leaves its link, which takes the reply along.
+        drop(under_way);
     }));
 }
 

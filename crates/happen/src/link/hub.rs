@@ -349,6 +349,8 @@ impl Replies for HubReplies {
         if matches!(self.stage, Stage::Over) {
             return Poll::Ready(None);
         }
+        // Asked first and acted on last: what was answered before the other end left is still read.
+        let closed = self.closed.iter_mut().any(|closed| closed.as_mut().poll(task).is_ready());
         if let Stage::Asked(asked) = &mut self.stage {
             match Pin::new(asked).poll(task) {
                 Poll::Pending => {}
@@ -356,19 +358,14 @@ impl Replies for HubReplies {
                 Poll::Ready(Err(_)) => return self.end(),
             }
         }
-        // What was answered before the other end left is still read.
         let polled = match &mut self.stage {
             Stage::Answered(replies) => replies.poll_next(task),
             Stage::Asked(_) | Stage::Over => Poll::Pending,
         };
         match polled {
-            Poll::Pending => {
-                if self.closed.iter_mut().any(|closed| closed.as_mut().poll(task).is_ready()) {
-                    return self.end();
-                }
-            }
+            Poll::Pending if closed => return self.end(),
             Poll::Ready(None | Some(Err(_))) => self.stage = Stage::Over,
-            Poll::Ready(Some(Ok(_))) => {}
+            Poll::Pending | Poll::Ready(Some(Ok(_))) => {}
         }
         polled
     }
