@@ -8,13 +8,13 @@ use happen_core::{Answer, Payload, Result};
 
 use crate::send::{Asking, Reply, Sending};
 
-/// A batch on its way in chunks; made by [`Sending::chunks`]. The next chunk leaves when its turn is asked for, so a slow
-/// reader slows the sender down.
+/// A batch on its way in chunks; made by [`Sending::chunks`]. The next chunk leaves when its turn is asked
+/// for, so a slow reader slows the sender down.
 ///
 /// # Cancel safety
 ///
-/// [`Chunks::next`] loses nothing when it is dropped: the next call goes on waiting for the same reply. Dropping the
-/// `Chunks` asks the flow of the chunk under way to stop, and the rest is not sent.
+/// [`Chunks::next`] loses nothing when it is dropped: the next call goes on waiting for the same reply.
+/// Dropping the `Chunks` asks the flow of the chunk under way to stop, and the rest is not sent.
 #[must_use = "nothing is sent before `.next()`"]
 pub struct Chunks<'s, T, R> {
     rest: VecDeque<(Range<usize>, Sending<'s, T>)>,

@@ -780,7 +780,7 @@ fn spawn_flow(
     let space = &node.space;
     let context = waiting.context.clone();
     context.inner().set_place(&place);
-    let under_way = node.under_way(context.clone(), table.build());
+    let under_way = node.under_way(&context, table.build());
     let entry = Arc::clone(entry);
     let mut drive = Drive::new(waiting, Arc::clone(&event), table.options.flow_time_max());
     let node = Arc::clone(node);

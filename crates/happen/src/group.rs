@@ -1,5 +1,5 @@
-//! Several nodes at once: one handler on each of them, one event to each of them, and sets of nodes that change at run
-//! time. Owns who belongs to a group; does not know how an event reaches a node.
+//! Several nodes at once: one handler on each of them, one event to each of them, and sets of nodes that
+//! change at run time. Owns who belongs to a group; does not know how an event reaches a node.
 
 use happen_core::IntoStep;
 use std::borrow::Borrow;
@@ -40,8 +40,8 @@ use crate::table::Phase;
 /// ```
 #[doc(alias = "confluence")]
 pub trait Nodes {
-    /// Registers one handler on each of the nodes, as [`Node::on`] does on one. The flows of different nodes share
-    /// nothing but what the handler captured: each has a [`Context`](crate::Context) of its own.
+    /// Registers one handler on each of the nodes, as [`Node::on`] does on one. The flows of different nodes
+    /// share nothing but what the handler captured: each has a [`Context`](crate::Context) of its own.
     fn on<P, PM, H, M>(&self, pattern: P, handler: H) -> Registrations
     where
         P: IntoPattern<PM>,
@@ -50,8 +50,8 @@ pub trait Nodes {
         H::Output: IntoStep,
         H::Future: Send;
 
-    /// Sends an event to each of the nodes from outside any node, as [`Space::send`] does to one. Each gets an event of its
-    /// own. Nothing leaves before `.await`, `.replies()` or `.forget()`.
+    /// Sends an event to each of the nodes from outside any node, as [`Space::send`] does to one. Each gets
+    /// an event of its own. Nothing leaves before `.await`, `.replies()` or `.forget()`.
     fn send<T: Outgoing>(&self, event: T) -> FanOut<'_, T::Payload>;
 }
 
@@ -80,7 +80,8 @@ impl<N: Borrow<Node>> Nodes for [N] {
     }
 }
 
-/// The registrations of one handler on several nodes, in the order of the nodes. Dropping them changes nothing.
+/// The registrations of one handler on several nodes, in the order of the nodes. Dropping them changes
+/// nothing.
 #[derive(Clone, Debug)]
 pub struct Registrations(Vec<Registration>);
 
@@ -105,8 +106,8 @@ impl Registrations {
     }
 }
 
-/// An event for several nodes that was not sent yet. Awaiting it sends to all of them, and gives the first error when one
-/// did not take it; `replies` gives one result for each node.
+/// An event for several nodes that was not sent yet. Awaiting it sends to all of them, and gives the first
+/// error when one did not take it; `replies` gives one result for each node.
 #[must_use = "nothing is sent before `.await`, `.replies()` or `.forget()`"]
 pub struct FanOut<'s, T>(Option<Sending<'s, T>>);
 
@@ -156,9 +157,9 @@ impl<T: Payload> IntoFuture for FanOut<'_, T> {
 
 /// A set of nodes that changes at run time. A handle; cloning shares the set.
 ///
-/// What is registered with [`Group::on`] holds for the nodes that are added later too, and is taken back from a node that
-/// is removed. An event goes to those that are members when it is sent. A node that is destroyed leaves by itself.
-/// A group is also a destination: `cx.send(&group, event).replies()`.
+/// What is registered with [`Group::on`] holds for the nodes that are added later too, and is taken back from
+/// a node that is removed. An event goes to those that are members when it is sent. A node that is destroyed
+/// leaves by itself. A group is also a destination: `cx.send(&group, event).replies()`.
 ///
 /// # Examples
 ///
@@ -224,7 +225,8 @@ impl Group {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Misuse`](crate::ErrorKind::Misuse) when the node belongs to another space or is destroyed.
+    /// [`ErrorKind::Misuse`](crate::ErrorKind::Misuse) when the node belongs to another space or is
+    /// destroyed.
     pub fn add(&self, node: &Node) -> Result<()> {
         let inner = node.inner();
         if inner.space.id != self.inner.space.id {
@@ -290,8 +292,8 @@ impl Group {
         GroupRegistration { group, registered: Ok(*next) }
     }
 
-    /// Sends an event to each of the members of now, from outside any node. Each gets an event of its own; without
-    /// members `.replies()` gives none and `.await` an error.
+    /// Sends an event to each of the members of now, from outside any node. Each gets an event of its own;
+    /// without members `.replies()` gives none and `.await` an error.
     pub fn send<T: Outgoing>(&self, event: T) -> Sending<'_, T::Payload> {
         Sending::new(Sender::Space(&self.inner.space), self.into_destination(), event)
     }

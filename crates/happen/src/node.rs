@@ -142,7 +142,7 @@ impl NodeInner {
     }
 
     /// Lists a flow that goes on as a task.
-    pub(crate) fn under_way(self: &Arc<Self>, context: Context, build: u64) -> UnderWay {
+    pub(crate) fn under_way(self: &Arc<Self>, context: &Context, build: u64) -> UnderWay {
         self.space.flow_began();
         let mut flows = lock(&self.aside().under_way);
         let index = match flows.iter().position(Option::is_none) {

@@ -1,5 +1,5 @@
-//! Supervisors: nodes that build other nodes, count their failures, and build them anew. Owns when a restart is due and
-//! what it does to a node's registrations; does not know why a flow failed.
+//! Supervisors: nodes that build other nodes, count their failures, and build them anew. Owns when a restart
+//! is due and what it does to a node's registrations; does not know why a flow failed.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -15,33 +15,36 @@ use crate::space::{Space, SpaceInner};
 use crate::sync::{Mutex, lock};
 use crate::table::{Build, Made, Phase, Watched};
 
-/// A node that watches others: it builds each of them with a function, counts their failures, and builds them anew when
-/// they fail. A handle; cloning shares the supervisor, and dropping it ends nothing.
+/// A node that watches others: it builds each of them with a function, counts their failures, and builds them
+/// anew when they fail. A handle; cloning shares the supervisor, and dropping it ends nothing.
 ///
-/// A *restart* of a child keeps the node: every handle and its id stay valid, its state stays, and events that come
-/// meanwhile wait in its queue. Flows under way are cancelled, their senders get [`ErrorKind::Cancelled`], and what the
-/// build function made (registrations, steps, hooks, predicates) is replaced by what it makes now, in one go.
-/// Registrations made elsewhere stay. The event whose flow failed is not handled again.
+/// A *restart* of a child keeps the node: every handle and its id stay valid, its state stays, and events
+/// that come meanwhile wait in its queue. Flows under way are cancelled, their senders get
+/// [`ErrorKind::Cancelled`], and what the build function made (registrations, steps, hooks, predicates) is
+/// replaced by what it makes now, in one go. Registrations made elsewhere stay. The event whose flow failed
+/// is not handled again.
 ///
 /// # Which failures count
 ///
-/// A panic in a handler of the child always counts. Errors count when [`Supervisor::counts`] says so; unless set, those
-/// of the handler's own ([`ErrorKind::Failed`]) do, and errors that it got from another node and passed on, or bad
-/// input, do not: a child is not to be worn down by what others send. A failure of the build function counts too. Failures
-/// are told by the dispatcher itself, before the reply leaves, so none is lost.
+/// A panic in a handler of the child always counts. Errors count when [`Supervisor::counts`] says so; unless
+/// set, those of the handler's own ([`ErrorKind::Failed`]) do, and errors that it got from another node and
+/// passed on, or bad input, do not: a child is not to be worn down by what others send. A failure of the
+/// build function counts too. Failures are told by the dispatcher itself, before the reply leaves, so none is
+/// lost.
 ///
 /// # Restarts and their limit
 ///
-/// [`Supervisor::restarts_max`] allows so many restarts within a window; the count is kept here, not in the child. Under
-/// [`Strategy::OneForOne`] each child has its own count, otherwise all share one. One failure more, and the
-/// supervisor gives up: it hands the failure to the supervisor above, which restarts this one with all its children, or,
-/// when there is none, stops the nodes concerned. Their senders get [`ErrorKind::Closed`] from then on;
-/// [`Node::resume`] takes a node back into service.
+/// [`Supervisor::restarts_max`] allows so many restarts within a window; the count is kept here, not in the
+/// child. Under [`Strategy::OneForOne`] each child has its own count, otherwise all share one. One failure
+/// more, and the supervisor gives up: it hands the failure to the supervisor above, which restarts this one
+/// with all its children, or, when there is none, stops the nodes concerned. Their senders get
+/// [`ErrorKind::Closed`] from then on; [`Node::resume`] takes a node back into service.
 ///
 /// # Events
 ///
-/// `node.restarted` and `node.down` with `node_id`, `supervisor`, `reason`, `code`, `failures`, `restarts` and `waiting`
-/// (events in the queue) are broadcast by the supervisor's node, caused by the event whose flow failed.
+/// `node.restarted` and `node.down` with `node_id`, `supervisor`, `reason`, `code`, `failures`, `restarts`
+/// and `waiting` (events in the queue) are broadcast by the supervisor's node, caused by the event whose flow
+/// failed.
 ///
 /// # Examples
 ///
@@ -224,14 +227,15 @@ impl Supervisor {
         self.rule(|rules| rules.tolerated = failures)
     }
 
-    /// Sets how long events wait before a restart: the first within a window so long, every further one twice the one
-    /// before, never longer than `max`.
+    /// Sets how long events wait before a restart: the first within a window so long, every further one twice
+    /// the one before, never longer than `max`.
     #[must_use]
     pub fn backoff(self, first: Duration, max: Duration) -> Self {
         self.rule(|rules| (rules.backoff_first, rules.backoff_max) = (first.min(max), max))
     }
 
-    /// Sets which errors count. Panics in a child's own handlers count anyway. A predicate that panics says yes.
+    /// Sets which errors count. Panics in a child's own handlers count anyway. A predicate that panics says
+    /// yes.
     #[must_use]
     pub fn counts(self, predicate: impl Fn(&Error) -> bool + Send + Sync + 'static) -> Self {
         let predicate: Counts = Arc::new(predicate);
@@ -248,7 +252,8 @@ impl Supervisor {
     /// # Errors
     ///
     /// - What the build function fails with; nothing of it stays, and the node is not a child.
-    /// - [`ErrorKind::Misuse`] when the node has a supervisor already, belongs to another space, or is destroyed.
+    /// - [`ErrorKind::Misuse`] when the node has a supervisor already, belongs to another space, or is
+    ///   destroyed.
     pub fn child(
         &self,
         node: &Node,
@@ -278,8 +283,8 @@ impl Supervisor {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Misuse`] when it has a supervisor above it already, is one of those above this one, or belongs to
-    /// another space.
+    /// [`ErrorKind::Misuse`] when it has a supervisor above it already, is one of those above this one, or
+    /// belongs to another space.
     pub fn supervise(&self, other: &Self) -> Result<()> {
         if other.inner.space().id != self.inner.space().id {
             return Err(Error::misuse(format!("`{:?}` belongs to another space", other)));

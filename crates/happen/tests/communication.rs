@@ -1,4 +1,5 @@
 //! Sending and answering: every way to send, the rule for the reply, deadlines, what a failure tells whom.
+#![expect(clippy::unwrap_used, reason = "a failed test may end by any panic")]
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};

@@ -1,4 +1,6 @@
 //! Nodes: registering and taking back, options, lifecycle, hooks, and that spaces do not see each other.
+#![expect(clippy::unwrap_used, reason = "a failed test may end by any panic")]
+#![expect(clippy::disallowed_methods, reason = "these tests want the threads of tokio")]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};

@@ -1,5 +1,7 @@
 //! Streams and batches: items at the reader's pace, their end and their failures, listeners of a broadcast, many events
 //! at once.
+#![expect(clippy::unwrap_used, reason = "a failed test may end by any panic")]
+#![expect(clippy::disallowed_methods, reason = "these tests want the threads of tokio")]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};

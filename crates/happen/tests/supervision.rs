@@ -1,4 +1,6 @@
 //! Supervisors in virtual time: what restarts, when, how often, and what stays valid meanwhile.
+#![expect(clippy::unwrap_used, reason = "a failed test may end by any panic")]
+#![expect(clippy::disallowed_methods, reason = "one test wants the threads of tokio")]
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -285,7 +287,8 @@ fn a_restart_takes_back_what_the_build_made_and_nothing_else() {
         assert_eq!(supervisor.children()[0].restarts, 3);
         let patterns: Vec<_> = node.handles().into_iter().map(|handles| handles.pattern).collect();
         assert_eq!(patterns, ["job", "before", "after", "evil", "crash"]);
-        (hooked.store(0, Ordering::SeqCst), transformed.store(0, Ordering::SeqCst));
+        hooked.store(0, Ordering::SeqCst);
+        transformed.store(0, Ordering::SeqCst);
         assert_eq!(*space.send(&node, Job(1)).reply::<u64>().await?, 2);
         assert_eq!((hooked.load(Ordering::SeqCst), transformed.load(Ordering::SeqCst)), (1, 1));
         for (event, value) in [("before", 1), ("after", 2)] {
@@ -590,6 +593,62 @@ fn a_storm_of_failures_is_one_restart() {
             assert_eq!(failed, 500 - codes.get("ok").copied().unwrap_or(0), "every failure was seen");
         });
     });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn no_event_is_stuck_when_threads_send_while_a_child_restarts() {
+    for serial in [false, true] {
+        let space = Space::memory();
+        let supervisor = space
+            .supervisor("top")
+            .restarts_max(u32::MAX, Duration::from_secs(3_600))
+            .backoff(Duration::ZERO, Duration::ZERO);
+        let node = space.node("worker");
+        let node = if serial { node.serial() } else { node };
+        let (handled, builds) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let (count, built) = (Arc::clone(&handled), Arc::clone(&builds));
+        supervisor
+            .child(&node, move |node| {
+                built.fetch_add(1, Ordering::SeqCst);
+                let count = Arc::clone(&count);
+                node.on("job", move |job: &Event<Job>, _: &Context| {
+                    count.fetch_add(1, Ordering::SeqCst);
+                    if job.0.is_multiple_of(10) {
+                        std::panic::resume_unwind(Box::new("tenth"));
+                    }
+                    job.0
+                })
+                .check()
+            })
+            .unwrap();
+        space.start().await.unwrap();
+        let senders: Vec<_> = (0..3u64)
+            .map(|_| {
+                let space = space.clone();
+                tokio::spawn(async move {
+                    for job in 1..=1_000 {
+                        let asked = space.send("worker", Job(job)).within(Duration::from_secs(60));
+                        match asked.reply::<u64>().await {
+                            Ok(reply) => assert_eq!(*reply, job),
+                            Err(error) => assert_eq!((error.code(), job % 10), ("panicked", 0), "{error:?}"),
+                        }
+                    }
+                })
+            })
+            .collect();
+        for sender in senders {
+            sender.await.unwrap();
+        }
+        assert_eq!(handled.load(Ordering::SeqCst), 3_000, "each once");
+        space.settled(Duration::from_secs(60)).await.unwrap();
+        while supervisor.children()[0].standing != Standing::Running {
+            tokio::task::yield_now().await;
+        }
+        let known = &supervisor.children()[0];
+        assert_eq!(known.failures, 300, "every failure was told");
+        assert_eq!(known.restarts + 1, builds.load(Ordering::SeqCst));
+        assert_eq!((node.handles().len(), node.waiting()), (1, 0));
+    }
 }
 
 #[test]
