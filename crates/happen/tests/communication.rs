@@ -465,7 +465,8 @@ async fn errors_cross_nodes_with_their_origin_and_their_causes() -> Result<()> {
             done(paid.map_err(|error| error.context("placing the order"))?.into_inner())
         })
         .check()?;
-    let failures: Arc<Mutex<Vec<(Event<Failure>, Vec<happen::EventId>)>>> = Arc::default();
+    type Heard = (Event<Failure>, Vec<happen::EventId>);
+    let failures: Arc<Mutex<Vec<Heard>>> = Arc::default();
     let heard = Arc::clone(&failures);
     space
         .on("*.error", move |failure: &Event<Failure>, _: &Context| {

@@ -1,4 +1,5 @@
 //! Spaces joined by links: the contract on the in-process hub, in virtual time and on threads, and what is the hub's own.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::sync::Arc;
 

@@ -1,5 +1,6 @@
 //! The gate under a model checker: arrivals, leavers and drainers in every order the checker thinks of. The file of
 //! the gate is the one the crate uses; only the synchronisation types are the checker's.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::HashSet;
 

@@ -497,7 +497,7 @@ async fn handlers_are_values_with_dependencies_and_own_contexts() -> Result<()> 
     registrations.off();
     assert_eq!(a.handles(), []);
     assert_eq!(space.send(&b, Job(1)).await.unwrap_err().code(), "no-handler");
-    let bad = vec![a.clone(), b.clone()].on("x..y", |_: &Event, _: &Context| ());
+    let bad = [a.clone(), b.clone()].on("x..y", |_: &Event, _: &Context| ());
     assert_eq!(bad.check().unwrap_err().code(), "bad-pattern");
     assert_eq!(space.problems().len(), 2, "told for each node");
     Ok(())
@@ -517,10 +517,7 @@ async fn a_group_changes_at_run_time() -> Result<()> {
     assert_eq!(b.handles().len(), 1, "added twice, registered once");
     assert_eq!((group.ids(), group.contains("c")), (vec!["a".to_owned(), "b".to_owned()], false));
     let replies = group.send(Job(1)).replies::<String>().await;
-    assert_eq!(
-        replies.iter().map(|(_, reply)| &***reply.as_ref().unwrap()).collect::<Vec<_>>(),
-        ["a1", "b1"]
-    );
+    assert_eq!(replies.values().map(|reply| &***reply.as_ref().unwrap()).collect::<Vec<_>>(), ["a1", "b1"]);
     group.remove("a");
     group.remove("a");
     assert!(a.handles().is_empty());
@@ -603,7 +600,8 @@ async fn two_spaces_never_see_each_other() -> Result<()> {
     let replies = here.send([&nodes[0], &nodes[1]], Job(1)).replies::<()>().await;
     assert_eq!(replies.len(), 1, "one id, although two spaces have it");
     // What a handler of one space does in the other begins there anew: no cause, no correlation, no node.
-    let seen: Arc<Mutex<Option<(Option<happen::EventId>, String, Option<Arc<str>>)>>> = Arc::default();
+    type Seen = (Option<happen::EventId>, String, Option<Arc<str>>);
+    let seen: Arc<Mutex<Option<Seen>>> = Arc::default();
     let shared = Arc::clone(&seen);
     let far = there.node("far");
     far.on("order.placed", move |event: &Event<Placed>, cx: &Context| {

@@ -344,7 +344,8 @@ async fn work_for_a_processor_holds_up_no_event() -> Result<()> {
 async fn a_batch_handler_gets_all_and_its_effects_have_all_causes() -> Result<()> {
     let space = Space::memory();
     let (all, single) = (space.node("all"), space.node("single"));
-    let sums: Arc<Mutex<Vec<(u64, Vec<EventId>)>>> = Arc::default();
+    type Sum = (u64, Vec<EventId>);
+    let sums: Arc<Mutex<Vec<Sum>>> = Arc::default();
     all.on("job", async |batch: Batch<Job>, cx: Context| -> Result<Step> {
         assert!(batch.iter().all(|event| event.envelope().at_unix_ms <= batch.received_at_unix_ms()));
         cx.broadcast(Event::new("sum", json!(batch.payloads().map(|job| job.0).sum::<u64>())))?;
