@@ -13,7 +13,7 @@ mod alloc;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use happen::{Context, Event, Node, Space, Step, done, next};
+use happen::{Context, Event, Node, RawEvent, Space, Step, done, next};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
@@ -34,6 +34,20 @@ struct Tick {
 struct Reading {
     sensor: u64,
     celsius: f64,
+}
+
+/// About 200 bytes in MessagePack, as a device might send.
+#[derive(happen::Event, Clone, Serialize, Deserialize)]
+struct Wide {
+    sensor: u64,
+    samples: [f64; 16],
+    celsius: f64,
+    count: u64,
+}
+
+#[derive(happen::State, Default, Clone, Serialize, Deserialize)]
+struct Total {
+    number: u64,
 }
 
 async fn add(event: Event<Add>, _: Context) -> u64 {
@@ -128,6 +142,8 @@ struct World {
     steps: Node,
     serial: Node,
     waits: Node,
+    zero: Node,
+    state: Node,
 }
 
 async fn world() -> happen::Result<World> {
@@ -142,6 +158,12 @@ async fn world() -> happen::Result<World> {
     serial.on("add", |event: &Event<Add>, _: &Context| event.number + 1).check()?;
     let waits = space.node("waits");
     waits.on("add", suspends).check()?;
+    let zero = space.node("zero");
+    zero.zero("wide", |event: RawEvent<'_>| {
+        black_box((event.u64("sensor"), event.f64("celsius"), event.u64("count")));
+    })
+    .check()?;
+    let state = space.node("state");
     for index in 0..100 {
         let listener = space.node(format!("listener-{index}"));
         listener
@@ -151,11 +173,11 @@ async fn world() -> happen::Result<World> {
             .check()?;
     }
     space.start().await?;
-    Ok(World { space, plain, ready, steps, serial, waits })
+    Ok(World { space, plain, ready, steps, serial, waits, zero, state })
 }
 
 async fn round(rows: &mut Rows, world: &World, operations: u64) -> happen::Result<()> {
-    let World { space, plain, ready, steps, serial, waits } = world;
+    let World { space, plain, ready, steps, serial, waits, zero, state } = world;
 
     let (to, mut from) = mpsc::channel::<(u64, oneshot::Sender<u64>)>(64);
     let server = tokio::spawn(async move {
@@ -207,6 +229,20 @@ async fn round(rows: &mut Rows, world: &World, operations: u64) -> happen::Resul
     });
     measure!(rows, "ask, handler suspends once", Some("tokio::spawn and join"), operations / 8, {
         black_box(space.send(waits, Add { number: black_box(1) }).reply::<u64>().await?.into_inner());
+    });
+    let wide = Wide { sensor: 7, samples: [20.5; 16], celsius: 21.0, count: 16 };
+    measure!(rows, "send, zero-allocation handler, 200 bytes", Some("mpsc tell"), operations, {
+        black_box(space.send(zero, wide.clone()).await?);
+    });
+    let total = state.state::<Total>();
+    measure!(rows, "state get", None, operations, {
+        black_box(total.get(|total| total.number));
+    });
+    measure!(rows, "state set", None, operations, {
+        total.set(|mut total| {
+            total.number += 1;
+            total
+        })?;
     });
     let (before, start) = (alloc::count(), Instant::now());
     let broadcasts = (operations / 100).max(1);
