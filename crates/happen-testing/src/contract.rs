@@ -716,11 +716,12 @@ macro_rules! __link_cases {
                 orders.on("order", async |_: Event, cx: Context| -> happen::Result<Step> {
                     done(cx.send("payments", 10u64).reply::<bool>().await?.into_inner())
                 });
-                let charged: Shared<Option<Event<u64>>> = Shared::default();
+                type Charged = Shared<Option<Event<u64>>>;
+                let charged = Charged::default();
                 let keep = Arc::clone(&charged);
                 b.node("payments").on(
                     "u64",
-                    with(keep, async |keep: Shared<Option<Event<u64>>>, event: Event<u64>, cx: Context| -> happen::Result<bool> {
+                    with(keep, async |keep: Charged, event: Event<u64>, cx: Context| -> happen::Result<bool> {
                         *keep.lock().unwrap() = Some(event);
                         cx.sleep(Duration::from_millis(1)).await;
                         cx.broadcast(named("paid", "10"))?;
