@@ -56,6 +56,11 @@ impl EventId {
         self.high.get() >> 16
     }
 
+    /// The counter of its block at that time.
+    const fn counter(self) -> u32 {
+        ((self.high.get() & 0xfff) << 20) as u32 | (self.low >> 42 & 0x000f_ffff) as u32
+    }
+
     /// The two halves, the more significant first.
     #[must_use]
     pub const fn to_halves(self) -> (u64, u64) {
@@ -105,13 +110,31 @@ impl IdBlock {
         if unix_ms > self.unix_ms {
             self.unix_ms = unix_ms;
         }
-        // When the counter is used up the millisecond moves instead, so that order and uniqueness both hold.
+        // When the counter is used up, the millisecond moves instead, so that order and uniqueness both hold.
         let (counter, wrapped) = self.counter.overflowing_add(1);
         self.counter = counter;
         self.unix_ms += u64::from(wrapped);
         let high = self.unix_ms << 16 | VERSION | u64::from(counter >> 20);
         let low = VARIANT | u64::from(counter & 0x000f_ffff) << 42 | self.block;
         EventId { high: NonZeroU64::MIN.saturating_add(high - 1), low }
+    }
+}
+
+impl IdBlock {
+    /// The next id, greater than this one too, which another block may have made: an effect is younger than its cause
+    /// wherever it is sent from. A cause from a clock that runs far ahead ([`AHEAD_MS_MAX`]) is not followed.
+    ///
+    /// # Source
+    ///
+    /// Lamport, *Time, Clocks, and the Ordering of Events in a Distributed System*, 1978; with the clock as in Kulkarni
+    /// et al., *Logical Physical Clocks*, 2014.
+    #[inline]
+    pub fn next_id_after(&mut self, unix_ms: u64, cause: EventId) -> EventId {
+        let seen = (cause.unix_ms(), cause.counter());
+        if seen > (self.unix_ms, self.counter) && seen.0 <= unix_ms.saturating_add(AHEAD_MS_MAX) {
+            (self.unix_ms, self.counter) = seen;
+        }
+        self.next_id(unix_ms)
     }
 }
 
@@ -199,6 +222,11 @@ impl<'de> Deserialize<'de> for EventId {
     }
 }
 
+/// How far ahead a clock may be whose ids are followed: a day. A clock that is years ahead would carry the ids of every
+/// process that hears of it into that time for good; with a day's limit the order of ids is lost instead, and order by
+/// cause stays.
+pub const AHEAD_MS_MAX: u64 = 24 * 60 * 60 * 1_000;
+
 const BLOCK_MASK: u64 = (1 << 42) - 1;
 const VERSION: u64 = 0x7000;
 const VARIANT: u64 = 1 << 63;
@@ -217,6 +245,30 @@ mod tests {
             last = id;
         }
         assert_eq!(last.unix_ms(), 1_002);
+    }
+
+    #[test]
+    fn an_id_after_a_cause_of_another_block_is_greater() {
+        let mut ahead = IdBlock { block: u64::MAX & BLOCK_MASK, unix_ms: 5_000, counter: u32::MAX - 2 };
+        let mut behind = IdBlock::new(0);
+        for _ in 0..5 {
+            let cause = ahead.next_id(0);
+            let effect = behind.next_id_after(1_000, cause);
+            assert!(effect > cause, "{effect} after {cause}");
+            assert!(behind.next_id(1_000) > effect);
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_more_than_a_day_ahead_is_not_followed() {
+        for (ahead_ms, followed) in
+            [(AHEAD_MS_MAX - 1, true), (AHEAD_MS_MAX, true), (AHEAD_MS_MAX + 1, false)]
+        {
+            let cause = IdBlock::new(1).next_id(1_000 + ahead_ms);
+            let effect = IdBlock::new(2).next_id_after(1_000, cause);
+            assert_eq!(effect > cause, followed);
+            assert_eq!(effect.unix_ms(), if followed { 1_000 + ahead_ms } else { 1_000 });
+        }
     }
 
     #[test]

@@ -768,7 +768,7 @@ macro_rules! __link_cases {
                     assert_eq!(inherited.user.as_deref(), Some(&user));
                     assert_eq!(inherited.trace.as_deref(), Some(&trace));
                 }
-                assert_eq!(*path.lock().unwrap(), ["payments", "orders"]);
+                assert_eq!(*path.lock().unwrap(), ["payments", "orders", "shop"]);
                 // Both sides remember what they saw, and know it by the name of its correlation.
                 let seen = |trace: happen::Trace| trace.lines().iter().map(|line| line.event).collect::<Vec<_>>();
                 assert_eq!(seen(a.trace("order-789").await.unwrap()), [root, charged.id(), paid.id()]);

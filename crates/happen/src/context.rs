@@ -88,6 +88,10 @@ impl Context {
         &self.0
     }
 
+    pub(crate) fn from_shared(flow: Arc<FlowInner>) -> Self {
+        Self(flow, None)
+    }
+
     /// The same context for another run of a handler in it, after this error.
     pub(crate) fn after(&self, number: u32, error: Option<Error>) -> Self {
         Self(Arc::clone(&self.0), Some(Arc::new(Attempt { number, error })))
@@ -332,15 +336,19 @@ impl Context {
         self.0.node.space.env.sleep(time).await;
     }
 
-    /// Runs work that keeps a processor busy, or blocks, on a thread where it holds up no event.
+    /// Runs work that keeps a processor busy, or blocks, on a thread where it holds up no event. What it sends is caused
+    /// by the event being handled.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Panicked`] when the work panics, [`ErrorKind::Cancelled`] when the runtime stops before it ran.
     pub async fn offload<R: Send + 'static>(&self, work: impl FnOnce() -> R + Send + 'static) -> Result<R> {
         let (to, from) = tokio::sync::oneshot::channel();
+        let context = self.clone();
         self.0.node.space.env.spawn_blocking(Box::new(move || {
-            let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+            let work = std::panic::AssertUnwindSafe(|| local::enter(&context, work));
+            let result = std::panic::catch_unwind(work);
+            drop(context);
             // The flow may have been cancelled meanwhile; then nobody wants the result.
             drop(to.send(result));
         }));

@@ -562,7 +562,7 @@ fn run_one(
             if let Reply::Nobody = reply {
                 return Delivered::Now(outcome);
             }
-            node.space.settled(event.envelope().id, node.key, &outcome);
+            node.space.settled(event, node.key, &outcome);
             reply.send(outcome);
             Delivered::Later(None)
         }
@@ -591,27 +591,32 @@ fn later(reply: Reply, wants_reply: bool) -> (Reply, Option<oneshot::Receiver<Ou
     }
 }
 
-/// The registrations whose guards want the event, each with the one event of a batch that it gets when it takes them
-/// one by one.
-fn runs<'e>(
-    node: &NodeInner,
-    entries: &'e [Arc<Entry>],
-    event: &dyn ErasedEvent,
-) -> Result<Vec<(&'e Arc<Entry>, Option<usize>)>> {
-    let mut runs = Vec::new();
+/// A run to be made of an event: for which registration, for which one event of a batch that is taken one by one, and
+/// how its guard failed.
+type Run<'e> = (&'e Arc<Entry>, Option<usize>, Result<()>);
+
+/// The runs whose guards want the event. A batch that is taken as a whole is wanted when each of its events is.
+fn runs<'e>(node: &NodeInner, entries: &'e [Arc<Entry>], event: &dyn ErasedEvent) -> Result<Vec<Run<'e>>> {
+    let mut runs: Vec<Run<'e>> = Vec::new();
     for entry in entries {
-        if let Some(guard) = &entry.guard
-            && !isolated("a guard", || guard(&as_dynamic(event)))?
-        {
-            continue;
-        }
+        let mut wanted = (0..event.len()).map(|index| wants(entry, event.single(index).unwrap_or(event)));
         if event.is_batch() && !entry.function.takes_batch() {
-            runs.extend((0..event.len()).map(|index| (entry, Some(index))));
+            let singles = wanted.enumerate().filter(|(_, wanted)| !matches!(wanted, Ok(false)));
+            runs.extend(singles.map(|(index, wanted)| (entry, Some(index), wanted.map(drop))));
         } else {
-            runs.push((entry, None));
+            match wanted.find(|wanted| !matches!(wanted, Ok(true))) {
+                None => runs.push((entry, None, Ok(()))),
+                Some(Err(error)) => runs.push((entry, None, Err(error))),
+                Some(Ok(_)) => {}
+            }
         }
     }
     if runs.is_empty() { Err(no_handler(node, event.envelope())) } else { Ok(runs) }
+}
+
+/// What the guard of a registration says to an event. One that panics fails the flow it would have let begin.
+fn wants(entry: &Entry, event: &dyn ErasedEvent) -> Result<bool> {
+    entry.guard.as_ref().map_or(Ok(true), |guard| isolated("a guard", || guard(&as_dynamic(event))))
 }
 
 /// Several registrations, or one that looks at the event first, or a batch taken one by one.
@@ -642,13 +647,19 @@ fn run_many(
     let joined = Arc::new(Joined(Mutex::new(Parts { outcomes, wakers, reply: Some(outer) })));
     let serial = serial_key(table, &permit);
     let place = place(node, permit);
-    for (index, (entry, single)) in runs.into_iter().enumerate() {
+    for (index, (entry, single, guarded)) in runs.into_iter().enumerate() {
         let event = single.and_then(|single| event.single(single)).unwrap_or(event);
+        if let Err(error) = guarded {
+            let outcome = Err(failed(node, table, entry, event, error));
+            node.space.settled(event, node.key, &outcome);
+            Reply::Part(Arc::clone(&joined), index).send(outcome);
+            continue;
+        }
         let want = want.copy();
         let part = Reply::Part(Arc::clone(&joined), index);
         match run_flow(node, table, entry, event, want, serial) {
             Flow::Ended(outcome) => {
-                node.space.settled(event.envelope().id, node.key, &outcome);
+                node.space.settled(event, node.key, &outcome);
                 part.send(outcome);
             }
             Flow::Waits(waiting) => {
@@ -803,7 +814,7 @@ fn spawn_flow(
         drop(drive);
         let table = node.table.load_full();
         let outcome = finish(&node, &table, &entry, &*event, outcome);
-        node.space.settled(event.envelope().id, node.key, &outcome);
+        node.space.settled(&*event, node.key, &outcome);
         // The place first: whoever gets the reply may send the next event at once and finds it free.
         drop(place);
         context.end();
@@ -837,7 +848,7 @@ fn run_slow(
                 return spawn_flow(&at, &table, &lane, waiting, event, reply, place);
             }
         };
-        at.space.settled(event.envelope().id, at.key, &outcome);
+        at.space.settled(&*event, at.key, &outcome);
         drop(place);
         let reply = lock(&reply).take().unwrap_or(Reply::Nobody);
         reply.send(outcome);
@@ -898,7 +909,7 @@ pub(crate) fn publish(
     for node in listeners {
         let want = Want::new(false, None, source.map(tokio::sync::broadcast::Sender::subscribe), None);
         match deliver(node, event, want) {
-            Ok(Delivered::Now(outcome)) => node.space.settled(id, node.key, &outcome),
+            Ok(Delivered::Now(outcome)) => node.space.settled(event, node.key, &outcome),
             Ok(Delivered::Later(_) | Delivered::Away(_)) => node.space.remember(id, node.key, web::WAITING),
             // Every guard of the node said no, or it stopped listening since the list was made.
             Err(error) if matches!(error.kind(), ErrorKind::NoHandler { .. }) => {}

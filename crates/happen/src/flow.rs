@@ -140,6 +140,8 @@ impl FlowInner {
             self.node = Arc::clone(node);
         }
         self.envelope = envelope.clone();
+        // A task that outlived its flow may have kept something after the flow had ended.
+        self.clear_vars();
         self.serial = None;
         // Rarely there: asking costs less than dropping nothing.
         if !self.more_causes.is_empty() {

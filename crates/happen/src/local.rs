@@ -18,7 +18,7 @@ use crate::web::Ring;
 
 scoped_thread_local! {
     /// The flow being polled on this thread; what is sent meanwhile is caused by its event.
-    static CURRENT: FlowInner
+    static CURRENT: Context
 }
 
 thread_local! {
@@ -63,6 +63,18 @@ impl Local {
     #[inline]
     pub(crate) fn next_id(&mut self, unix_ms: u64) -> EventId {
         self.ids.next_id(unix_ms)
+    }
+
+    /// An id for an effect of this flow's events, younger than all of them.
+    #[inline]
+    pub(crate) fn next_id_in(&mut self, unix_ms: u64, flow: &FlowInner) -> EventId {
+        // The events of a batch were stamped one after the other, so the last is the youngest.
+        self.next_id_after(unix_ms, flow.more_causes.last().copied().unwrap_or(flow.envelope.id))
+    }
+
+    #[inline]
+    pub(crate) fn next_id_after(&mut self, unix_ms: u64, cause: EventId) -> EventId {
+        self.ids.next_id_after(unix_ms, cause)
     }
 
     /// Counts one more event below this root and returns how many this thread has seen. Roots share a table of fixed
@@ -157,7 +169,7 @@ pub(crate) fn forget_recycled() {
 /// Runs `work` as part of this flow.
 #[inline]
 pub(crate) fn enter<R>(flow: &Context, work: impl FnOnce() -> R) -> R {
-    CURRENT.set(flow.inner(), work)
+    CURRENT.set(flow, work)
 }
 
 /// The flow that is being polled on this thread, when it belongs to this space.
@@ -166,12 +178,23 @@ pub(crate) fn current<R>(space: &SpaceInner, work: impl FnOnce(Option<&FlowInner
     if !CURRENT.is_set() {
         return work(None);
     }
-    CURRENT.with(|flow| work((flow.node.space.id == space.id).then_some(flow)))
+    CURRENT.with(|flow| {
+        let flow = flow.inner();
+        work((flow.node.space.id == space.id).then_some(flow))
+    })
+}
+
+/// As [`current`], to be kept.
+pub(crate) fn current_context(space: &SpaceInner) -> Option<Context> {
+    CURRENT
+        .is_set()
+        .then(|| CURRENT.with(Context::clone))
+        .filter(|flow| flow.inner().node.space.id == space.id)
 }
 
 /// The place of the flow that is being polled on this thread, once it goes on as a task.
 pub(crate) fn current_place() -> Option<Arc<Place>> {
-    if CURRENT.is_set() { CURRENT.with(FlowInner::place) } else { None }
+    if CURRENT.is_set() { CURRENT.with(|flow| flow.inner().place()) } else { None }
 }
 
 /// One level deeper in handlers that run inline; `None` when it is deep enough, or when earlier events on this thread

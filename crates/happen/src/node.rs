@@ -313,6 +313,12 @@ impl Node {
                 return Registration { node, id: None };
             }
         };
+        if node.table.load().phase == Phase::Closed {
+            // What would be registered here is heard of by nobody, while senders would be told of a node that is closed.
+            let error = node.closed_error(Phase::Closed).at_node(&node.name);
+            node.space.problem(error);
+            return Registration { node, id: None };
+        }
         let function: Arc<dyn Function> = function.into();
         let id = node.space.next_registration();
         let entry = Arc::new(Entry {
@@ -666,11 +672,13 @@ impl Registration {
     }
 
     /// Gives the registration a name of its own, for `goto` and for traces. Closures want one.
+    #[expect(clippy::must_use_candidate, reason = "a registration stays, whether or not it is kept")]
     pub fn named(self, name: &str) -> Self {
         self.change(|entry| entry.name = name.into())
     }
 
     /// Orders the handlers of one node for one event: the highest first. Default 0.
+    #[expect(clippy::must_use_candidate, reason = "a registration stays, whether or not it is kept")]
     pub fn priority(self, priority: i32) -> Self {
         self.change(|entry| entry.priority = priority)
     }

@@ -277,9 +277,20 @@ impl<'s, T: Payload> Sending<'s, T> {
         T: 'static,
     {
         let env = Arc::clone(&self.sender.space().env);
+        let flow = match self.sender {
+            Sender::Flow(flow) => Some(crate::context::Context::from_shared(Arc::clone(flow))),
+            Sender::Space(_) | Sender::Node(_) => local::current_context(self.sender.space()),
+        };
         match self.start::<R>() {
             Begun::Now(result) => then(result),
-            Begun::Later(waiting) => env.spawn(Box::pin(async move { then(waiting.await) })),
+            Begun::Later(waiting) => env.spawn(Box::pin(async move {
+                let result = waiting.await;
+                match flow {
+                    // What the function sends has the same cause whether the answer was there at once or not.
+                    Some(flow) => local::enter(&flow, || then(result)),
+                    None => then(result),
+                }
+            })),
         }
     }
 
@@ -579,7 +590,10 @@ fn lost<T: Payload>(sender: Sender<'_>, name: &str, parcel: &Parcel<T>, error: &
         _ => &[],
     };
     for payload in payloads {
+        let space = sender.space();
         let envelope = bare(sender, payload.event_type(), Purpose::Send);
+        let to = space.find(name).map_or(NodeKey(0), |node| node.key);
+        space.settle(space.remember_sent(&envelope, to), web::failed(error.code()));
         sender.space().bury(&Event::from_parts(envelope, payload.clone()), name, error);
     }
 }
@@ -648,19 +662,19 @@ fn bring(
     want: Want,
 ) -> Result<(EventId, Delivered)> {
     let mark = space.remember_sent(event.envelope(), node.key);
-    match dispatch::deliver(node, event, want) {
-        Ok(delivered) => {
-            let what = match &delivered {
-                Delivered::Now(outcome) => dispatch::what(outcome),
-                Delivered::Later(_) | Delivered::Away(_) => web::WAITING,
-            };
-            space.settle(mark, what);
-            Ok((id, delivered))
-        }
-        Err(error) => {
-            space.settle(mark, web::failed(error.code()));
-            Err(error.at_event(id).at_node(&node.name))
-        }
+    let delivered = dispatch::deliver(node, event, want);
+    let what = match &delivered {
+        Ok(Delivered::Now(outcome)) => dispatch::what(outcome),
+        Ok(Delivered::Later(_) | Delivered::Away(_)) => web::WAITING,
+        Err(error) => web::failed(error.code()),
+    };
+    space.settle(mark, what);
+    for later in (1..event.len()).filter_map(|index| event.single(index)) {
+        space.remember(later.envelope().id, node.key, what);
+    }
+    match delivered {
+        Ok(delivered) => Ok((id, delivered)),
+        Err(error) => Err(error.at_event(id).at_node(&node.name)),
     }
 }
 

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use happen_core::env::Env;
-use happen_core::event::Purpose;
 use happen_core::{
     Envelope, ErasedEvent, Error, ErrorKind, Event, EventId, EventType, Function, IntoPattern, IntoStep,
     NodeKey, Outgoing, Payload, Result,
@@ -32,7 +31,7 @@ use crate::link::{Hashes, Linked, RESERVED, RemoteNames};
 use crate::local;
 use crate::node::{Node, NodeInner, Registration};
 use crate::send::{Broadcasting, Sender, Sending, Target};
-use crate::stamp::stamp;
+use crate::stamp::stamp_failure;
 use crate::state::Home;
 use crate::store::{SpaceStore, Store};
 use crate::sync::{Mutex, lock};
@@ -595,9 +594,14 @@ impl SpaceInner {
         local::with_local(self, |local| local.ring.handled(event, node, what));
     }
 
+    /// Remembers how a flow ended, for every event it handled.
     #[inline]
-    pub(crate) fn settled(&self, event: EventId, node: NodeKey, outcome: &Outcome) {
-        self.remember(event, node, dispatch::what(outcome));
+    pub(crate) fn settled(&self, event: &dyn ErasedEvent, node: NodeKey, outcome: &Outcome) {
+        let what = dispatch::what(outcome);
+        self.remember(event.envelope().id, node, what);
+        for later in (1..event.len()).filter_map(|index| event.single(index)) {
+            self.remember(later.envelope().id, node, what);
+        }
     }
 
     /// Remembers that a flow went on with this function.
@@ -732,7 +736,7 @@ impl SpaceInner {
         let others = (1..event.len()).filter_map(|index| event.single(index));
         cause.more_causes.extend(others.map(|event| event.envelope().id));
         let cause = Arc::new(cause);
-        let result = stamp(Sender::Flow(&cause), error_type, Purpose::Broadcast, None).map(|envelope| {
+        let result = stamp_failure(&cause, error_type).map(|envelope| {
             let id = envelope.id;
             let listeners = self.listeners(&envelope.event_type);
             let mark = self.remember_sent(&envelope, NodeKey(0));
@@ -741,9 +745,8 @@ impl SpaceInner {
             self.publish_away(Sender::Flow(&cause), &event);
             dispatch::publish(&listeners, &event, id, None);
         });
-        if let Err(runaway) = result {
-            // The error event itself went over a limit; the letter keeps what would have been told.
-            self.warn(node, envelope, &runaway);
+        if let Err(objection) = result {
+            self.warn(node, envelope, &objection);
             self.bury(event, &node.name, error);
         }
     }

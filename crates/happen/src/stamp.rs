@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use happen_core::event::{Inherited, Path, Purpose};
 use happen_core::limits::CAUSES_MAX;
-use happen_core::{Envelope, Error, ErrorKind, EventType, NodeKey, Result};
+use happen_core::{Envelope, Error, ErrorKind, EventId, EventType, NodeKey, Result};
 
 use crate::flow::FlowInner;
 use crate::hooks::{Moment, Seen};
@@ -78,6 +78,8 @@ pub(crate) fn stamp_imported(
             let error = Error::new(ErrorKind::Runaway { limit, max: u64::from(depth_max), path });
             return Err(error.at_event(first.event));
         }
+        let youngest = more.iter().map(|cause| cause.event).fold(first.event, EventId::max);
+        envelope.id = local::with_local(space, |local| local.next_id_after(at_unix_ms, youngest));
         envelope.cause = Some(first.event);
         envelope.root = first.root;
         envelope.origin = first.origin;
@@ -131,7 +133,7 @@ fn root(
         sender,
         origin: sender,
         depth: 0,
-        path: Path::default(),
+        path: Path::default().extended(sender),
         purpose,
     }
 }
@@ -147,10 +149,10 @@ fn effect(
 ) -> Result<Envelope> {
     let cause = &flow.envelope;
     let limits = &space.config.correlation;
-    let depth = cause.depth + 1;
     let emitted = flow.emitted.fetch_add(1, Ordering::Relaxed);
-    let (id, count) = local::with_local(space, |local| (local.next_id(at_unix_ms), local.count(cause.root)));
-    if depth > limits.depth_max {
+    let (id, count) =
+        local::with_local(space, |local| (local.next_id_in(at_unix_ms, flow), local.count(cause.root)));
+    if cause.depth >= limits.depth_max {
         return Err(runaway(space, flow, "correlation.depth_max", u64::from(limits.depth_max)));
     }
     if emitted >= limits.fan_out_max {
@@ -159,6 +161,22 @@ fn effect(
     if count > limits.events_max {
         return Err(runaway(space, flow, "correlation.events_max", limits.events_max));
     }
+    Ok(caused(id, flow, sender, event_type, purpose, at_unix_ms))
+}
+
+/// The envelope of an event that this flow causes, whatever the limits say.
+#[inline]
+fn caused(
+    id: EventId,
+    flow: &FlowInner,
+    sender: NodeKey,
+    event_type: EventType,
+    purpose: Purpose,
+    at_unix_ms: u64,
+) -> Envelope {
+    let cause = &flow.envelope;
+    // What a handler sends through the space has no node for a sender; it came by the handler's all the same.
+    let hop = if sender.0 == 0 { flow.node.key } else { sender };
     let mut envelope = Envelope {
         id,
         cause: Some(cause.id),
@@ -169,21 +187,48 @@ fn effect(
         deadline_unix_ms: cause.deadline_unix_ms,
         sender,
         origin: cause.origin,
-        depth,
-        path: cause.path.extended(sender),
+        depth: cause.depth.saturating_add(1),
+        path: cause.path.extended(hop),
         purpose,
     };
     if !flow.more_causes.is_empty() {
         envelope.extra_mut().more_causes.clone_from(&flow.more_causes);
     }
+    envelope
+}
+
+/// The envelope of an event that tells of a failure of this flow. No limit holds it back: it is one for each flow, and
+/// it is what tells that a limit was passed.
+///
+/// # Errors
+///
+/// What a hook objects.
+#[cold]
+pub(crate) fn stamp_failure(flow: &Arc<FlowInner>, event_type: EventType) -> Result<Envelope> {
+    let sender = Sender::Flow(flow);
+    let space = sender.space();
+    let at_unix_ms = space.env.coarse_unix_ms();
+    let id = local::with_local(space, |local| local.next_id_in(at_unix_ms, flow));
+    let envelope = caused(id, flow, sender.key(), event_type, Purpose::Broadcast, at_unix_ms);
+    if space.watches_emits(sender) {
+        before_emit(space, sender, &envelope)?;
+    }
     Ok(envelope)
 }
 
-/// The envelope of an event that may not leave and is kept to be looked at: a root, whatever it was meant to be.
+/// The envelope of an event that may not leave and is kept to be looked at, with its cause: no limit and no hook holds
+/// that back.
 #[cold]
 pub(crate) fn bare(sender: Sender<'_>, event_type: EventType, purpose: Purpose) -> Envelope {
     let space = sender.space();
-    root(space, sender.key(), event_type, purpose, space.env.coarse_unix_ms())
+    let at_unix_ms = space.env.coarse_unix_ms();
+    sender.with_cause(|cause| match cause {
+        None => root(space, sender.key(), event_type, purpose, at_unix_ms),
+        Some(flow) => {
+            let id = local::with_local(space, |local| local.next_id_in(at_unix_ms, flow));
+            caused(id, flow, sender.key(), event_type, purpose, at_unix_ms)
+        }
+    })
 }
 
 #[cold]
@@ -226,6 +271,11 @@ fn add(space: &SpaceInner, sender: Sender<'_>, envelope: &mut Envelope, extras: 
         }
     }
     if let Some(user) = &extras.user {
+        if !is_root && extras.on_behalf_of.is_none() {
+            return Err(Error::misuse(
+                "a user is set on a root event; inside a handler use `.on_behalf_of(..)` with it",
+            ));
+        }
         envelope.inherited_mut().user = Some(Arc::new(user.clone()));
     }
     if let Some(trace) = &extras.trace {

@@ -369,9 +369,12 @@ impl fmt::Debug for Entry {
     }
 }
 
-/// A cache that only grows, in a fixed number of slots: reading it takes no lock, and it ends with its table.
+/// A cache that only grows: reading it takes no lock, and it ends with its table. A level has a fixed number of slots,
+/// few for a node that hears few types; a type that finds none goes to the next, larger level.
+#[derive(Default)]
 struct Routes {
     slots: OnceLock<Box<[Slot]>>,
+    larger: OnceLock<Box<Self>>,
 }
 
 type Slot = OnceLock<(EventType, Route)>;
@@ -379,21 +382,26 @@ type Slot = OnceLock<(EventType, Route)>;
 impl Routes {
     #[inline]
     fn find(&self, event_type: &EventType, make: impl FnOnce() -> Route, entries: usize) -> Found<'_> {
-        let slots = self.slots.get_or_init(|| {
-            let len = (entries * 2).clamp(SLOTS_MIN, SLOTS_MAX).next_power_of_two();
-            (0..len).map(|_| OnceLock::new()).collect()
-        });
-        let mask = slots.len() - 1;
-        let start = event_type.hash() as usize;
-        for probe in 0..PROBES_MAX {
-            let slot = &slots[(start + probe) & mask];
-            match slot.get() {
-                Some((cached, route)) if cached == event_type => return Found::Cached(route),
-                Some(_) => {}
-                None => return Self::fill(slot, event_type, make()),
+        let mut level = self;
+        let mut len = (entries * 2).clamp(SLOTS_MIN, SLOTS_MAX).next_power_of_two();
+        loop {
+            let slots = level.slots.get_or_init(|| (0..len).map(|_| OnceLock::new()).collect());
+            let mask = slots.len() - 1;
+            let start = event_type.hash() as usize;
+            for probe in 0..PROBES_MAX.min(slots.len()) {
+                let slot = &slots[(start + probe) & mask];
+                match slot.get() {
+                    Some((cached, route)) if cached == event_type => return Found::Cached(route),
+                    Some(_) => {}
+                    None => return Self::fill(slot, event_type, make()),
+                }
             }
+            if slots.len() >= SLOTS_MAX {
+                return Found::Fresh(make());
+            }
+            len = (slots.len() * LEVEL_GROWTH).min(SLOTS_MAX);
+            level = level.larger.get_or_init(Box::default);
         }
-        Found::Fresh(make())
     }
 
     #[cold]
@@ -408,12 +416,6 @@ impl Routes {
     }
 }
 
-impl Default for Routes {
-    fn default() -> Self {
-        Self { slots: OnceLock::new() }
-    }
-}
-
 impl Clone for Routes {
     fn clone(&self) -> Self {
         Self::default()
@@ -423,3 +425,6 @@ impl Clone for Routes {
 const SLOTS_MIN: usize = 4;
 const SLOTS_MAX: usize = 1_024;
 const PROBES_MAX: usize = 8;
+/// How much larger the next level of slots is. Larger than the doubling of tables that move their entries, as every
+/// level that a type has to pass costs its probes.
+const LEVEL_GROWTH: usize = 8;

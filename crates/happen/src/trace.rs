@@ -119,11 +119,11 @@ impl Space {
         let roots: BTreeSet<_> = known.iter().flat_map(|event| remembered.first_known(*event)).collect();
         let mut lines = Vec::new();
         let asked: HashSet<_> = known.iter().copied().collect();
-        let mut seen = HashSet::new();
         let start = roots.iter().next().map_or(0, |root| root.unix_ms());
-        let tree = Tree { remembered: &remembered, space: self.inner(), asked: &asked, start };
+        let waits = remembered.causes_below(&roots);
+        let mut tree = Tree { remembered: &remembered, space: self.inner(), asked: &asked, waits, start };
         for root in &roots {
-            tree.add(*root, &mut seen, &mut lines);
+            tree.add(*root, &mut lines);
         }
         Ok(Trace { lines, cut: remembered.cut })
     }
@@ -283,7 +283,8 @@ impl Remembered {
                 Header::Handled { id, node, what } => {
                     if let Some(known) = events.get_mut(&id) {
                         let outcome = known.handled.entry(node).or_insert(what);
-                        if what != web::WAITING {
+                        // Of several handlers at one node a failure is told first, then a value.
+                        if telling(what) >= telling(*outcome) {
                             *outcome = what;
                         }
                     }
@@ -331,6 +332,22 @@ impl Remembered {
             next.extend(known);
         }
         first
+    }
+
+    /// The events below these, each with the number of its causes that are there too.
+    fn causes_below(&self, roots: &BTreeSet<EventId>) -> HashMap<EventId, usize> {
+        let mut waits = HashMap::new();
+        let mut next: Vec<_> = roots.iter().copied().collect();
+        while let Some(cause) = next.pop() {
+            for &effect in self.effects.get(&cause).into_iter().flatten() {
+                let waiting = waits.entry(effect).or_insert(0);
+                *waiting += 1;
+                if *waiting == 1 {
+                    next.push(effect);
+                }
+            }
+        }
+        waits
     }
 
     fn causes_of(&self, event: EventId) -> Vec<EventId> {
@@ -402,33 +419,51 @@ impl Remembered {
     }
 }
 
+/// How much an outcome tells beside others of the same event at the same node.
+fn telling(what: u8) -> u8 {
+    match what {
+        web::SENT_ON | web::WAITING => 0,
+        web::ENDED | web::PUBLISHED => 1,
+        web::VALUE => 2,
+        _ => 3,
+    }
+}
+
 struct Tree<'r> {
     remembered: &'r Remembered,
     space: &'r SpaceInner,
     asked: &'r HashSet<EventId>,
+    /// For each event below the roots, how many of its causes there are still to be shown.
+    waits: HashMap<EventId, usize>,
     start: u64,
 }
 
 impl Tree<'_> {
-    fn add(&self, root: EventId, seen: &mut HashSet<EventId>, lines: &mut Vec<Line>) {
+    /// Adds a root and what is below it. An event of several causes is shown once, under the last of them.
+    fn add(&mut self, root: EventId, lines: &mut Vec<Line>) {
         // A stack of its own: a cascade may be deeper than the thread's.
         let mut stack = vec![(root, 0, Vec::<bool>::new())];
         while let Some((event, depth, last)) = stack.pop() {
-            if !seen.insert(event) {
-                continue;
-            }
             let Some(known) = self.remembered.events.get(&event) else { continue };
             lines.push(self.line(event, known, depth, &last));
             let effects = self.remembered.effects.get(&event).map_or(&[][..], Vec::as_slice);
-            for (index, &effect) in effects.iter().enumerate().rev() {
+            let shown: Vec<_> =
+                effects.iter().copied().filter(|effect| self.is_last_cause_of(*effect)).collect();
+            for (index, &effect) in shown.iter().enumerate().rev() {
                 let mut last = last.clone();
                 // Guides end at a depth, and so does what is kept for them: a cascade may be many thousand deep.
                 if last.len() < GUIDES_MAX + 2 {
-                    last.push(index + 1 == effects.len());
+                    last.push(index + 1 == shown.len());
                 }
                 stack.push((effect, depth + 1, last));
             }
         }
+    }
+
+    fn is_last_cause_of(&mut self, effect: EventId) -> bool {
+        let Some(waits) = self.waits.get_mut(&effect) else { return false };
+        *waits -= 1;
+        *waits == 0
     }
 
     fn line(&self, event: EventId, known: &Known, depth: usize, last: &[bool]) -> Line {

@@ -262,4 +262,44 @@ mod tests {
             .collect();
         assert_eq!(seen, all[2..]);
     }
+
+    #[test]
+    fn a_reader_never_sees_half_of_one_header_and_half_of_another() {
+        // Two slots, so that the writer is always about to overwrite what is being read.
+        let rings: Vec<_> = (0..8).map(|_| Ring::new(2)).collect();
+        let (start, writing) = (std::sync::Barrier::new(9), AtomicU64::new(8));
+        let mut seen = 0_u64;
+        std::thread::scope(|scope| {
+            for ring in &rings {
+                let (start, writing) = (&start, &writing);
+                scope.spawn(move || {
+                    start.wait();
+                    for number in 1..=200_000_u64 {
+                        let mut words = [number; WORDS];
+                        words[WORDS - 1] = SENT;
+                        let mark = ring.write(words);
+                        ring.settle(mark, 0);
+                    }
+                    writing.fetch_sub(1, Ordering::Release);
+                });
+            }
+            start.wait();
+            let mut last_round = false;
+            while !last_round {
+                last_round = writing.load(Ordering::Acquire) == 0;
+                for header in rings.iter().flat_map(|ring| ring.read().0) {
+                    let Header::Sent { id, cause, root, event_type, sender, to, what } = header else {
+                        panic!("{header:?}")
+                    };
+                    let number = id.to_halves().1;
+                    assert_eq!(EventId::from_halves(number, number), Some(id));
+                    assert_eq!((cause, root), (Some(id), id));
+                    assert_eq!((event_type, sender, what), (number, NodeKey(0), 0));
+                    assert_eq!(to, NodeKey(number as u32));
+                    seen += 1;
+                }
+            }
+        });
+        assert!(seen >= 16, "the last headers of every ring are there at the end");
+    }
 }

@@ -161,7 +161,7 @@ impl Away {
         Poll::Ready(match answered {
             Answered::Item(item) => Answered::Item(item),
             Answered::End(outcome) => {
-                self.space.settled(self.event, self.node, &outcome);
+                self.space.remember(self.event, self.node, crate::dispatch::what(&outcome));
                 Answered::End(outcome.map_err(|error| error.at_event(self.event)))
             }
         })
