@@ -249,7 +249,7 @@ mod tests {
 
     #[test]
     fn an_id_after_a_cause_of_another_block_is_greater() {
-        let mut ahead = IdBlock { block: u64::MAX & BLOCK_MASK, unix_ms: 5_000, counter: u32::MAX - 2 };
+        let mut ahead = IdBlock { block: BLOCK_MASK, unix_ms: 5_000, counter: u32::MAX - 2 };
         let mut behind = IdBlock::new(0);
         for _ in 0..5 {
             let cause = ahead.next_id(0);

@@ -56,8 +56,8 @@ impl Wake for Unpark {
 
 /// Makes one test of each promise of [`Store`](happen_core::store::Store), for the stores that this expression opens.
 ///
-/// The expression is evaluated once per test and gives a [`StoreBench`](crate::store_contract::StoreBench): a closure that returns an
-/// empty `Arc<dyn Store>` is one.
+/// The expression is evaluated once per test and gives a [`StoreBench`](crate::store_contract::StoreBench): a closure
+/// that returns an empty `Arc<dyn Store>` is one.
 ///
 /// `crates/happen/tests/store.rs` puts the store in memory to it.
 #[macro_export]

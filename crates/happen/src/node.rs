@@ -641,10 +641,6 @@ impl Node {
     }
 }
 
-#[expect(
-    clippy::must_use_candidate,
-    reason = "a refined registration stays when it is dropped, like any other"
-)]
 impl Registration {
     /// Adds a step that flows of the node may resume or `goto` at, named after its function.
     pub fn step<H, M>(self, function: H) -> Self

@@ -1,5 +1,10 @@
 //! Why things happen: causes, correlation, path and inheritance of everything a system sends, the limits that end
 //! runaway loops, and the memory that `trace`, `why` and `impact` read.
+#![expect(
+    clippy::await_holding_lock,
+    reason = "one thread, and nothing else runs when the outcome is looked at"
+)]
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::future::Future;

@@ -1,5 +1,6 @@
 //! What `docs/guarantees.md` promises and no other topic shows: code of the user's that panics without being a handler,
 //! the limits on correlations, and causality in work beside a flow.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -113,7 +114,8 @@ fn an_effect_inherits_what_its_cause_has_and_adds_a_hop() {
 #[test]
 fn what_work_beside_a_flow_sends_is_caused_by_its_event() {
     run(Config::default(), async |space| {
-        let seen: Arc<Mutex<Vec<(Option<EventId>, String)>>> = Arc::default();
+        type Seen = (Option<EventId>, String);
+        let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let node = space.node("node");
         let other = node.clone();
         node.on(

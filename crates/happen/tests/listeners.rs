@@ -1,5 +1,6 @@
 //! Who hears what: broadcasts reach exactly the registrations whose patterns match, while registrations come and go,
 //! and patterns are asked once for each type.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::BTreeMap;
 use std::future::Future;
