@@ -1,14 +1,14 @@
 //! A small shop of three nodes: orders, payments and a ledger, with everything a real program starts from.
 //!
-//! You learn flows of several steps, request and reply between nodes, broadcasting, refusing with a value, handling
-//! failures where everyone can see them, and asking what an order caused. Run it with `cargo run --example orders`.
+//! You learn flows of several steps, request and reply between nodes, state that a node keeps, broadcasting, refusing
+//! with a value, handling failures where everyone can see them, and asking what an order caused. Run it with
+//! `cargo run --example orders`.
 #![expect(clippy::print_stdout, reason = "an example shows its result")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
-use happen::{Context, Error, Event, Failure, Space, Step, done, next, with};
+use happen::{Context, Error, Event, Failure, Space, Step, done, millis, next, secs, with};
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -52,6 +52,22 @@ struct Rejected {
     reason: String,
 }
 
+/// What the orders node keeps between events. Nobody else can change it.
+#[derive(happen::State, Default, Clone, Serialize, Deserialize)]
+#[state("orders", version = 1)]
+struct Orders {
+    paid: Vec<String>,
+    cents: u64,
+}
+
+impl Orders {
+    fn with_paid(mut self, payment: &str, cents: u64) -> Self {
+        self.paid.push(payment.to_owned());
+        self.cents += cents;
+        self
+    }
+}
+
 /// First step. A value ends the flow, and a refusal is a value; a function goes on with it.
 async fn validate(order: Event<CreateOrder>, cx: Context) -> happen::Result<Step> {
     if order.items.is_empty() {
@@ -62,18 +78,21 @@ async fn validate(order: Event<CreateOrder>, cx: Context) -> happen::Result<Step
     next(charge)
 }
 
-/// Second step: asks another node and tells everyone. `?` hands its failure on to whoever sent the order.
+/// Second step: asks another node, changes the state and tells everyone. A change is a function of the state as it is
+/// then, so none is lost however many orders are under way. `?` hands its failure on to whoever sent the order.
 async fn charge(order: Event<CreateOrder>, cx: Context) -> happen::Result<Step> {
     let cents: u64 = cx.get("total")?;
     let charge = cx.send("payments", Charge { cents });
-    let paid = charge.reply::<Paid>().within(Duration::from_secs(2)).await?;
+    let paid = charge.reply::<Paid>().within(secs(2)).await?;
+    let payment = paid.payment.clone();
+    cx.state::<Orders>().set(move |orders| orders.with_paid(&payment, cents))?;
     cx.broadcast(OrderPlaced { customer: order.customer.clone(), cents })?;
     done(Accepted { payment: paid.payment.clone() })
 }
 
 /// The payment takes a while; no other event waits for it meanwhile.
 async fn pay(charge: Event<Charge>, cx: Context) -> happen::Result<Step> {
-    cx.sleep(Duration::from_millis(20)).await;
+    cx.sleep(millis(20)).await;
     if charge.cents > 100_000 {
         return Err(Error::msg("the bank wants to see the customer first"));
     }
@@ -124,6 +143,7 @@ async fn main() -> happen::Result<()> {
     assert_eq!(error.code(), "failed");
     assert_eq!(failures.load(Ordering::SeqCst), 2);
     assert_eq!(revenue.load(Ordering::SeqCst), 5_000);
+    orders.state::<Orders>().get(|orders| assert_eq!((orders.paid.len(), orders.cents), (1, 5_000)));
 
     // What the first order caused, by the name its sender chose.
     let trace = space.trace("order-789").await?;

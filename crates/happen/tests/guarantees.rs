@@ -1,6 +1,6 @@
 //! What `docs/guarantees.md` promises and no other topic shows: code of the user's that panics without being a handler,
-//! the limits on correlations, and causality in work beside a flow.
-#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+//! the limits on correlations, causality in work beside a flow, and what a failed flow leaves behind.
+#![expect(clippy::unwrap_used, reason = "a space that cannot be made fails the test")]
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,6 +9,14 @@ use happen::config::CorrelationLimits;
 use happen::{Config, Context, ErrorKind, Event, EventId, Moment, Space, with};
 use happen_testing::Simulator;
 use serde_json::json;
+
+/// The cause of an event, and its correlation.
+type Cause = (Option<EventId>, String);
+
+#[derive(happen::State, Default, Clone, serde::Serialize, serde::Deserialize)]
+struct Tally {
+    count: u32,
+}
 
 fn run(config: Config, test: impl AsyncFnOnce(Space)) {
     let sim = Simulator::new(1);
@@ -114,8 +122,7 @@ fn an_effect_inherits_what_its_cause_has_and_adds_a_hop() {
 #[test]
 fn what_work_beside_a_flow_sends_is_caused_by_its_event() {
     run(Config::default(), async |space| {
-        type Seen = (Option<EventId>, String);
-        let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
+        let seen: Arc<Mutex<Vec<Cause>>> = Arc::default();
         let node = space.node("node");
         let other = node.clone();
         node.on(
@@ -144,5 +151,22 @@ fn what_work_beside_a_flow_sends_is_caused_by_its_event() {
         space.env().sleep(Duration::from_millis(10)).await;
         assert_eq!(*seen.lock().unwrap(), [(Some(sent.event_id()), "shift-7".to_owned())]);
         space.stop().await.unwrap();
+    });
+}
+
+#[test]
+fn a_change_stands_although_its_flow_fails_later() {
+    run(Config::default(), async |space| {
+        let node = space.node("node");
+        node.on("go", async |_: Event, cx: Context| -> happen::Result<()> {
+            cx.state::<Tally>().set(|tally| Tally { count: tally.count + 1 })?;
+            cx.sleep(Duration::from_millis(1)).await;
+            Err(happen::Error::msg("too late"))
+        })
+        .check()
+        .unwrap();
+        space.start().await.unwrap();
+        assert_eq!(space.send(&node, event("go")).reply::<()>().await.unwrap_err().code(), "failed");
+        assert_eq!(node.state::<Tally>().get(|tally| tally.count), 1);
     });
 }
