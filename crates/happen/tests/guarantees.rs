@@ -113,7 +113,7 @@ fn an_effect_inherits_what_its_cause_has_and_adds_a_hop() {
         space.start().await.unwrap();
         let sending = second.send(&first, event("first")).correlation("shift-7").from_source("user", "7");
         let root = sending.await.unwrap().event_id();
-        let told = r#"("shift-7", Some("second"), Some("user"), Some("7"), ["first"])"#;
+        let told = r#"("shift-7", Some("second"), Some("user"), Some("7"), ["first", "second"])"#;
         assert_eq!(*seen.lock().unwrap(), [told]);
         assert_eq!(space.impact(root).await.unwrap().len(), 1);
     });
