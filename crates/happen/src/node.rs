@@ -315,8 +315,6 @@ impl Node {
         };
         if node.table.load().phase == Phase::Closed {
             // What would be registered here is heard of by nobody, while senders would be told of a node that is closed.
-            let error = node.closed_error(Phase::Closed).at_node(&node.name);
-            node.space.problem(error);
             return Registration { node, id: None };
         }
         let function: Arc<dyn Function> = function.into();
@@ -701,10 +699,14 @@ impl Registration {
     ///
     /// # Errors
     ///
-    /// The pattern's error.
+    /// The pattern's error, or [`ErrorKind::Closed`] for a node that takes no events: one whose id was taken, or that
+    /// was destroyed.
     pub fn check(&self) -> Result<()> {
         match self.id {
             Some(_) => Ok(()),
+            None if self.node.table.load().phase == Phase::Closed => {
+                Err(self.node.closed_error(Phase::Closed).at_node(&self.node.name))
+            }
             None => Err(self.node.space.first_problem_of(&self.node.name)),
         }
     }
