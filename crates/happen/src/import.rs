@@ -79,7 +79,7 @@ impl<T: Payload> Importing<'_, T> {
         let (sender, payload, extras) = self.broadcasting.into_parts();
         let space = sender.space();
         space.check_running()?;
-        let envelope = stamp_imported(sender, payload.event_type(), &self.causes, extras.as_deref())?;
+        let envelope = stamp_imported(sender, &payload, &self.causes, extras.as_deref())?;
         let imported = Imported {
             event: envelope.id,
             root: envelope.root,

@@ -15,8 +15,8 @@ use std::time::Duration;
 use happen_core::env::BoxFuture;
 use happen_core::event::{Delegation, Purpose, User};
 use happen_core::{
-    Answer, Batch, Envelope, ErasedEvent, Error, ErrorKind, Event, EventId, EventType, NodeKey, Outgoing,
-    Parcel, Payload, Result,
+    Answer, Batch, Envelope, ErasedEvent, Error, ErrorKind, Event, EventId, NodeKey, Outgoing, Parcel,
+    Payload, Result,
 };
 use serde_json::Value as Json;
 use tokio::sync::oneshot;
@@ -526,7 +526,7 @@ fn stamped<T: Payload, R>(
 ) -> Result<R> {
     match parcel {
         Parcel::One(payload) => {
-            let envelope = stamp(sender, payload.event_type(), purpose, extras)?;
+            let envelope = stamp(sender, &payload, purpose, extras)?;
             Ok(then(&Event::from_parts(envelope, payload)))
         }
         Parcel::Batch(payloads) => {
@@ -536,7 +536,7 @@ fn stamped<T: Payload, R>(
                 if events.first().is_some_and(|first| first.envelope().event_type != event_type) {
                     return Err(mixed_batch());
                 }
-                events.push(Event::from_parts(stamp(sender, event_type, purpose, extras)?, payload));
+                events.push(Event::from_parts(stamp(sender, &payload, purpose, extras)?, payload));
             }
             let batch = Batch::new(events).ok_or_else(|| Error::misuse("a batch without events was sent"))?;
             for later in &batch[1..] {
@@ -634,7 +634,7 @@ fn send_away<T: Payload>(
     let space = sender.space();
     space.check_running()?;
     let stamped = |payload: T| {
-        let envelope = stamp(sender, payload.event_type(), purpose, extras)?;
+        let envelope = stamp(sender, &payload, purpose, extras)?;
         Ok(Event::from_parts(envelope, payload))
     };
     let (event, away) = match parcel {
@@ -906,8 +906,7 @@ impl<'s, T: Payload> Broadcasting<'s, T> {
         let Self { sender, payload, extras } = self;
         let space = sender.space();
         space.check_running()?;
-        let event_type: EventType = payload.event_type();
-        let envelope = stamp(sender, event_type, Purpose::Broadcast, extras.as_deref())?;
+        let envelope = stamp(sender, &payload, Purpose::Broadcast, extras.as_deref())?;
         Ok(spread(sender, envelope, payload, source, reach))
     }
 

@@ -736,7 +736,7 @@ impl SpaceInner {
         let others = (1..event.len()).filter_map(|index| event.single(index));
         cause.more_causes.extend(others.map(|event| event.envelope().id));
         let cause = Arc::new(cause);
-        let result = stamp_failure(&cause, error_type).map(|envelope| {
+        let result = stamp_failure(&cause, error_type, &failure).map(|envelope| {
             let id = envelope.id;
             let listeners = self.listeners(&envelope.event_type);
             let mark = self.remember_sent(&envelope, NodeKey(0));

@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 
 use happen_core::event::{Inherited, Path, Purpose};
 use happen_core::limits::CAUSES_MAX;
-use happen_core::{Envelope, Error, ErrorKind, EventId, EventType, NodeKey, Result};
+use happen_core::payload::ErasedPayload;
+use happen_core::{Dynamic, Envelope, Error, ErrorKind, Event, EventId, EventType, NodeKey, Result};
 
 use crate::flow::FlowInner;
 use crate::hooks::{Moment, Seen};
@@ -27,10 +28,11 @@ pub(crate) type Cause<'c> = &'c FlowInner;
 #[inline]
 pub(crate) fn stamp(
     sender: Sender<'_>,
-    event_type: EventType,
+    payload: &dyn ErasedPayload,
     purpose: Purpose,
     extras: Option<&Extras>,
 ) -> Result<Envelope> {
+    let event_type = payload.event_type();
     crate::pure::check("send an event")?;
     let space = sender.space();
     let at_unix_ms = space.env.coarse_unix_ms();
@@ -38,7 +40,7 @@ pub(crate) fn stamp(
         None => Ok(root(space, sender.key(), event_type, purpose, at_unix_ms)),
         Some(flow) => effect(space, flow, sender.key(), event_type, purpose, at_unix_ms),
     })?;
-    complete(space, sender, &mut envelope, extras)?;
+    complete(space, sender, &mut envelope, payload, extras)?;
     Ok(envelope)
 }
 
@@ -49,10 +51,11 @@ pub(crate) fn stamp(
 /// As [`stamp`], and [`ErrorKind::Misuse`] where causes are not the sender's to say.
 pub(crate) fn stamp_imported(
     sender: Sender<'_>,
-    event_type: EventType,
+    payload: &dyn ErasedPayload,
     causes: &[Imported],
     extras: Option<&Extras>,
 ) -> Result<Envelope> {
+    let event_type = payload.event_type();
     let space = sender.space();
     if sender.with_cause(|cause| cause.is_some()) {
         return Err(Error::misuse(
@@ -91,7 +94,7 @@ pub(crate) fn stamp_imported(
             envelope.extra_mut().more_causes = more.iter().map(|cause| cause.event).collect();
         }
     }
-    complete(space, sender, &mut envelope, extras)?;
+    complete(space, sender, &mut envelope, payload, extras)?;
     Ok(envelope)
 }
 
@@ -101,13 +104,14 @@ fn complete(
     space: &SpaceInner,
     sender: Sender<'_>,
     envelope: &mut Envelope,
+    payload: &dyn ErasedPayload,
     extras: Option<&Extras>,
 ) -> Result<()> {
     if let Some(extras) = extras {
         add(space, sender, envelope, extras)?;
     }
     if space.watches_emits(sender) {
-        before_emit(space, sender, envelope)?;
+        before_emit(space, sender, envelope, payload)?;
     }
     Ok(())
 }
@@ -204,14 +208,18 @@ fn caused(
 ///
 /// What a hook objects.
 #[cold]
-pub(crate) fn stamp_failure(flow: &Arc<FlowInner>, event_type: EventType) -> Result<Envelope> {
+pub(crate) fn stamp_failure(
+    flow: &Arc<FlowInner>,
+    event_type: EventType,
+    failure: &dyn ErasedPayload,
+) -> Result<Envelope> {
     let sender = Sender::Flow(flow);
     let space = sender.space();
     let at_unix_ms = space.env.coarse_unix_ms();
     let id = local::with_local(space, |local| local.next_id_in(at_unix_ms, flow));
     let envelope = caused(id, flow, sender.key(), event_type, Purpose::Broadcast, at_unix_ms);
     if space.watches_emits(sender) {
-        before_emit(space, sender, &envelope)?;
+        before_emit(space, sender, &envelope, failure)?;
     }
     Ok(envelope)
 }
@@ -288,11 +296,15 @@ fn add(space: &SpaceInner, sender: Sender<'_>, envelope: &mut Envelope, extras: 
 }
 
 #[cold]
-fn before_emit(space: &SpaceInner, sender: Sender<'_>, envelope: &Envelope) -> Result<()> {
+fn before_emit(
+    space: &SpaceInner,
+    sender: Sender<'_>,
+    envelope: &Envelope,
+    payload: &dyn ErasedPayload,
+) -> Result<()> {
     let name = space.name_of(sender.key());
-    let content = serde_json::Value::Null;
-    let payload = happen_core::Dynamic::from_json(envelope.event_type.clone(), content);
-    let event = happen_core::Event::from_parts(envelope.clone(), payload);
+    let payload = Dynamic::from_erased_payload(envelope.event_type.clone(), payload);
+    let event = Event::from_parts(envelope.clone(), payload);
     let seen = Seen { node: name.as_deref(), event: Some(&event), state: None, error: None };
     for hooks in space.emit_hooks(sender) {
         hooks.run(Moment::BeforeEmit, &seen).map_err(|error| {

@@ -244,6 +244,20 @@ mod tests {
     use happen_core::id::IdBlock;
 
     #[test]
+    fn every_code_of_an_error_is_remembered_by_its_name() {
+        let source = include_str!("../../happen-core/src/error.rs");
+        let codes = source.split("pub fn code(&self) -> &'static str {").last().unwrap();
+        let codes = &codes[..codes.find("\n    }\n").unwrap()];
+        let mut seen = 0;
+        for line in codes.lines().filter_map(|line| line.split_once("=> \"")) {
+            let known = line.1.trim_end_matches("\",");
+            assert_eq!(code(failed(known)), Some(known));
+            seen += 1;
+        }
+        assert_eq!(seen, CODES.len() - 1);
+    }
+
+    #[test]
     fn the_oldest_headers_give_way() {
         let ring = Ring::new(4);
         let mut ids = IdBlock::new(1);
