@@ -1,5 +1,5 @@
 //! What every store promises, as tests that any store can be put to. Owns the checks; knows a store by the seam alone.
-#![expect(clippy::unwrap_used, reason = "a check fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a check fails by panicking")]
 
 use std::collections::{BTreeMap, HashSet};
 use std::future::Future;
@@ -76,6 +76,7 @@ macro_rules! store_contract {
             pruning_forgets_what_it_says_and_leaves_an_anchor
             what_no_store_may_take_is_refused
             a_watch_gives_each_record_once_beside_many_writers
+            a_watch_catches_up_page_by_page
             a_watch_loses_nothing_when_its_future_is_dropped
             one_of_many_wins_under_contention
             documents_are_read_at_one_point
@@ -508,6 +509,32 @@ pub fn a_watch_gives_each_record_once_beside_many_writers(bench: &dyn StoreBench
     });
 }
 
+/// A watch that begins far behind gives everything, in pages of their limit.
+pub fn a_watch_catches_up_page_by_page(bench: &dyn StoreBench) {
+    run(bench, async |store| {
+        for batch in 0..5 {
+            let numbers = batch * 500..(batch + 1) * 500;
+            commit(&store, numbers.map(|number| record("a", &number.to_string())).collect()).await;
+        }
+        let mut watch = store.watch(Select::tag(Tag::Declared("a".into())), Position::START).await.unwrap();
+        let mut seen = 0;
+        while seen < 2_501 {
+            let records = watch.next().await.unwrap();
+            assert!(!records.is_empty());
+            assert!(records.len() <= PAGE_RECORDS_MAX);
+            if seen == 0 {
+                // Something is left to be given, so a watch that skips the rest does not wait for ever.
+                commit(&store, vec![record("a", "2500")]).await;
+            }
+            for record in &records {
+                assert_eq!(text(&record.bytes), seen.to_string());
+                assert!(watch.position() >= record.position);
+                seen += 1;
+            }
+        }
+    });
+}
+
 /// A watch whose future is dropped while it waits gives the next record to the next one.
 pub fn a_watch_loses_nothing_when_its_future_is_dropped(bench: &dyn StoreBench) {
     run(bench, async |store| {
@@ -563,8 +590,10 @@ pub fn one_of_many_wins_under_contention(bench: &dyn StoreBench) {
 
 /// Counts up a document and claims a numbered seat under a tag, until both succeeded so often.
 async fn contend(store: &Arc<dyn Store>, writer: usize) -> usize {
+    let mut tries = 0..TRIES_MAX;
     let mut counted = 0;
     while counted < CONTESTED {
+        tries.next().expect("somebody wins each time");
         let before = store.document("count").await.unwrap().map_or(0, |document| document.revision);
         let results = store.commit(vec![of(kept("count", before + 1))]).await;
         match &results[0] {
@@ -575,6 +604,7 @@ async fn contend(store: &Arc<dyn Store>, writer: usize) -> usize {
     let mut seated = 0;
     let seat = || Tag::Declared("seat".into());
     while seated < CONTESTED {
+        tries.next().expect("somebody wins each time");
         let page = store.read(Read::backward(Select::tag(seat())).at_most(1)).await.unwrap();
         let next = page.records.first().map_or(0, |last| text(&last.bytes).parse::<usize>().unwrap() + 1);
         let claim = Batch {
@@ -706,3 +736,5 @@ type Belongs = fn(u32) -> bool;
 const WRITERS: usize = 6;
 const WRITES: usize = 100;
 const CONTESTED: usize = 20;
+/// Each try fails because another writer won, and the others win 200 times: far more means that nobody does.
+const TRIES_MAX: usize = 10_000;

@@ -2,7 +2,7 @@
 //! space's store shows of it.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
@@ -627,34 +627,72 @@ fn live_documents_are_read_at_one_point() {
     let sim = Simulator::new(5);
     let space = Space::in_env(Config::default(), sim.env()).unwrap();
     let (a, b) = (space.node("a"), space.node("b"));
-    let keys: Vec<Arc<str>> = vec!["state/b/count".into(), "state/a/count".into(), "state/b/count".into()];
-    let done = AtomicU64::new(0);
+    let revisions = async |keys: &[Arc<str>]| -> Vec<u64> {
+        let documents = space.store().documents(keys.to_vec()).await.unwrap();
+        documents.iter().map(|document| document.as_ref().map_or(0, |document| document.revision)).collect()
+    };
+    let done = AtomicBool::new(false);
     std::thread::scope(|threads| {
         // `a` is always changed before `b`, so `b` is never ahead.
-        threads.spawn(|| {
-            for _ in 0..5_000 {
+        let writer = || {
+            while !done.load(Ordering::SeqCst) {
                 a.state::<Count>().set(Count::more).unwrap();
                 b.state::<Count>().set(Count::more).unwrap();
             }
-            done.store(1, Ordering::SeqCst);
-        });
-        let store = space.store();
+        };
+        threads.spawn(writer);
+        let _ends = SetAtEnd(&done);
+        let keys: Vec<Arc<str>> = ["b", "a", "b"].map(|node| format!("state/{node}/count").into()).into();
         sim.run(async {
-            let mut ended = 0;
-            while ended == 0 {
-                ended = done.load(Ordering::SeqCst);
-                let documents = store.documents(keys.clone()).await.unwrap();
-                let revisions: Vec<u64> = documents
-                    .iter()
-                    .map(|document| document.as_ref().map_or(0, |document| document.revision))
-                    .collect();
-                let [b, a, again] = revisions[..] else { panic!("{revisions:?}") };
+            for _ in 0..20_000 {
+                let [b, a, again] = revisions(&keys).await[..] else { panic!() };
                 assert_eq!(b, again);
                 assert!(b == a || b + 1 == a, "a is at {a} and b at {b}");
             }
         });
     });
-    assert_eq!(total(&b), 5_000);
+    assert_eq!(total(&a), total(&b));
+
+    // The same for documents that are made meanwhile.
+    done.store(false, Ordering::SeqCst);
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|threads| {
+        let writer = || {
+            while !done.load(Ordering::SeqCst) {
+                let key = next.load(Ordering::SeqCst).to_string();
+                a.entity::<Count>(&*key).at_revision(0).set(Count::more).ok();
+                b.entity::<Count>(&*key).at_revision(0).set(Count::more).ok();
+            }
+        };
+        threads.spawn(writer);
+        let _ends = SetAtEnd(&done);
+        sim.run(async {
+            for key in 0..300 {
+                // What is asked for in between gives the writer time.
+                let mut keys: Vec<Arc<str>> = vec!["entity/a/count/none".into(); 400];
+                keys[0] = format!("entity/a/count/{key}").into();
+                keys[399] = format!("entity/b/count/{key}").into();
+                next.store(key, Ordering::SeqCst);
+                loop {
+                    let revisions = revisions(&keys).await;
+                    let (a, b) = (revisions[0], revisions[399]);
+                    assert!(a >= b, "b was there and a was not");
+                    if b == 1 {
+                        break;
+                    }
+                }
+            }
+        });
+    });
+}
+
+/// Ends a thread also when an assertion beside it fails.
+struct SetAtEnd<'f>(&'f AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 mod elsewhere {

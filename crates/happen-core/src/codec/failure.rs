@@ -240,7 +240,12 @@ fn cut_lines<'a>(lines: impl Iterator<Item = Cow<'a, str>>) -> Vec<Cow<'a, str>>
 
 /// The names that [`ErrorKind::Runaway`] may have here. Its field is a constant text, so a name that comes from elsewhere
 /// is looked up among these; another one goes into the error's context.
-const RUNAWAY_LIMITS: &[&str] =
-    &["steps_max", "correlation.depth_max", "correlation.fan_out_max", "correlation.events_max"];
+const RUNAWAY_LIMITS: &[&str] = &[
+    "steps_max",
+    "correlation.depth_max",
+    "correlation.fan_out_max",
+    "correlation.events_max",
+    "state_hooks_nested_max",
+];
 
 const OTHER_LIMIT: &str = "of another version";

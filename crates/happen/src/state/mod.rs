@@ -412,7 +412,7 @@ impl Nested {
         let max = limits::STATE_HOOKS_NESTED_MAX;
         if now >= max {
             let path = vec![format!("hook of state `{state}` of node `{}`", node.name)];
-            let limit = "STATE_HOOKS_NESTED_MAX";
+            let limit = "state_hooks_nested_max";
             return Err(Error::new(ErrorKind::Runaway { limit, max: max.into(), path }));
         }
         HOOKS_NESTED.set(now + 1);
