@@ -24,44 +24,44 @@
 //! }
 //! ```
 
+// In the order in which an event meets them.
 pub mod config;
 pub mod limits;
-
-mod accept;
-mod chunks;
-mod context;
-mod dispatch;
-mod encoded;
-pub mod env;
-mod failure;
-mod flow;
-mod gate;
+mod space;
+mod node;
 mod group;
 mod handler;
-mod hooks;
-mod import;
-mod index;
-mod link;
-mod local;
-mod node;
-mod pure;
-mod send;
-mod slow;
-mod space;
-mod stamp;
-mod state;
 mod step;
-pub mod store;
-mod stream;
-mod supervise;
-mod sync;
-mod table;
-mod time;
-mod trace;
-mod waits;
-mod web;
 pub mod wrap;
+mod send;
+mod stamp;
+mod import;
+mod link;
+mod dispatch;
+mod accept;
+mod hooks;
+mod table;
+mod index;
+mod gate;
+mod waits;
+mod slow;
+mod flow;
+mod context;
+mod stream;
+mod chunks;
 mod zero;
+mod encoded;
+mod state;
+pub mod store;
+mod pure;
+mod failure;
+mod supervise;
+mod web;
+mod trace;
+mod local;
+mod sync;
+mod time;
+pub mod env;
 
 pub use happen_core::event::{Delegation, Purpose, Trace as TraceContext, User};
 pub use happen_core::hash::EventHash;

@@ -1,36 +1,39 @@
 //! Sending: from a payload and a destination to what the sender asked for. Owns the builders that nothing leaves
 //! before; does not know how a node handles what it gets.
 
-use std::borrow::Cow;
+mod asking;
+mod broadcast;
+mod target;
+
 use std::collections::BTreeMap;
 use std::fmt;
-use std::future::{Future, IntoFuture};
-use std::marker::PhantomData;
+use std::future::IntoFuture;
 use std::ops::Deref;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
-use happen_core::env::BoxFuture;
 use happen_core::event::{Delegation, Purpose, User};
 use happen_core::{
-    Answer, Batch, Envelope, ErasedEvent, Error, ErrorKind, Event, EventId, NodeKey, Outgoing, Parcel,
-    Payload, Result,
+    Answer, Batch, ErasedEvent, Error, ErrorKind, Event, EventId, NodeKey, Outgoing, Parcel, Payload, Result,
 };
 use serde_json::Value as Json;
-use tokio::sync::oneshot;
 
-use crate::context::Yielding;
 use crate::dispatch::{self, Delivered, Want};
-use crate::flow::{FlowInner, Held, Outcome};
-use crate::link::Away;
+use crate::flow::{FlowInner, Held};
 use crate::local;
-use crate::node::{Node, NodeInner};
+use crate::node::NodeInner;
 use crate::space::SpaceInner;
 use crate::stamp::{Cause, bare, stamp};
-use crate::stream::{Items, Outlet, Sink};
+use crate::stream::{Items, Sink};
 use crate::web;
+use asking::{Accepted, Answering, Begun, answer, worse};
+use target::{To, one_destination};
+
+pub use asking::{Acceptance, Asking};
+pub use broadcast::Broadcasting;
+pub(crate) use broadcast::{Reach, spread};
+pub use target::Target;
+pub(crate) use target::{Destination, no_destination};
 
 /// Who sends.
 #[derive(Clone, Copy)]
@@ -41,30 +44,6 @@ pub(crate) enum Sender<'s> {
     Node(&'s Arc<NodeInner>),
     /// A flow, through its context.
     Flow(&'s Arc<FlowInner>),
-}
-
-/// Where an event goes: a node, the id of one, or several of either.
-#[diagnostic::on_unimplemented(
-    message = "an event cannot be sent to `{Self}`",
-    label = "not a destination",
-    note = "a destination is `&Node`, the id of a node as text, or an array, slice or vector of these"
-)]
-pub trait Target<'t> {
-    #[doc(hidden)]
-    fn into_destination(self) -> Destination<'t>;
-}
-
-/// Where an event goes; made by [`Target`].
-#[derive(Debug)]
-#[doc(hidden)]
-#[expect(unnameable_types, reason = "what a target becomes concerns only the runtime")]
-pub struct Destination<'t>(To<'t>);
-
-#[derive(Debug, Clone)]
-enum To<'t> {
-    Node(&'t Node),
-    Name(Cow<'t, str>),
-    Many(Vec<To<'t>>),
 }
 
 /// What a sender adds to an event; absent for most.
@@ -197,6 +176,8 @@ macro_rules! extras {
     };
 }
 
+use extras;
+
 impl<'s, T: Payload> Sending<'s, T> {
     #[inline]
     pub(crate) fn new(sender: Sender<'s>, to: Destination<'s>, event: impl Outgoing<Payload = T>) -> Self {
@@ -228,7 +209,7 @@ impl<'s, T: Payload> Sending<'s, T> {
     #[inline]
     #[doc(alias = "return")]
     pub fn reply<R: Answer>(self) -> Asking<'s, T, R> {
-        Asking { state: State::New(self), answer: PhantomData }
+        Asking::new(self)
     }
 
     /// Sends and gives the answer at once, for a caller that cannot wait.
@@ -607,15 +588,6 @@ enum Told {
     Nothing,
 }
 
-/// The worse of what was told of several nodes: the first that went wrong, for one that takes nothing must not keep the
-/// others from it.
-fn worse(first: Option<Result<Sent>>, next: Option<Result<Sent>>) -> Option<Result<Sent>> {
-    match (&first, &next) {
-        (None | Some(Ok(_)), Some(Err(_))) | (None, Some(Ok(_))) => next,
-        _ => first,
-    }
-}
-
 /// Whether a node that is not here may be behind the link.
 fn away(space: &SpaceInner, error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::NoSuchNode { .. }) && space.link.get().is_some()
@@ -678,119 +650,6 @@ fn bring(
     }
 }
 
-#[inline]
-fn answer<R: Answer>(event: EventId, outcome: Outcome) -> Result<Reply<R>> {
-    match outcome.and_then(R::from_reply) {
-        Ok(answer) => Ok(Reply { event, answer }),
-        Err(error) => Err(error.at_event(event)),
-    }
-}
-
-enum Begun<R> {
-    Now(Result<Reply<R>>),
-    Later(BoxFuture<'static, Result<Reply<R>>>),
-}
-
-impl<R: Answer> Begun<R> {
-    #[cold]
-    fn later(sender: Sender<'_>, event: EventId, from: Answering, within: Option<Duration>) -> Self {
-        let waiting = Waiting::new(sender, from, within);
-        Self::Later(Box::pin(Yielding::new(async move { answer(event, waiting.await) })))
-    }
-}
-
-struct Waiting {
-    from: Answering,
-    sleep: Option<(Duration, BoxFuture<'static, ()>)>,
-}
-
-/// Where an answer comes from.
-enum Answering {
-    Here(oneshot::Receiver<Outcome>),
-    Away(BoxFuture<'static, Outcome>),
-}
-
-impl Waiting {
-    fn new(sender: Sender<'_>, from: Answering, within: Option<Duration>) -> Self {
-        Self { from, sleep: within.map(|time| (time, sender.space().env.sleep(time))) }
-    }
-}
-
-impl Future for Waiting {
-    type Output = Outcome;
-
-    fn poll(mut self: Pin<&mut Self>, task: &mut std::task::Context<'_>) -> Poll<Outcome> {
-        let polled = match &mut self.from {
-            Answering::Here(receiver) => Pin::new(receiver)
-                .poll(task)
-                .map(|outcome| outcome.unwrap_or_else(|_| Err(Error::new(ErrorKind::Cancelled)))),
-            Answering::Away(away) => away.as_mut().poll(task),
-        };
-        if polled.is_ready() {
-            return polled;
-        }
-        if let Some((time, sleep)) = &mut self.sleep
-            && sleep.as_mut().poll(task).is_ready()
-        {
-            let after = *time;
-            self.sleep = None;
-            return Poll::Ready(Err(Error::new(ErrorKind::TimedOut { after })));
-        }
-        Poll::Pending
-    }
-}
-
-/// An event for whose answer somebody waits. Sent when it is first polled.
-#[must_use = "nothing is sent before `.await`"]
-pub struct Asking<'s, T, R> {
-    state: State<'s, T, R>,
-    answer: PhantomData<fn() -> R>,
-}
-
-enum State<'s, T, R> {
-    New(Sending<'s, T>),
-    Waits(BoxFuture<'static, Result<Reply<R>>>),
-    Over,
-}
-
-impl<T: Payload, R: Answer> Asking<'_, T, R> {
-    /// As [`Sending::within`].
-    pub fn within(mut self, time: Duration) -> Self {
-        if let State::New(sending) = &mut self.state {
-            sending.extras().within = Some(time);
-        }
-        self
-    }
-}
-
-impl<T: Payload, R: Answer> Future for Asking<'_, T, R> {
-    type Output = Result<Reply<R>>;
-
-    #[inline]
-    fn poll(mut self: Pin<&mut Self>, task: &mut std::task::Context<'_>) -> Poll<Self::Output> {
-        if let State::Waits(waiting) = &mut self.state {
-            return waiting.as_mut().poll(task);
-        }
-        if local::should_yield() {
-            task.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        let State::New(sending) = std::mem::replace(&mut self.state, State::Over) else {
-            return Poll::Ready(Err(told_already()));
-        };
-        match sending.start::<R>() {
-            Begun::Now(reply) => Poll::Ready(reply),
-            Begun::Later(mut waiting) => {
-                let polled = waiting.as_mut().poll(task);
-                self.state = State::Waits(waiting);
-                polled
-            }
-        }
-    }
-}
-
-impl<T, R> Unpin for Asking<'_, T, R> {}
-
 impl<'s, T: Payload> IntoFuture for Sending<'s, T> {
     type Output = Result<Sent>;
     type IntoFuture = Acceptance;
@@ -799,153 +658,6 @@ impl<'s, T: Payload> IntoFuture for Sending<'s, T> {
     fn into_future(self) -> Acceptance {
         self.send_now()
     }
-}
-
-/// Says whether a sent event was taken: at once by a node here, after a round trip by one beyond a link.
-///
-/// # Cancel safety
-///
-/// The event has left; dropping this does not take it back.
-#[must_use = "whether the event was taken is told by `.await`"]
-pub struct Acceptance {
-    state: Accepted,
-}
-
-enum Accepted {
-    /// `None` once it was told.
-    Now(Option<Result<Sent>>),
-    Later(BoxFuture<'static, Result<Sent>>),
-}
-
-impl Acceptance {
-    #[inline]
-    pub(crate) const fn now(sent: Result<Sent>) -> Self {
-        Self { state: Accepted::Now(Some(sent)) }
-    }
-
-    #[cold]
-    fn later(sender: Sender<'_>, event: EventId, away: Away, within: Option<Duration>) -> Self {
-        let waiting = Waiting::new(sender, Answering::Away(Box::pin(away.outcome())), within);
-        let taken =
-            async move { waiting.await.map(|_| Sent { event }).map_err(|error| error.at_event(event)) };
-        Self { state: Accepted::Later(Box::pin(Yielding::new(taken))) }
-    }
-}
-
-impl Future for Acceptance {
-    type Output = Result<Sent>;
-
-    #[inline]
-    fn poll(mut self: Pin<&mut Self>, task: &mut std::task::Context<'_>) -> Poll<Result<Sent>> {
-        match &mut self.state {
-            Accepted::Now(sent) => Poll::Ready(sent.take().unwrap_or_else(|| Err(told_already()))),
-            Accepted::Later(waiting) => waiting.as_mut().poll(task),
-        }
-    }
-}
-
-impl fmt::Debug for Acceptance {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.state {
-            Accepted::Now(sent) => write!(f, "{sent:?}"),
-            Accepted::Later(_) => f.write_str("waits for the other side"),
-        }
-    }
-}
-
-/// An event on its way to everyone who listens, not sent yet.
-#[must_use = "nothing is sent before `.publish()` or `.stream()`"]
-pub struct Broadcasting<'s, T> {
-    sender: Sender<'s>,
-    payload: T,
-    extras: Option<Box<Extras>>,
-}
-
-impl<'s, T: Payload> Broadcasting<'s, T> {
-    #[inline]
-    pub(crate) fn new(sender: Sender<'s>, payload: T) -> Self {
-        Self { sender, payload, extras: None }
-    }
-
-    extras!();
-
-    /// Sends the event to every node whose patterns match, the sender included.
-    ///
-    /// # Errors
-    ///
-    /// When the space does not run, a limit on the correlation is passed, or a hook objects. What one listener does
-    /// with the event is not the broadcaster's concern: its failure becomes an error event and a dead letter.
-    pub fn publish(self) -> Result<EventId> {
-        self.publish_from(None, Reach::Everywhere)
-    }
-
-    /// Publishes an event that concerns this process alone.
-    pub(crate) fn publish_here(self) -> Result<EventId> {
-        self.publish_from(None, Reach::Here)
-    }
-
-    /// Sends the event together with a stream, whose items every listener reads at its own pace with
-    /// [`Context::items`](crate::Context::items). The items stay in this process; a listener beyond a link gets the event
-    /// without them.
-    ///
-    /// # Errors
-    ///
-    /// As [`Broadcasting::publish`].
-    pub fn stream<I: Payload>(self) -> Result<Outlet<I>> {
-        let (to, _) = tokio::sync::broadcast::channel(crate::limits::STREAM_BROADCAST_ITEMS_MAX);
-        let event = self.publish_from(Some(&to), Reach::Everywhere)?;
-        Ok(Outlet::new(to, event))
-    }
-
-    #[inline]
-    fn publish_from(
-        self,
-        source: Option<&tokio::sync::broadcast::Sender<happen_core::Value>>,
-        reach: Reach,
-    ) -> Result<EventId> {
-        let Self { sender, payload, extras } = self;
-        let space = sender.space();
-        space.check_running()?;
-        let envelope = stamp(sender, &payload, Purpose::Broadcast, extras.as_deref())?;
-        Ok(spread(sender, envelope, payload, source, reach))
-    }
-
-    pub(crate) fn into_parts(self) -> (Sender<'s>, T, Option<Box<Extras>>) {
-        (self.sender, self.payload, self.extras)
-    }
-}
-
-/// Brings a stamped event to everyone who listens.
-#[inline]
-pub(crate) fn spread<T: Payload>(
-    sender: Sender<'_>,
-    envelope: Envelope,
-    payload: T,
-    source: Option<&tokio::sync::broadcast::Sender<happen_core::Value>>,
-    reach: Reach,
-) -> EventId {
-    let space = sender.space();
-    let id = envelope.id;
-    let listeners = space.listeners(&envelope.event_type);
-    let mark = space.remember_sent(&envelope, NodeKey(0));
-    space.settle(mark, web::PUBLISHED);
-    let leaves = space.link.get().is_some() && reach == Reach::Everywhere;
-    if leaves || !listeners.is_empty() {
-        let event = Event::from_parts(envelope, payload);
-        if leaves {
-            // Before the listeners here, whose handlers may send what it causes.
-            space.publish_away(sender, &event);
-        }
-        dispatch::publish(&listeners, &event, id, source);
-    }
-    id
-}
-
-/// How far a broadcast goes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reach {
-    Everywhere,
-    Here,
 }
 
 impl<'s> Sender<'s> {
@@ -989,29 +701,6 @@ fn held_by(flow: &FlowInner) -> Option<Arc<Held>> {
     Some(Arc::new(Held { node: Arc::clone(&flow.node.name), gate, up: flow.held.clone() }))
 }
 
-impl<'t> Destination<'t> {
-    pub(crate) fn many(all: impl Iterator<Item = Self>) -> Self {
-        Self(To::Many(all.map(|one| one.0).collect()))
-    }
-}
-
-impl<'t> To<'t> {
-    fn names(self, out: &mut Vec<Self>) {
-        match self {
-            Self::Many(all) => all.into_iter().for_each(|to| to.names(out)),
-            one => out.push(one),
-        }
-    }
-
-    fn name(&self) -> &str {
-        match self {
-            Self::Node(node) => node.id(),
-            Self::Name(name) => name,
-            Self::Many(_) => "several nodes",
-        }
-    }
-}
-
 impl Extras {
     fn copy(&self) -> Self {
         Self {
@@ -1026,71 +715,9 @@ impl Extras {
     }
 }
 
-impl<'t> Target<'t> for &'t Node {
-    #[inline]
-    fn into_destination(self) -> Destination<'t> {
-        Destination(To::Node(self))
-    }
-}
-
-impl<'t> Target<'t> for &'t str {
-    fn into_destination(self) -> Destination<'t> {
-        Destination(To::Name(Cow::Borrowed(self)))
-    }
-}
-
-impl<'t> Target<'t> for &'t String {
-    fn into_destination(self) -> Destination<'t> {
-        Destination(To::Name(Cow::Borrowed(self)))
-    }
-}
-
-impl<'t> Target<'t> for String {
-    fn into_destination(self) -> Destination<'t> {
-        Destination(To::Name(Cow::Owned(self)))
-    }
-}
-
-impl<'t> Target<'t> for &Arc<str> {
-    fn into_destination(self) -> Destination<'t> {
-        Destination(To::Name(Cow::Owned(self.to_string())))
-    }
-}
-
-impl<'t, X: Target<'t>, const N: usize> Target<'t> for [X; N] {
-    fn into_destination(self) -> Destination<'t> {
-        Destination(To::Many(self.into_iter().map(|to| to.into_destination().0).collect()))
-    }
-}
-
-impl<'t, X: Target<'t>> Target<'t> for Vec<X> {
-    fn into_destination(self) -> Destination<'t> {
-        Destination(To::Many(self.into_iter().map(|to| to.into_destination().0).collect()))
-    }
-}
-
-impl<'t, X> Target<'t> for &'t [X]
-where
-    &'t X: Target<'t>,
-{
-    fn into_destination(self) -> Destination<'t> {
-        Destination(To::Many(self.iter().map(|to| to.into_destination().0).collect()))
-    }
-}
-
-#[cold]
-pub(crate) fn no_destination() -> Error {
-    Error::misuse("an event was sent to a list of nodes that is empty")
-}
-
 #[cold]
 fn empty_batch() -> Error {
     Error::misuse("a batch without events was sent")
-}
-
-#[cold]
-fn told_already() -> Error {
-    Error::misuse("the answer was given already; a finished future was polled")
 }
 
 #[cold]
@@ -1098,29 +725,8 @@ fn mixed_batch() -> Error {
     Error::misuse("a batch has events of one type; send those of another type by themselves")
 }
 
-#[cold]
-fn one_destination() -> Error {
-    Error::misuse("several nodes were asked for one reply; use `.replies()`, which gives one for each")
-}
-
 impl<T: fmt::Debug> fmt::Debug for Sending<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} to {:?}", self.parcel, self.to)
-    }
-}
-
-impl<T: fmt::Debug> fmt::Debug for Broadcasting<'_, T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} to all", self.payload)
-    }
-}
-
-impl<T, R> fmt::Debug for Asking<'_, T, R> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.state {
-            State::New(_) => "not sent",
-            State::Waits(_) => "waits for the answer",
-            State::Over => "answered",
-        })
     }
 }

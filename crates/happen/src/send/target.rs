@@ -1,0 +1,117 @@
+//! Where an event goes: a node, the id of one, or several of either.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use happen_core::Error;
+
+use crate::node::Node;
+
+/// Where an event goes: a node, the id of one, or several of either.
+#[diagnostic::on_unimplemented(
+    message = "an event cannot be sent to `{Self}`",
+    label = "not a destination",
+    note = "a destination is `&Node`, the id of a node as text, or an array, slice or vector of these"
+)]
+pub trait Target<'t> {
+    #[doc(hidden)]
+    fn into_destination(self) -> Destination<'t>;
+}
+
+/// Where an event goes; made by [`Target`].
+#[derive(Debug)]
+#[doc(hidden)]
+#[expect(unnameable_types, reason = "what a target becomes concerns only the runtime")]
+pub struct Destination<'t>(pub(super) To<'t>);
+
+#[derive(Debug, Clone)]
+pub(super) enum To<'t> {
+    Node(&'t Node),
+    Name(Cow<'t, str>),
+    Many(Vec<To<'t>>),
+}
+
+impl<'t> Destination<'t> {
+    pub(crate) fn many(all: impl Iterator<Item = Self>) -> Self {
+        Self(To::Many(all.map(|one| one.0).collect()))
+    }
+}
+
+impl<'t> To<'t> {
+    pub(super) fn names(self, out: &mut Vec<Self>) {
+        match self {
+            Self::Many(all) => all.into_iter().for_each(|to| to.names(out)),
+            one => out.push(one),
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Node(node) => node.id(),
+            Self::Name(name) => name,
+            Self::Many(_) => "several nodes",
+        }
+    }
+}
+
+impl<'t> Target<'t> for &'t Node {
+    #[inline]
+    fn into_destination(self) -> Destination<'t> {
+        Destination(To::Node(self))
+    }
+}
+
+impl<'t> Target<'t> for &'t str {
+    fn into_destination(self) -> Destination<'t> {
+        Destination(To::Name(Cow::Borrowed(self)))
+    }
+}
+
+impl<'t> Target<'t> for &'t String {
+    fn into_destination(self) -> Destination<'t> {
+        Destination(To::Name(Cow::Borrowed(self)))
+    }
+}
+
+impl<'t> Target<'t> for String {
+    fn into_destination(self) -> Destination<'t> {
+        Destination(To::Name(Cow::Owned(self)))
+    }
+}
+
+impl<'t> Target<'t> for &Arc<str> {
+    fn into_destination(self) -> Destination<'t> {
+        Destination(To::Name(Cow::Owned(self.to_string())))
+    }
+}
+
+impl<'t, X: Target<'t>, const N: usize> Target<'t> for [X; N] {
+    fn into_destination(self) -> Destination<'t> {
+        Destination(To::Many(self.into_iter().map(|to| to.into_destination().0).collect()))
+    }
+}
+
+impl<'t, X: Target<'t>> Target<'t> for Vec<X> {
+    fn into_destination(self) -> Destination<'t> {
+        Destination(To::Many(self.into_iter().map(|to| to.into_destination().0).collect()))
+    }
+}
+
+impl<'t, X> Target<'t> for &'t [X]
+where
+    &'t X: Target<'t>,
+{
+    fn into_destination(self) -> Destination<'t> {
+        Destination(To::Many(self.iter().map(|to| to.into_destination().0).collect()))
+    }
+}
+
+#[cold]
+pub(crate) fn no_destination() -> Error {
+    Error::misuse("an event was sent to a list of nodes that is empty")
+}
+
+#[cold]
+pub(super) fn one_destination() -> Error {
+    Error::misuse("several nodes were asked for one reply; use `.replies()`, which gives one for each")
+}
