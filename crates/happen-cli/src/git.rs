@@ -6,13 +6,12 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use happen::{Config, Context, Event, EventId, Imported, Space, with};
+use happen::{Config, Context, Event, EventId, Imported, Space};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
 use crate::failure::Failure;
 use crate::git_log::{Commit, History, Tag, Totals};
-use crate::kept::Kept;
 use crate::output::{Output, Progress, number, per_second, plain};
 
 /// What the command was asked for.
@@ -178,11 +177,10 @@ pub(crate) async fn run(request: &Request, output: &Output) -> Result<(), Failur
 /// Makes the space and broadcasts every commit and every tag, causes before effects.
 async fn bring_in(history: &History, totals: Totals, tags: &[Tag]) -> Result<Web, Failure> {
     let space = Space::with(config(totals, tags.len()))?;
-    let audit = Kept::<Audit>::new();
     let counter = space.node("audit");
-    counter.on("commit", with(audit.clone(), count_commit)).check()?;
-    counter.on("tag", with(audit.clone(), count_tag)).check()?;
-    counter.on("report", with(audit, report_audit)).check()?;
+    counter.on("commit", count_commit).check()?;
+    counter.on("tag", count_tag).check()?;
+    counter.on("report", report_audit).check()?;
     space.node("authors").on("commit", tell_author).check()?;
     space.node("tags").on("tag", tell_tag).check()?;
     space.start().await?;
@@ -230,10 +228,11 @@ impl Web {
         let start = self.space.env().monotonic();
         let author = author_node(&commit.author_email);
         if self.space.find(&author).is_none() {
-            let kept = Kept::from(Author { email: commit.author_email.clone(), ..Author::default() });
             let node = self.space.node(&author);
-            node.on("authored", with(kept.clone(), authored)).check()?;
-            node.on("report", with(kept, report_author)).check()?;
+            let email = commit.author_email.clone();
+            node.state::<Author>().set(move |author| Author { email: email.clone(), ..author })?;
+            node.on("authored", authored).check()?;
+            node.on("report", report_author).check()?;
             self.authors.push(author);
         }
         let committed = Committed {
@@ -259,9 +258,8 @@ impl Web {
     fn add_tag(&mut self, tag: &Tag) -> Result<(), Failure> {
         let start = self.space.env().monotonic();
         let node = self.space.node(tag_node(&tag.name));
-        let kept = Kept::<TagState>::new();
-        node.on("tagged", with(kept.clone(), tagged)).check()?;
-        node.on("report", with(kept, report_tag)).check()?;
+        node.on("tagged", tagged).check()?;
+        node.on("report", report_tag).check()?;
         self.tags.push(node.id().to_owned());
         let tagged = Tagged { name: tag.name.clone(), commit: tag.commit.clone() };
         let cause = self.by_id.get(&tag.commit).map(|index| &self.commits[*index].event);
@@ -284,43 +282,45 @@ async fn tell_tag(tag: Event<Tagged>, cx: Context) -> happen::Result<()> {
     Ok(())
 }
 
-fn authored(kept: Kept<Author>, authored: &Event<Authored>, _: &Context) {
-    kept.change(|author| {
-        *author.names.entry(authored.name.clone()).or_default() += 1;
+fn authored(authored: &Event<Authored>, cx: &Context) -> happen::Result<()> {
+    let (name, files) = (authored.name.clone(), u64::from(authored.files_changed));
+    cx.state::<Author>().set(move |mut author| {
+        *author.names.entry(name.clone()).or_default() += 1;
         author.commits += 1;
-        author.files_changed += u64::from(authored.files_changed);
-    });
+        author.files_changed += files;
+        author
+    })
 }
 
-fn report_author(kept: Kept<Author>, _: &Event<Report>, _: &Context) -> Author {
-    kept.get(Clone::clone)
+fn report_author(_: &Event<Report>, cx: &Context) -> Author {
+    cx.state::<Author>().get(Clone::clone)
 }
 
-fn tagged(kept: Kept<TagState>, given: &Event<Given>, _: &Context) {
-    kept.change(|tag| {
-        tag.name.clone_from(&given.name);
-        tag.commit.clone_from(&given.commit);
-    });
+fn tagged(given: &Event<Given>, cx: &Context) -> happen::Result<()> {
+    let tag = TagState { name: given.name.clone(), commit: given.commit.clone() };
+    cx.state::<TagState>().set(move |_| tag.clone())
 }
 
-fn report_tag(kept: Kept<TagState>, _: &Event<Report>, _: &Context) -> TagState {
-    kept.get(Clone::clone)
+fn report_tag(_: &Event<Report>, cx: &Context) -> TagState {
+    cx.state::<TagState>().get(Clone::clone)
 }
 
-fn count_commit(kept: Kept<Audit>, commit: &Event<Committed>, _: &Context) {
-    kept.change(|audit| {
-        audit.commits += 1;
-        audit.merges += u64::from(commit.parents > 1);
-        audit.files_changed += u64::from(commit.files_changed);
-    });
+fn count_commit(commit: &Event<Committed>, cx: &Context) -> happen::Result<()> {
+    let (merge, files) = (u64::from(commit.parents > 1), u64::from(commit.files_changed));
+    cx.state::<Audit>().set(move |audit| Audit {
+        commits: audit.commits + 1,
+        merges: audit.merges + merge,
+        files_changed: audit.files_changed + files,
+        ..audit
+    })
 }
 
-fn count_tag(kept: Kept<Audit>, _: &Event<Tagged>, _: &Context) {
-    kept.change(|audit| audit.tags += 1);
+fn count_tag(_: &Event<Tagged>, cx: &Context) -> happen::Result<()> {
+    cx.state::<Audit>().set(|audit| Audit { tags: audit.tags + 1, ..audit })
 }
 
-fn report_audit(kept: Kept<Audit>, _: &Event<Report>, _: &Context) -> Audit {
-    kept.get(Clone::clone)
+fn report_audit(_: &Event<Report>, cx: &Context) -> Audit {
+    cx.state::<Audit>().get(Clone::clone)
 }
 
 fn author_node(email: &str) -> String {

@@ -6,7 +6,6 @@ mod demo;
 mod failure;
 mod git;
 mod git_log;
-mod kept;
 mod output;
 #[cfg(test)]
 #[path = "../tests/support/repository.rs"]

@@ -3,11 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use happen::{Context, Event, Space, with};
+use happen::{Context, Event, Space};
 use serde::{Deserialize, Serialize};
 
 use super::events::Report;
-use crate::kept::Kept;
 
 /// What was heard.
 #[derive(happen::State, happen::Event, Default, Clone, Debug, Serialize, Deserialize)]
@@ -21,23 +20,29 @@ pub(crate) struct Audit {
 }
 
 pub(crate) fn node(space: &Space) -> happen::Result<()> {
-    let kept = Kept::new();
     let audit = space.node("audit");
-    audit.on("order.*", with(kept.clone(), count)).check()?;
-    audit.on("*.error", with(kept.clone(), count)).check()?;
-    audit.on("{place-order,legacy-order}.error", with(kept.clone(), count_failed_order)).check()?;
-    audit.on("report", with(kept, report)).check()
+    audit.on("order.*", count).check()?;
+    audit.on("*.error", count).check()?;
+    audit.on("{place-order,legacy-order}.error", count_failed_order).check()?;
+    audit.on("report", report).check()
 }
 
-fn count(kept: Kept<Audit>, event: &Event, _: &Context) {
-    kept.change(|audit| *audit.heard.entry(event.event_type().to_owned()).or_default() += 1);
+fn count(event: &Event, cx: &Context) -> happen::Result<()> {
+    let event_type = event.event_type().to_owned();
+    cx.state::<Audit>().set(move |mut audit| {
+        *audit.heard.entry(event_type.clone()).or_default() += 1;
+        audit
+    })
 }
 
-fn count_failed_order(kept: Kept<Audit>, failure: &Event, _: &Context) {
+fn count_failed_order(failure: &Event, cx: &Context) -> happen::Result<()> {
     let code = failure.get("code").and_then(|code| code.as_str()).unwrap_or("unknown").to_owned();
-    kept.change(|audit| *audit.failed_orders.entry(code).or_default() += 1);
+    cx.state::<Audit>().set(move |mut audit| {
+        *audit.failed_orders.entry(code.clone()).or_default() += 1;
+        audit
+    })
 }
 
-fn report(kept: Kept<Audit>, _: &Event<Report>, _: &Context) -> Audit {
-    kept.get(Clone::clone)
+fn report(_: &Event<Report>, cx: &Context) -> Audit {
+    cx.state::<Audit>().get(Clone::clone)
 }

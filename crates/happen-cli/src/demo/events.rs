@@ -146,9 +146,7 @@ pub(crate) struct Ship {
 
 /// The parcel is on its way.
 #[derive(happen::Event, Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Shipped {
-    pub(crate) parcel: u64,
-}
+pub(crate) struct Shipped;
 
 /// Asks a node for its state.
 #[derive(happen::Event, Clone, Debug, Serialize, Deserialize)]

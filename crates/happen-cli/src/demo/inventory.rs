@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use happen::{Context, Event, Space, Step, done, with};
+use happen::{Context, Event, Space, Step, done};
 use serde::{Deserialize, Serialize};
 
 use super::events::{OutOfStock, Release, Report, Reserve, Reserved};
-use crate::kept::Kept;
 
 /// What is in stock, by article.
 #[derive(happen::State, happen::Event, Default, Clone, Debug, Serialize, Deserialize)]
@@ -17,39 +16,48 @@ pub(crate) struct Inventory {
 }
 
 pub(crate) fn node(space: &Space, stock: Inventory) -> happen::Result<()> {
-    let kept = Kept::from(stock);
     let inventory = space.node("inventory");
-    inventory.on("reserve", with(kept.clone(), reserve)).check()?;
-    inventory.on("release", with(kept.clone(), release)).check()?;
-    inventory.on("report", with(kept, report)).check()
+    inventory.state::<Inventory>().set(move |_| stock.clone())?;
+    inventory.on("reserve", reserve).check()?;
+    inventory.on("release", release).check()?;
+    inventory.on("report", report).check()
 }
 
-fn reserve(kept: Kept<Inventory>, wanted: &Event<Reserve>, _: &Context) -> happen::Result<Step> {
-    let missing = kept.change(|inventory| {
-        let enough =
-            |article: &String, quantity| inventory.stock.get(article).is_some_and(|left| *left >= quantity);
-        let missing = wanted.lines.iter().find(|line| !enough(&line.article, line.quantity));
-        if missing.is_none() {
-            for line in &wanted.lines {
-                *inventory.stock.entry(line.article.clone()).or_default() -= line.quantity;
-            }
+fn reserve(wanted: &Event<Reserve>, cx: &Context) -> happen::Result<Step> {
+    let lines = wanted.lines.clone();
+    // Whether there is enough and taking it are one change: nobody comes in between.
+    let taken = cx.state::<Inventory>().try_set(move |mut inventory| {
+        for line in &lines {
+            let missing = || Missing(line.article.clone());
+            let left = inventory.stock.get_mut(&line.article).ok_or_else(missing)?;
+            *left = left.checked_sub(line.quantity).ok_or_else(missing)?;
         }
-        missing
+        Ok::<_, Missing>(inventory)
     });
-    match missing {
-        None => done(Reserved),
-        Some(line) => done(OutOfStock { article: line.article.clone() }),
+    match taken {
+        Ok(()) => done(Reserved),
+        Err(error) => match error.find_cause::<Missing>() {
+            Some(Missing(article)) => done(OutOfStock { article: article.clone() }),
+            None => Err(error),
+        },
     }
 }
 
-fn release(kept: Kept<Inventory>, back: &Event<Release>, _: &Context) {
-    kept.change(|inventory| {
-        for line in &back.lines {
+/// There is too little of this article.
+#[derive(Debug, thiserror::Error)]
+#[error("too little of {0} is left")]
+struct Missing(String);
+
+fn release(back: &Event<Release>, cx: &Context) -> happen::Result<()> {
+    let lines = back.lines.clone();
+    cx.state::<Inventory>().set(move |mut inventory| {
+        for line in &lines {
             *inventory.stock.entry(line.article.clone()).or_default() += line.quantity;
         }
-    });
+        inventory
+    })
 }
 
-fn report(kept: Kept<Inventory>, _: &Event<Report>, _: &Context) -> Inventory {
-    kept.get(Clone::clone)
+fn report(_: &Event<Report>, cx: &Context) -> Inventory {
+    cx.state::<Inventory>().get(Clone::clone)
 }

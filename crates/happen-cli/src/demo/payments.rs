@@ -3,11 +3,10 @@
 
 use std::time::Duration;
 
-use happen::{Context, Error, ErrorKind, Event, Space, Step, done, with};
+use happen::{Context, Error, ErrorKind, Event, Space, Step, done};
 use serde::{Deserialize, Serialize};
 
 use super::events::{Card, Charge, Declined, Paid, Refund, Report};
-use crate::kept::Kept;
 
 /// What was taken and given back, in cents.
 #[derive(happen::State, happen::Event, Default, Clone, Debug, Serialize, Deserialize)]
@@ -19,14 +18,13 @@ pub(crate) struct Payments {
 }
 
 pub(crate) fn node(space: &Space) -> happen::Result<()> {
-    let kept = Kept::new();
     let payments = space.node("payments");
-    payments.on("charge", with(kept.clone(), charge)).check()?;
-    payments.on("refund", with(kept.clone(), refund)).check()?;
-    payments.on("report", with(kept, report)).check()
+    payments.on("charge", charge).check()?;
+    payments.on("refund", refund).check()?;
+    payments.on("report", report).check()
 }
 
-async fn charge(kept: Kept<Payments>, charge: Event<Charge>, cx: Context) -> happen::Result<Step> {
+async fn charge(charge: Event<Charge>, cx: Context) -> happen::Result<Step> {
     // The bug: nobody checks that there is at least one instalment, so this panics when there is none.
     let instalment_cents = charge.total_cents / charge.payment.instalments;
     cx.sleep(ANSWER).await;
@@ -38,7 +36,11 @@ async fn charge(kept: Kept<Payments>, charge: Event<Charge>, cx: Context) -> hap
         Card::Silent => cx.sleep(SILENCE).await,
         Card::Hiccups | Card::Pays => {}
     }
-    kept.change(|payments| payments.taken_cents += charge.total_cents);
+    let cents = charge.total_cents;
+    cx.state::<Payments>().set(move |mut payments| {
+        payments.taken_cents += cents;
+        payments
+    })?;
     done(Paid { instalment_cents })
 }
 
@@ -46,12 +48,16 @@ fn unreachable_provider() -> Error {
     Error::new(ErrorKind::Io { what: "the payment provider refused the connection".to_owned() })
 }
 
-fn refund(kept: Kept<Payments>, refund: &Event<Refund>, _: &Context) {
-    kept.change(|payments| payments.refunded_cents += refund.total_cents);
+fn refund(refund: &Event<Refund>, cx: &Context) -> happen::Result<()> {
+    let cents = refund.total_cents;
+    cx.state::<Payments>().set(move |mut payments| {
+        payments.refunded_cents += cents;
+        payments
+    })
 }
 
-fn report(kept: Kept<Payments>, _: &Event<Report>, _: &Context) -> Payments {
-    kept.get(Clone::clone)
+fn report(_: &Event<Report>, cx: &Context) -> Payments {
+    cx.state::<Payments>().get(Clone::clone)
 }
 
 /// How long the provider takes.

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use happen::{Context, Event, Space, Step, done, with};
+use happen::{Context, Event, Space, Step, done};
 use serde::{Deserialize, Serialize};
 
 use super::events::{Delivery, Report, Ship, Shipped};
-use crate::kept::Kept;
 
 /// What was sent.
 #[derive(happen::State, happen::Event, Default, Clone, Debug, Serialize, Deserialize)]
@@ -17,23 +16,22 @@ pub(crate) struct Shipping {
 }
 
 pub(crate) fn node(space: &Space) -> happen::Result<()> {
-    let kept = Kept::new();
     let shipping = space.node("shipping").max_concurrent(PACKERS).queue_limit(WAITING_MAX);
-    shipping.on("ship", with(kept.clone(), ship)).check()?;
-    shipping.on("report", with(kept, report)).check()
+    shipping.on("ship", ship).check()?;
+    shipping.on("report", report).check()
 }
 
-async fn ship(kept: Kept<Shipping>, ship: Event<Ship>, cx: Context) -> happen::Result<Step> {
+async fn ship(ship: Event<Ship>, cx: Context) -> happen::Result<Step> {
     cx.sleep(if ship.delivery == Delivery::Bulky { PACKING_BULKY } else { PACKING }).await;
-    let parcel = kept.change(|shipping| {
+    cx.state::<Shipping>().set(|mut shipping| {
         shipping.parcels += 1;
-        shipping.parcels
-    });
-    done(Shipped { parcel })
+        shipping
+    })?;
+    done(Shipped)
 }
 
-fn report(kept: Kept<Shipping>, _: &Event<Report>, _: &Context) -> Shipping {
-    kept.get(Clone::clone)
+fn report(_: &Event<Report>, cx: &Context) -> Shipping {
+    cx.state::<Shipping>().get(Clone::clone)
 }
 
 /// Parcels packed at once.
