@@ -17,7 +17,7 @@ use crate::hooks::{Moment, Seen};
 use crate::limits;
 use crate::link::Away;
 use crate::local;
-use crate::node::NodeInner;
+use crate::node::{KeyedWait, NodeInner, Room};
 use crate::stream::{Sink, Source};
 use crate::sync::{Mutex, isolated, lock};
 use crate::table::{Entry, Found, Lane, Phase, Route, Table};
@@ -100,6 +100,8 @@ pub(crate) struct Job {
     pub(crate) event: Arc<dyn ErasedEvent>,
     pub(crate) want: Want,
     pub(crate) reply: Reply,
+    /// Counts the job among those that wait for their keys, as long as it does.
+    pub(crate) keyed: Option<KeyedWait>,
 }
 
 /// Who is told of an outcome.
@@ -288,7 +290,7 @@ fn before_handling(
 #[cold]
 fn put_off(node: &Arc<NodeInner>, event: &dyn ErasedEvent, want: Want) -> Result<Delivered> {
     let (reply, receiver) = later(Reply::Nobody, want.reply);
-    let job = Job { event: event.to_shared(), want, reply };
+    let job = Job { event: event.to_shared(), want, reply, keyed: None };
     let node = Arc::clone(node);
     local::defer(Box::new(move || again(&node, job, None)))?;
     Ok(Delivered::Later(receiver))
@@ -296,7 +298,8 @@ fn put_off(node: &Arc<NodeInner>, event: &dyn ErasedEvent, want: Want) -> Result
 
 /// Handles a job whose sender has gone on. With `place` it has been admitted already.
 fn again(node: &Arc<NodeInner>, job: Job, place: Option<Place>) {
-    let Job { event, mut want, reply } = job;
+    let Job { event, mut want, reply, keyed } = job;
+    drop(keyed);
     want.set_waits(None);
     let came_by_queue = place.is_some();
     let table = node.table.load();
@@ -330,7 +333,7 @@ fn again(node: &Arc<NodeInner>, job: Job, place: Option<Place>) {
                 Some(key) => node.key_gate(key).enter(table.max_by_key()),
             };
             if !entered {
-                return enqueue(node, &table, Job { event, want, reply }, key);
+                return enqueue(node, &table, Job { event, want, reply, keyed: None }, key);
             }
             Place::new(node, key)
         }
@@ -426,7 +429,7 @@ fn queue(
     key: Option<u64>,
 ) -> Result<Delivered> {
     let (reply, receiver) = later(Reply::Nobody, want.reply);
-    let job = Job { event: event.to_shared(), want, reply };
+    let job = Job { event: event.to_shared(), want, reply, keyed: None };
     match try_enqueue(node, table, job, key) {
         Ok(()) => Ok(Delivered::Later(receiver)),
         Err((_, error)) => Err(error),
@@ -461,8 +464,17 @@ fn try_enqueue(
             (&*keyed, table.max_by_key())
         }
     };
-    let waiting = gate.waiting() as usize + 1;
-    let queued = gate.queue(job, priority, max, options.queue_limit, options.queue_order, options.overflow);
+    let own = gate.waiting() as usize;
+    // The keys have a limit together: many keys with a few events each would be a queue without an end. Where the oldest
+    // gives way, it is the oldest of the same key.
+    let (order, overflow) = (options.queue_order, options.overflow);
+    let instead = overflow == crate::config::Overflow::DropOldest && own > 0;
+    let (queued, waiting) = match key.map(|_| node.wait_for_key(&mut job, options.queue_limit, instead)) {
+        None => (gate.queue(job, priority, max, options.queue_limit, order, overflow), own + 1),
+        Some(Room::Free(all)) => (gate.queue(job, priority, max, usize::MAX, order, overflow), all),
+        Some(Room::Instead) => (gate.queue(job, priority, max, own, order, overflow), options.queue_limit),
+        Some(Room::None) => (Queued::Full(job), options.queue_limit),
+    };
     node.space.note_pressure(node, waiting, options.queue_limit);
     match queued {
         Queued::Waits => {

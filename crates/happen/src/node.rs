@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
@@ -58,9 +58,30 @@ pub(crate) struct NodeInner {
 #[derive(Default)]
 struct Aside {
     keys: Mutex<HashMap<u64, Arc<Gate<Job>>>>,
+    /// Events that wait for their keys, all keys together.
+    keyed: AtomicUsize,
     /// With the number of the build that each belongs to.
     under_way: Mutex<Vec<Option<(Context, u64)>>>,
     pub(crate) states: crate::state::States,
+}
+
+/// Whether there is room for an event that has to wait for its key.
+pub(crate) enum Room {
+    /// There is; so many wait now, for whichever keys.
+    Free(usize),
+    /// There is, in the place of an older one of the same key.
+    Instead,
+    /// There is none.
+    None,
+}
+
+/// Counts an event that waits for its key, until it starts.
+pub(crate) struct KeyedWait(Arc<NodeInner>);
+
+impl Drop for KeyedWait {
+    fn drop(&mut self) {
+        self.0.aside().keyed.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 /// Takes a flow off the list of those under way when it ends.
@@ -122,6 +143,20 @@ impl NodeInner {
         drop(gate);
         self.forget_idle(key);
         drain
+    }
+
+    /// Counts a job that is about to wait for its key, when there is room for it, or when it takes the place of another.
+    pub(crate) fn wait_for_key(self: &Arc<Self>, job: &mut Job, limit: usize, instead: bool) -> Room {
+        let before = self.aside().keyed.fetch_add(1, Ordering::SeqCst);
+        // The guard first, so that it takes the count back when there is no room.
+        let counted = KeyedWait(Arc::clone(self));
+        let room = match (before < limit, instead && limit > 0) {
+            (true, _) => Room::Free(before + 1),
+            (false, true) => Room::Instead,
+            (false, false) => return Room::None,
+        };
+        job.keyed = Some(counted);
+        room
     }
 
     pub(crate) fn key_started(&self, key: u64) {
@@ -396,7 +431,7 @@ impl Node {
         self
     }
 
-    /// Limits how many events wait. Default [`QUEUE_LIMIT`](crate::limits::QUEUE_LIMIT).
+    /// Limits how many events wait, for all keys together where a node is serial by key. Default [`QUEUE_LIMIT`](crate::limits::QUEUE_LIMIT).
     #[must_use]
     #[doc(alias = "queueLimit")]
     pub fn queue_limit(self, events: usize) -> Self {

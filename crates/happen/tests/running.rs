@@ -414,6 +414,36 @@ fn keys_keep_their_own_order_beside_each_other() {
 }
 
 #[test]
+fn the_keys_of_a_node_have_one_limit_together() {
+    for (limit, overflow) in [(3, Overflow::Reject), (4, Overflow::Reject), (3, Overflow::DropOldest)] {
+        run(1, async |space| {
+            let slow = async |_: Event<u32>, cx: Context| cx.sleep(millis(10)).await;
+            let node = space.node("node").serial_by(|n: &u32| n % 10).queue_limit(limit).overflow(overflow);
+            node.on("u32", slow).check().unwrap();
+            space.start().await.unwrap();
+            // One of each key runs, and the others wait behind it: three of three keys.
+            for n in [1u32, 2, 3, 11, 12, 13] {
+                space.send(&node, n).await.unwrap();
+            }
+            assert_eq!(node.waiting(), 3);
+            let fourth = space.send(&node, 21u32).await.map_err(|error| error.code());
+            let (told, waiting, letters) = match (limit, overflow) {
+                (4, _) => (None, 4, 0),
+                (_, Overflow::Reject) => (Some("busy"), 3, 0),
+                _ => (None, 3, 1),
+            };
+            assert_eq!((fourth.err(), node.waiting(), space.dead_letters().len()), (told, waiting, letters));
+            space.settled(secs(10)).await.unwrap();
+            // All places are free again.
+            for n in [1u32, 2, 3, 11, 12, 13] {
+                space.send(&node, n).await.unwrap();
+            }
+            space.settled(secs(10)).await.unwrap();
+        });
+    }
+}
+
+#[test]
 fn a_cascade_of_ten_thousand_keeps_its_order_and_needs_no_stack() {
     const DEEP: u32 = 10_000;
     run(1, async |space| {
