@@ -431,7 +431,8 @@ impl Node {
         self
     }
 
-    /// Limits how many events wait, for all keys together where a node is serial by key. Default [`QUEUE_LIMIT`](crate::limits::QUEUE_LIMIT).
+    /// Limits how many events wait, for all keys together where a node is serial by key. Default
+    /// [`QUEUE_LIMIT`](crate::limits::QUEUE_LIMIT).
     #[must_use]
     #[doc(alias = "queueLimit")]
     pub fn queue_limit(self, events: usize) -> Self {

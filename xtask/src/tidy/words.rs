@@ -1,13 +1,10 @@
-//! Checks on any text file: notes to oneself, paths of one machine, words that belong elsewhere.
+//! Checks on any text file: notes to oneself, and paths of one machine.
 
 use super::{Finding, has_word, numbered};
 
 // The words are put together from parts, so that this file passes its own checks.
 const NOTES: [&str; 3] = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("X", "XX")];
 const MACHINE_PATHS: [&str; 3] = [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/ho", "me/")];
-/// Names of places where people build this project, which mean nothing to a reader of its documents.
-const PRIVATE_NAMES: [&str; 3] =
-    [concat!("farm", "-bench"), concat!("farm", "-studio"), concat!(".lib", "rary")];
 
 pub(super) fn check(file: &str, text: &str) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -23,13 +20,6 @@ pub(super) fn check(file: &str, text: &str) -> Vec<Finding> {
             let advice = format!("name a path that exists on every machine instead of one below {path}");
             findings.push(Finding::new(file, number, advice));
         }
-        for name in PRIVATE_NAMES.iter().filter(|name| file.ends_with(".md") && has_name(line, name)) {
-            findings.push(Finding::new(
-                file,
-                number,
-                format!("leave out `{name}`, which readers cannot know"),
-            ));
-        }
     }
     findings
 }
@@ -42,11 +32,6 @@ fn has_path(line: &str, path: &str) -> bool {
         !line[..start].ends_with(is_name)
             && after.starts_with(|next: char| next.is_alphanumeric() || next == '.')
     })
-}
-
-/// Finds a name where it does not go on from another, unlike `a.library`.
-fn has_name(line: &str, name: &str) -> bool {
-    line.match_indices(name).any(|(start, _)| !line[..start].ends_with(char::is_alphanumeric))
 }
 
 #[cfg(test)]
@@ -75,15 +60,5 @@ mod tests {
                 [0; 0]
             );
         }
-    }
-
-    #[test]
-    fn private_names_are_found_in_documents_only() {
-        for name in PRIVATE_NAMES {
-            let text = format!("see {name} for it");
-            assert_eq!(lines("a.md", &text), [1]);
-            assert_eq!(lines("a.rs", &text), [0; 0]);
-        }
-        assert_eq!(lines("a.md", concat!("https://example", ".lib", "rary/")), [0; 0]);
     }
 }
