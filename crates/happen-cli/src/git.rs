@@ -1,12 +1,12 @@
 //! A git history as a causal web: each commit is an event caused by its parents, each author and each tag is
 //! a node. Owns the space and its report; how a history is read is in `git_log.rs`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use happen::{Config, Context, Event, EventId, Imported, Space};
+use happen::{Config, Context, Event, EventId, Imported, Node, Space};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
@@ -54,7 +54,6 @@ struct Given {
 #[derive(happen::Event, Clone, Debug, Serialize, Deserialize)]
 #[event("authored")]
 struct Authored {
-    name: String,
     files_changed: u32,
 }
 
@@ -68,10 +67,16 @@ struct Report;
 #[event("git.author.state")]
 struct Author {
     email: String,
-    /// Commits by the name they were made under.
-    names: BTreeMap<String, u64>,
     commits: u64,
     files_changed: u64,
+}
+
+/// A name with an e-mail, an entity of the node that tells authors. In the state of an author, which is
+/// copied whenever it is changed, the many names of a shared address would be copied at every commit.
+#[derive(happen::State, Default, Clone, Debug, Serialize, Deserialize)]
+#[state("git.identity", version = 1)]
+struct Identity {
+    commits: u64,
 }
 
 /// The state of a tag's node.
@@ -99,8 +104,11 @@ struct Web {
     space: Space,
     commits: Vec<Made>,
     by_id: HashMap<String, usize>,
-    /// The nodes made for authors and tags, by id.
-    authors: Vec<String>,
+    /// The node whose entities are the names of authors.
+    teller: Node,
+    /// The ids of the nodes made for authors, and the names to ask for: a node does not list its entities.
+    authors: BTreeMap<String, BTreeSet<String>>,
+    /// The ids of the nodes made for tags.
     tags: Vec<String>,
     /// Time from the first commit to the last, and how much of it was the events' own.
     time: Duration,
@@ -117,10 +125,20 @@ struct Made {
 /// What the nodes and the web say.
 struct Findings {
     audit: Audit,
-    authors: Vec<Author>,
+    authors: Vec<Contributor>,
     tags: Vec<TagState>,
     events: u64,
     traced: Traced,
+}
+
+/// What the nodes say of an author.
+#[derive(Serialize)]
+struct Contributor {
+    email: String,
+    /// Commits by the name they were made under.
+    names: BTreeMap<String, u64>,
+    commits: u64,
+    files_changed: u64,
 }
 
 /// A commit traced to the root.
@@ -181,7 +199,8 @@ async fn bring_in(history: &History, totals: Totals, tags: &[Tag]) -> Result<Web
     counter.on("commit", count_commit).check()?;
     counter.on("tag", count_tag).check()?;
     counter.on("report", report_audit).check()?;
-    space.node("authors").on("commit", tell_author).check()?;
+    let teller = space.node("authors");
+    teller.on("commit", tell_author).check()?;
     space.node("tags").on("tag", tell_tag).check()?;
     space.start().await?;
 
@@ -189,7 +208,8 @@ async fn bring_in(history: &History, totals: Totals, tags: &[Tag]) -> Result<Web
         space: space.clone(),
         commits: Vec::new(),
         by_id: HashMap::new(),
-        authors: Vec::new(),
+        teller,
+        authors: BTreeMap::new(),
         tags: Vec::new(),
         time: Duration::ZERO,
         handling: Duration::ZERO,
@@ -227,13 +247,17 @@ impl Web {
     fn add_commit(&mut self, commit: Commit) -> Result<(), Failure> {
         let start = self.space.env().monotonic();
         let author = author_node(&commit.author_email);
-        if self.space.find(&author).is_none() {
+        if let Some(names) = self.authors.get_mut(&author) {
+            if !names.contains(&commit.author_name) {
+                names.insert(commit.author_name.clone());
+            }
+        } else {
             let node = self.space.node(&author);
             let email = commit.author_email.clone();
             node.state::<Author>().set(move |author| Author { email: email.clone(), ..author })?;
             node.on("authored", authored).check()?;
             node.on("report", report_author).check()?;
-            self.authors.push(author);
+            self.authors.insert(author, [commit.author_name.clone()].into());
         }
         let committed = Committed {
             id: commit.id.clone(),
@@ -271,7 +295,9 @@ impl Web {
 
 /// Tells the author's node of a commit, so that nobody but the author has to know what an author keeps.
 async fn tell_author(commit: Event<Committed>, cx: Context) -> happen::Result<()> {
-    let authored = Authored { name: commit.author_name.clone(), files_changed: commit.files_changed };
+    let identity = identity(&commit.author_name, &commit.author_email);
+    cx.entity::<Identity>(identity).set(|identity| Identity { commits: identity.commits + 1 })?;
+    let authored = Authored { files_changed: commit.files_changed };
     cx.send(author_node(&commit.author_email), authored).await?;
     Ok(())
 }
@@ -283,9 +309,8 @@ async fn tell_tag(tag: Event<Tagged>, cx: Context) -> happen::Result<()> {
 }
 
 fn authored(authored: &Event<Authored>, cx: &Context) -> happen::Result<()> {
-    let (name, files) = (authored.name.clone(), u64::from(authored.files_changed));
+    let files = u64::from(authored.files_changed);
     cx.state::<Author>().set(move |mut author| {
-        *author.names.entry(name.clone()).or_default() += 1;
         author.commits += 1;
         author.files_changed += files;
         author
@@ -325,6 +350,11 @@ fn report_audit(_: &Event<Report>, cx: &Context) -> Audit {
 
 fn author_node(email: &str) -> String {
     format!("author:{email}")
+}
+
+/// As git writes it. A name ends at the first `<`, so no two authors are written alike.
+fn identity(name: &str, email: &str) -> String {
+    format!("{name} <{email}>")
 }
 
 fn tag_node(name: &str) -> String {
@@ -377,8 +407,16 @@ async fn ask(web: &Web, traced: Traced) -> Result<Findings, Failure> {
     let space = &web.space;
     let audit = space.send("audit", Report).reply::<Audit>().await?.into_inner();
     let mut authors = Vec::with_capacity(web.authors.len());
-    for node in &web.authors {
-        authors.push(space.send(node, Report).reply::<Author>().await?.into_inner());
+    for (node, names) in &web.authors {
+        let Author { email, commits, files_changed } =
+            space.send(node, Report).reply::<Author>().await?.into_inner();
+        let told = names.iter().map(|name| {
+            let identity = web.teller.entity::<Identity>(identity(name, &email));
+            (name.clone(), identity.get(|identity| identity.commits))
+        });
+        // A name that no node heard of is none, which the check of authors then shows.
+        let names = told.filter(|(_, commits)| *commits > 0).collect();
+        authors.push(Contributor { email, names, commits, files_changed });
     }
     // Of equally busy authors the one whose e-mail comes first.
     authors.sort_by(|a, b| b.commits.cmp(&a.commits).then_with(|| a.email.cmp(&b.email)));
