@@ -4,6 +4,7 @@
 use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -21,8 +22,9 @@ pub trait Env: Debug + Send + Sync + 'static {
     /// A time that only goes forward, since some fixed moment.
     fn monotonic(&self) -> Duration;
 
-    /// The coarse clock that the way of an event reads instead of asking for the time.
-    fn clock(&self) -> &CoarseClock;
+    /// The coarse clock that the way of an event reads instead of asking for the time. Shared, so that whoever reads it
+    /// for every event can keep it at hand.
+    fn clock(&self) -> &Arc<CoarseClock>;
 
     /// Fills the bytes with randomness good enough to start ids from, not for secrets.
     fn fill_random(&self, bytes: &mut [u8]);

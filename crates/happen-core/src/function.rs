@@ -48,7 +48,7 @@ pub enum Started {
     Future(StepFuture),
 }
 
-impl dyn Function {
+impl dyn Function + '_ {
     /// The last part of the function's name, such as `validate`; closures have the name of the function around them
     /// and `{{closure}}`.
     #[must_use]

@@ -388,7 +388,7 @@ impl Context {
     #[must_use]
     pub fn time_left(&self) -> Option<Duration> {
         let deadline = self.0.envelope.deadline_unix_ms;
-        let now = self.0.node.space.env.coarse_unix_ms();
+        let now = self.0.node.space.now_unix_ms();
         (deadline != 0).then(|| Duration::from_millis(deadline.saturating_sub(now)))
     }
 }

@@ -21,7 +21,7 @@ pub struct RealEnv {
 
 #[derive(Debug, Default)]
 struct Ticking {
-    clock: CoarseClock,
+    clock: Arc<CoarseClock>,
     asleep: AtomicBool,
 }
 
@@ -101,7 +101,7 @@ impl Env for RealEnv {
         self.started.elapsed()
     }
 
-    fn clock(&self) -> &CoarseClock {
+    fn clock(&self) -> &Arc<CoarseClock> {
         &self.clock.clock
     }
 

@@ -82,12 +82,6 @@ pub(crate) enum Current {
     Next(Box<dyn Function>),
 }
 
-/// How far a flow came on the caller's stack.
-pub(crate) enum Ran {
-    Ended(Outcome),
-    Waits(Waiting),
-}
-
 /// A flow that waits, with everything it needs to go on.
 pub(crate) struct Waiting {
     future: StepFuture,
@@ -96,11 +90,11 @@ pub(crate) struct Waiting {
     pub(crate) context: Context,
 }
 
-/// The steps a flow took: their number, and the names of the last ones.
-#[derive(Clone, Copy, Default)]
+/// The steps a flow took: their number, and the names of the last ones once it comes near the limit.
+#[derive(Default)]
 struct Steps {
     count: u32,
-    last: [&'static str; LAST_STEPS],
+    last: Vec<&'static str>,
 }
 
 impl FlowInner {
@@ -250,58 +244,60 @@ impl Current {
 impl Steps {
     #[inline]
     fn take(&mut self, function: &dyn Function, max: u32, context: &Context) -> Result<()> {
-        if self.count >= max {
-            return Err(self.runaway(max));
+        if self.count.saturating_add(LAST_STEPS) >= max {
+            self.near_limit(function, max)?;
         }
         if self.count > 0 {
             let flow = context.inner();
             flow.node.space.note_step(flow, function);
         }
-        self.last[self.count as usize % LAST_STEPS] = function.type_name();
         self.count += 1;
         Ok(())
     }
 
     #[cold]
-    fn runaway(&self, max: u32) -> Error {
-        let kept = (self.count as usize).min(LAST_STEPS);
-        let names = (0..kept).map(|back| {
-            let full = self.last[(self.count as usize - kept + back) % LAST_STEPS];
-            full.rsplit("::").next().unwrap_or(full).to_owned()
-        });
-        Error::new(ErrorKind::Runaway { limit: "steps_max", max: u64::from(max), path: names.collect() })
+    fn near_limit(&mut self, function: &dyn Function, max: u32) -> Result<()> {
+        if self.count < max {
+            self.last.push(function.short_name());
+            return Ok(());
+        }
+        let path = self.last.iter().map(|&name| name.to_owned()).collect();
+        Err(Error::new(ErrorKind::Runaway { limit: "steps_max", max: u64::from(max), path }))
     }
 }
 
-/// Runs a flow on the caller's stack until it ends or waits.
+/// Runs a flow on the caller's stack until it ends, with the outcome put into its place, or waits.
 #[inline]
-pub(crate) fn run(table: &Table, entry: &Arc<Entry>, event: &dyn ErasedEvent, context: Context) -> Ran {
+pub(crate) fn run(
+    table: &Table,
+    entry: &Arc<Entry>,
+    event: &dyn ErasedEvent,
+    context: Context,
+    outcome: &mut Outcome,
+) -> Option<Waiting> {
     let mut steps = Steps::default();
     // Nothing means the registration's own function, which is only shared once somebody has to keep it.
     let mut current: Option<Current> = None;
     loop {
         let function = current.as_ref().map_or(&*entry.function, Current::function);
         if let Err(error) = steps.take(function, table.options.steps_max, &context) {
-            return end(context, Err(error));
+            *outcome = Err(error);
+            break;
         }
         match start(function, event, &context) {
             Polled::Waits(future) => {
                 let current = current.unwrap_or_else(|| Current::Entry(Arc::clone(entry)));
-                return Ran::Waits(Waiting { future, current, steps, context });
+                return Some(Waiting { future, current, steps, context });
             }
-            Polled::Ended(step) => match decide(table, step) {
-                Decision::End(outcome) => return end(context, outcome),
+            Polled::Ended(step) => match decide(table, step, outcome) {
+                Decision::End => break,
                 Decision::Again => {}
                 Decision::Go(next) => current = Some(next),
             },
         }
     }
-}
-
-#[inline]
-fn end(context: Context, outcome: Outcome) -> Ran {
     context.end();
-    Ran::Ended(outcome)
+    None
 }
 
 enum Polled {
@@ -330,26 +326,28 @@ fn start(function: &dyn Function, event: &dyn ErasedEvent, context: &Context) ->
 enum Decision {
     Go(Current),
     Again,
-    End(Outcome),
+    End,
 }
 
+/// What a step that ended means: how the flow goes on, or the outcome it ends with.
 #[inline]
-fn decide(table: &Table, step: Result<Step>) -> Decision {
-    match step.map(Step::into_kind) {
-        Ok(Kind::Done(value)) => Decision::End(Ok(Some(value))),
-        Ok(Kind::End) => Decision::End(Ok(None)),
-        Ok(Kind::Next(function)) => Decision::Go(Current::Next(function)),
-        Ok(Kind::Again) => Decision::Again,
+fn decide(table: &Table, step: Result<Step>, outcome: &mut Outcome) -> Decision {
+    *outcome = match step.map(Step::into_kind) {
+        Ok(Kind::Done(value)) => Ok(Some(value)),
+        Ok(Kind::End) => Ok(None),
+        Ok(Kind::Next(function)) => return Decision::Go(Current::Next(function)),
+        Ok(Kind::Again) => return Decision::Again,
         Ok(Kind::Goto(name)) => match table.step(&name) {
-            Some(step) => Decision::Go(Current::Step(step)),
+            Some(step) => return Decision::Go(Current::Step(step)),
             None => {
                 let known = table.step_names();
-                Decision::End(Err(Error::new(ErrorKind::UnknownStep { step: name.into_owned(), known })))
+                Err(Error::new(ErrorKind::UnknownStep { step: name.into_owned(), known }))
             }
         },
-        Ok(_) => Decision::End(Err(Error::misuse("a step of a kind this runtime does not know"))),
-        Err(error) => Decision::End(Err(error)),
-    }
+        Ok(_) => Err(Error::misuse("a step of a kind this runtime does not know")),
+        Err(error) => Err(error),
+    };
+    Decision::End
 }
 
 /// A waiting flow as a future: polled by its own task to its end.
@@ -404,9 +402,10 @@ impl Drive {
         let Waiting { future, current, steps, context } = &mut self.waiting;
         let flow = context.inner();
         let table = flow.node.table.load();
+        let mut outcome = Ok(None);
         loop {
-            match decide(&table, step) {
-                Decision::End(outcome) => return Some(outcome),
+            match decide(&table, step, &mut outcome) {
+                Decision::End => return Some(outcome),
                 Decision::Again => {}
                 Decision::Go(next) => *current = next,
             }
@@ -434,4 +433,4 @@ impl fmt::Debug for FlowInner {
 }
 
 /// Step names kept for the message about a loop.
-const LAST_STEPS: usize = 4;
+const LAST_STEPS: u32 = 4;

@@ -10,7 +10,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use happen_core::env::Env;
+use happen_core::env::{CoarseClock, Env};
 use happen_core::{
     Envelope, ErasedEvent, Error, ErrorKind, Event, EventId, EventType, Function, IntoPattern, IntoStep,
     NodeKey, Outgoing, Payload, Result,
@@ -71,6 +71,7 @@ pub(crate) struct SpaceInner {
     pub(crate) id: u64,
     token: Arc<()>,
     pub(crate) env: Arc<dyn Env>,
+    clock: Arc<CoarseClock>,
     pub(crate) config: Config,
     store: Arc<SpaceStore>,
     phase: AtomicU8,
@@ -143,6 +144,7 @@ impl Space {
             id: Arc::as_ptr(&token) as u64,
             token,
             store: Arc::new(SpaceStore::new(Arc::clone(&env))),
+            clock: Arc::clone(env.clock()),
             env,
             index: Index::new(config.types_max),
             config,
@@ -347,7 +349,7 @@ impl Space {
                 Ok(Some(away)) => away.outcome().await.map(drop),
                 sent => sent.map(drop),
             },
-            Some(node) => dispatch::deliver(&node, &*letter.event, Want::default()).map(drop),
+            Some(node) => dispatch::deliver(&node, &*letter.event, Want::default(), &mut Ok(None)).map(drop),
         };
         result.map_err(|error| {
             inner.dead.push(letter, inner.config.dead_letters_max);
@@ -403,6 +405,15 @@ impl Space {
 }
 
 impl SpaceInner {
+    /// The time in milliseconds since 1970 by the coarse clock.
+    #[inline]
+    pub(crate) fn now_unix_ms(&self) -> u64 {
+        match self.clock.unix_ms() {
+            0 => self.env.unix_ms(),
+            unix_ms => unix_ms,
+        }
+    }
+
     #[inline]
     pub(crate) fn is_running(&self) -> bool {
         self.phase.load(Ordering::Relaxed) == RUNNING
@@ -773,7 +784,7 @@ impl SpaceInner {
             node: node.to_owned(),
             code: error.code(),
             causes: error.chain(),
-            at_unix_ms: self.env.coarse_unix_ms(),
+            at_unix_ms: self.now_unix_ms(),
         };
         self.dead.push(letter, self.config.dead_letters_max);
     }

@@ -35,7 +35,7 @@ pub(crate) fn stamp(
     let event_type = payload.event_type();
     crate::pure::check("send an event")?;
     let space = sender.space();
-    let at_unix_ms = space.env.coarse_unix_ms();
+    let at_unix_ms = space.now_unix_ms();
     let mut envelope = sender.with_cause(|cause| match cause {
         None => Ok(root(space, sender.key(), event_type, purpose, at_unix_ms)),
         Some(flow) => effect(space, flow, sender.key(), event_type, purpose, at_unix_ms),
@@ -71,7 +71,7 @@ pub(crate) fn stamp_imported(
             causes.len()
         )));
     }
-    let at_unix_ms = space.env.coarse_unix_ms();
+    let at_unix_ms = space.now_unix_ms();
     let mut envelope = root(space, sender.key(), event_type, Purpose::Broadcast, at_unix_ms);
     if let Some((first, more)) = causes.split_first() {
         let depth_max = space.config.correlation.depth_max;
@@ -215,7 +215,7 @@ pub(crate) fn stamp_failure(
 ) -> Result<Envelope> {
     let sender = Sender::Flow(flow);
     let space = sender.space();
-    let at_unix_ms = space.env.coarse_unix_ms();
+    let at_unix_ms = space.now_unix_ms();
     let id = local::with_local(space, |local| local.next_id_in(at_unix_ms, flow));
     let envelope = caused(id, flow, sender.key(), event_type, Purpose::Broadcast, at_unix_ms);
     if space.watches_emits(sender) {
@@ -229,7 +229,7 @@ pub(crate) fn stamp_failure(
 #[cold]
 pub(crate) fn bare(sender: Sender<'_>, event_type: EventType, purpose: Purpose) -> Envelope {
     let space = sender.space();
-    let at_unix_ms = space.env.coarse_unix_ms();
+    let at_unix_ms = space.now_unix_ms();
     sender.with_cause(|cause| match cause {
         None => root(space, sender.key(), event_type, purpose, at_unix_ms),
         Some(flow) => {

@@ -120,20 +120,15 @@ pub(crate) struct Route {
     pub(crate) plain: bool,
 }
 
-/// A route from the cache, or one that found no room in it.
-pub(crate) enum Found<'t> {
-    Cached(&'t Route),
-    Fresh(Route),
-}
-
-impl std::ops::Deref for Found<'_> {
-    type Target = Route;
-
+impl Route {
+    /// The only registration, when it takes the event as it is and without looking at it.
     #[inline]
-    fn deref(&self) -> &Route {
-        match self {
-            Self::Cached(route) => route,
-            Self::Fresh(route) => route,
+    pub(crate) fn only(&self, event: &dyn ErasedEvent) -> Option<&Arc<Entry>> {
+        match &self.entries[..] {
+            [entry] if entry.guard.is_none() && (!event.is_batch() || entry.function.takes_batch()) => {
+                Some(entry)
+            }
+            _ => None,
         }
     }
 }
@@ -270,10 +265,13 @@ impl Table {
         self.accept = rules.accept;
     }
 
-    /// The registrations for this type, found once and remembered while there is room.
+    /// The registrations for this type, found once and remembered while there is room; otherwise put into `uncached`.
     #[inline]
-    pub(crate) fn route(&self, event_type: &EventType) -> Found<'_> {
-        self.routes.find(event_type, || self.match_type(event_type), self.entries.len())
+    pub(crate) fn route<'t>(&'t self, event_type: &EventType, uncached: &'t mut Option<Route>) -> &'t Route {
+        match self.routes.find(event_type, || self.match_type(event_type), self.entries.len()) {
+            Ok(cached) => cached,
+            Err(route) => uncached.insert(route),
+        }
     }
 
     fn match_type(&self, event_type: &EventType) -> Route {
@@ -380,8 +378,32 @@ struct Routes {
 type Slot = OnceLock<(EventType, Route)>;
 
 impl Routes {
+    /// The route of a type; as an error when there is no room to keep it.
     #[inline]
-    fn find(&self, event_type: &EventType, make: impl FnOnce() -> Route, entries: usize) -> Found<'_> {
+    fn find(
+        &self,
+        event_type: &EventType,
+        make: impl FnOnce() -> Route,
+        entries: usize,
+    ) -> Result<&Route, Route> {
+        if let Some(slots) = self.slots.get() {
+            let slot = &slots[event_type.hash() as usize & (slots.len() - 1)];
+            if let Some((cached, route)) = slot.get()
+                && cached == event_type
+            {
+                return Ok(route);
+            }
+        }
+        self.find_further(event_type, make, entries)
+    }
+
+    #[cold]
+    fn find_further(
+        &self,
+        event_type: &EventType,
+        make: impl FnOnce() -> Route,
+        entries: usize,
+    ) -> Result<&Route, Route> {
         let mut level = self;
         let mut len = (entries * 2).clamp(SLOTS_MIN, SLOTS_MAX).next_power_of_two();
         loop {
@@ -391,13 +413,13 @@ impl Routes {
             for probe in 0..PROBES_MAX.min(slots.len()) {
                 let slot = &slots[(start + probe) & mask];
                 match slot.get() {
-                    Some((cached, route)) if cached == event_type => return Found::Cached(route),
+                    Some((cached, route)) if cached == event_type => return Ok(route),
                     Some(_) => {}
                     None => return Self::fill(slot, event_type, make()),
                 }
             }
             if slots.len() >= SLOTS_MAX {
-                return Found::Fresh(make());
+                return Err(make());
             }
             len = (slots.len() * LEVEL_GROWTH).min(SLOTS_MAX);
             level = level.larger.get_or_init(Box::default);
@@ -405,13 +427,13 @@ impl Routes {
     }
 
     #[cold]
-    fn fill<'t>(slot: &'t Slot, event_type: &EventType, route: Route) -> Found<'t> {
+    fn fill<'t>(slot: &'t Slot, event_type: &EventType, route: Route) -> Result<&'t Route, Route> {
         let mut ours = Some(route);
         let (cached, kept) = slot.get_or_init(|| (event_type.clone(), ours.take().unwrap_or_default()));
         match ours {
             // Another thread put a type there in between; when it is another one, ours is used without being kept.
-            Some(route) if cached != event_type => Found::Fresh(route),
-            _ => Found::Cached(kept),
+            Some(route) if cached != event_type => Err(route),
+            _ => Ok(kept),
         }
     }
 }

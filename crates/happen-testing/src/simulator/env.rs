@@ -31,7 +31,7 @@ impl Env for VirtualEnv {
         self.world.now()
     }
 
-    fn clock(&self) -> &CoarseClock {
+    fn clock(&self) -> &Arc<CoarseClock> {
         &self.world.clock
     }
 

@@ -16,7 +16,7 @@ use crate::limits;
 /// Everything behind the environments and wakers of one simulator.
 pub(super) struct World {
     pub(super) seed: u64,
-    pub(super) clock: CoarseClock,
+    pub(super) clock: Arc<CoarseClock>,
     state: Mutex<State>,
 }
 
@@ -105,7 +105,7 @@ impl World {
             tasks_exceeded: false,
             closed: false,
         };
-        let clock = CoarseClock::default();
+        let clock = Arc::<CoarseClock>::default();
         clock.set(state.unix_ms());
         Self { seed, clock, state: Mutex::new(state) }
     }

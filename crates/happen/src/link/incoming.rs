@@ -26,7 +26,7 @@ impl Inbound for Entrance {
     fn post(&self, to: &str, frame: &[u8]) {
         let Some(space) = self.space.upgrade() else { return };
         let Some(event) = space.admit(frame) else { return };
-        if let Err(error) = space.bring_in(to, &*event, Want::default()) {
+        if let Err(error) = space.bring_in(to, &*event, Want::default(), &mut Ok(None)) {
             space.undelivered(&*event, to, error, Reply::Nobody);
         }
     }
@@ -112,7 +112,13 @@ impl SpaceInner {
         self.announce("system.refused", told);
     }
 
-    fn bring_in(self: &Arc<Self>, to: &str, event: &dyn ErasedEvent, want: Want) -> Result<Delivered> {
+    fn bring_in(
+        self: &Arc<Self>,
+        to: &str,
+        event: &dyn ErasedEvent,
+        want: Want,
+        outcome: &mut Outcome,
+    ) -> Result<Delivered> {
         let id = event.envelope().id;
         let node = if to.starts_with(RESERVED) { None } else { self.find(to) };
         let Some(node) = node else {
@@ -124,10 +130,10 @@ impl SpaceInner {
             self.remember_arrived(later.envelope(), node.key);
         }
         let mark = self.remember_arrived(event.envelope(), node.key);
-        match dispatch::deliver(&node, event, want) {
+        match dispatch::deliver(&node, event, want, outcome) {
             Ok(delivered) => {
                 let what = match &delivered {
-                    Delivered::Now(outcome) => dispatch::what(outcome),
+                    Delivered::Now => dispatch::what(outcome),
                     Delivered::Later(_) | Delivered::Away(_) => web::WAITING,
                 };
                 self.settle(mark, what);
@@ -169,14 +175,14 @@ impl SpaceInner {
                 }
                 // Nobody waits for its outcome, only for its being taken.
                 _ => {
-                    self.bring_in(to, &*event, Want::default())?;
+                    self.bring_in(to, &*event, Want::default(), &mut Ok(None))?;
                     return Ok(Source::Ended(Ok(None)));
                 }
             };
-            let end = match self.bring_in(to, &*event, want)? {
-                Delivered::Now(outcome) => Source::Ended(outcome),
+            let mut outcome = Ok(None);
+            let end = match self.bring_in(to, &*event, want, &mut outcome)? {
                 Delivered::Later(Some(end)) => Source::Waits(end),
-                Delivered::Later(None) | Delivered::Away(_) => Source::Ended(Ok(None)),
+                Delivered::Now | Delivered::Later(None) | Delivered::Away(_) => Source::Ended(outcome),
             };
             Ok(match items {
                 Some(items) => Source::Stream { items, end: Box::new(end) },

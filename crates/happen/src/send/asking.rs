@@ -35,12 +35,12 @@ pub(super) fn answer<R: Answer>(event: EventId, outcome: Outcome) -> Result<Repl
     }
 }
 
-pub(super) enum Begun<R> {
+pub(super) enum Answered<R> {
     Now(Result<Reply<R>>),
     Later(BoxFuture<'static, Result<Reply<R>>>),
 }
 
-impl<R: Answer> Begun<R> {
+impl<R: Answer> Answered<R> {
     #[cold]
     pub(super) fn later(
         sender: Sender<'_>,
@@ -138,8 +138,8 @@ impl<T: Payload, R: Answer> Future for Asking<'_, T, R> {
             return Poll::Ready(Err(told_already()));
         };
         match sending.start::<R>() {
-            Begun::Now(reply) => Poll::Ready(reply),
-            Begun::Later(mut waiting) => {
+            Answered::Now(reply) => Poll::Ready(reply),
+            Answered::Later(mut waiting) => {
                 let polled = waiting.as_mut().poll(task);
                 self.state = State::Waits(waiting);
                 polled

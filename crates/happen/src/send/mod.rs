@@ -19,14 +19,15 @@ use happen_core::{
 use serde_json::Value as Json;
 
 use crate::dispatch::{self, Delivered, Want};
-use crate::flow::{FlowInner, Held};
+use crate::flow::{FlowInner, Held, Outcome};
+use crate::link::Away;
 use crate::local;
 use crate::node::NodeInner;
 use crate::space::SpaceInner;
 use crate::stamp::{Cause, bare, stamp};
 use crate::stream::{Items, Sink};
 use crate::web;
-use asking::{Accepted, Answering, Begun, answer, worse};
+use asking::{Accepted, Answered, Answering, answer, worse};
 use target::{To, one_destination};
 
 pub use asking::{Acceptance, Asking};
@@ -238,15 +239,15 @@ impl<'s, T: Payload> Sending<'s, T> {
     /// ```
     #[doc(alias = "processSync")]
     pub fn reply_now<R: Answer>(self) -> Result<Reply<R>> {
-        let event = match self.begin(Purpose::Ask, None, Told::Back)? {
-            (event, Delivered::Now(outcome)) => return answer(event, outcome),
-            (event, Delivered::Later(None)) => return answer(event, Ok(None)),
-            (event, Delivered::Later(Some(mut receiver))) => match receiver.try_recv() {
-                Ok(outcome) => return answer(event, outcome),
-                Err(_) => event,
+        let mut sent = Begun::new();
+        let event = match self.begin(Purpose::Ask, None, Told::Back, &mut sent)? {
+            Delivered::Now | Delivered::Later(None) => return answer(sent.event, sent.outcome),
+            Delivered::Later(Some(mut receiver)) => match receiver.try_recv() {
+                Ok(outcome) => return answer(sent.event, outcome),
+                Err(_) => sent.event,
             },
             // Beyond a link no answer is there at once.
-            (event, Delivered::Away(_)) => event,
+            Delivered::Away(_) => sent.event,
         };
         let cannot_wait = "the answer is not there at once and this caller cannot wait; use `.reply().await`";
         Err(Error::new(ErrorKind::Cancelled).context(cannot_wait).at_event(event))
@@ -263,8 +264,8 @@ impl<'s, T: Payload> Sending<'s, T> {
             Sender::Space(_) | Sender::Node(_) => local::current_context(self.sender.space()),
         };
         match self.start::<R>() {
-            Begun::Now(result) => then(result),
-            Begun::Later(waiting) => env.spawn(Box::pin(async move {
+            Answered::Now(result) => then(result),
+            Answered::Later(waiting) => env.spawn(Box::pin(async move {
                 let result = waiting.await;
                 match flow {
                     // What the function sends has the same cause whether the answer was there at once or not.
@@ -293,8 +294,8 @@ impl<'s, T: Payload> Sending<'s, T> {
         let mut replies = Replies::new();
         for (name, begun) in begun {
             let reply = match begun {
-                Begun::Now(reply) => reply,
-                Begun::Later(waiting) => waiting.await,
+                Answered::Now(reply) => reply,
+                Answered::Later(waiting) => waiting.await,
             };
             replies.insert(name, reply);
         }
@@ -305,12 +306,12 @@ impl<'s, T: Payload> Sending<'s, T> {
     #[doc(alias = "generator")]
     pub fn stream<I: Payload>(self) -> Items<I> {
         let (sink, items) = Sink::new();
-        match self.begin(Purpose::Stream, Some(sink), Told::Back) {
+        let mut sent = Begun::new();
+        match self.begin(Purpose::Stream, Some(sink), Told::Back, &mut sent) {
             Err(error) => Items::failed(error),
-            Ok((_, Delivered::Away(Some(away)))) => Items::from_away(away),
-            Ok((event, Delivered::Away(None))) => Items::ended(items, Ok(None), event),
-            Ok((event, Delivered::Now(outcome))) => Items::ended(items, outcome, event),
-            Ok((event, Delivered::Later(end))) => Items::from_handler(items, end, event),
+            Ok(Delivered::Away(Some(away))) => Items::from_away(away),
+            Ok(Delivered::Now | Delivered::Away(None)) => Items::ended(items, sent.outcome, sent.event),
+            Ok(Delivered::Later(end)) => Items::from_handler(items, end, sent.event),
         }
     }
 
@@ -344,7 +345,7 @@ impl<'s, T: Payload> Sending<'s, T> {
         let result = stamped(sender, parcel, Purpose::Send, extras, sent_to, |event| {
             let id = event.envelope().id;
             let taken = match node {
-                Ok(node) => bring(space, &node, event, id, want).map(drop),
+                Ok(node) => bring(space, &node, event, want, &mut Ok(None)).map(drop),
                 Err(error) => {
                     space
                         .settle(space.remember_sent(event.envelope(), NodeKey(0)), web::failed(error.code()));
@@ -415,10 +416,11 @@ impl<'s, T: Payload> Sending<'s, T> {
         }
         let within = self.extras.as_ref().and_then(|extras| extras.within);
         let sender = self.sender;
-        match self.begin(Purpose::Send, None, Told::Back) {
+        let mut sent = Begun::new();
+        match self.begin(Purpose::Send, None, Told::Back, &mut sent) {
             Err(error) => Acceptance::now(Err(error)),
-            Ok((event, Delivered::Away(Some(away)))) => Acceptance::later(sender, event, *away, within),
-            Ok((event, _)) => Acceptance::now(Ok(Sent { event })),
+            Ok(Delivered::Away(Some(away))) => Acceptance::later(sender, sent.event, *away, within),
+            Ok(_) => Acceptance::now(Ok(Sent { event: sent.event })),
         }
     }
 
@@ -451,27 +453,27 @@ impl<'s, T: Payload> Sending<'s, T> {
     }
 
     #[inline]
-    fn start<R: Answer>(self) -> Begun<R> {
+    fn start<R: Answer>(self) -> Answered<R> {
         let within = self.extras.as_ref().and_then(|extras| extras.within);
         let sender = self.sender;
-        match self.begin(Purpose::Ask, None, Told::Back) {
-            Err(error) => Begun::Now(Err(error)),
-            Ok((event, Delivered::Now(outcome))) => Begun::Now(answer(event, outcome)),
-            Ok((event, Delivered::Later(Some(receiver)))) => {
-                Begun::later(sender, event, Answering::Here(receiver), within)
+        let mut sent = Begun::new();
+        match self.begin(Purpose::Ask, None, Told::Back, &mut sent) {
+            Err(error) => Answered::Now(Err(error)),
+            Ok(Delivered::Now | Delivered::Later(None) | Delivered::Away(None)) => {
+                Answered::Now(answer(sent.event, sent.outcome))
             }
-            Ok((event, Delivered::Away(Some(away)))) => {
-                Begun::later(sender, event, Answering::Away(Box::pin(away.outcome())), within)
+            Ok(Delivered::Later(Some(receiver))) => {
+                Answered::later(sender, sent.event, Answering::Here(receiver), within)
             }
-            Ok((event, Delivered::Later(None) | Delivered::Away(None))) => {
-                Begun::Now(answer(event, Ok(None)))
+            Ok(Delivered::Away(Some(away))) => {
+                Answered::later(sender, sent.event, Answering::Away(Box::pin(away.outcome())), within)
             }
         }
     }
 
     /// Stamps the event and brings it to its one destination.
     #[inline]
-    fn begin(self, purpose: Purpose, sink: Option<Sink>, told: Told) -> Result<(EventId, Delivered)> {
+    fn begin(self, purpose: Purpose, sink: Option<Sink>, told: Told, sent: &mut Begun) -> Result<Delivered> {
         let Self { sender, to, parcel, extras } = self;
         let space = sender.space();
         let held;
@@ -483,15 +485,31 @@ impl<'s, T: Payload> Sending<'s, T> {
                     &held
                 }
                 Err(error) if away(space, &error) => {
-                    return send_away(sender, to.name(), parcel, purpose, extras.as_deref(), told);
+                    let (event, away) = send_away(sender, to.name(), parcel, purpose, extras.as_deref(), told)?;
+                    sent.event = event;
+                    return Ok(Delivered::Away(away));
                 }
                 Err(error) => return Err(nowhere(sender, parcel, purpose, extras.as_deref(), error)),
             },
         };
         let want = Want::new(purpose != Purpose::Send, sink, None, sender.held());
         stamped(sender, parcel, purpose, extras.as_deref(), node.key, |event| {
-            bring(space, node, event, event.envelope().id, want)
+            sent.event = event.envelope().id;
+            bring(space, node, event, want, &mut sent.outcome)
         })?
+    }
+}
+
+/// An event that was sent, and its outcome if it is there at once.
+struct Begun {
+    event: EventId,
+    outcome: Outcome,
+}
+
+impl Begun {
+    #[inline]
+    const fn new() -> Self {
+        Self { event: EventId::MIN, outcome: Ok(None) }
     }
 }
 
@@ -602,7 +620,7 @@ fn send_away<T: Payload>(
     purpose: Purpose,
     extras: Option<&Extras>,
     told: Told,
-) -> Result<(EventId, Delivered)> {
+) -> Result<(EventId, Option<Box<Away>>)> {
     let space = sender.space();
     space.check_running()?;
     let stamped = |payload: T| {
@@ -621,7 +639,7 @@ fn send_away<T: Payload>(
         }
         _ => return Err(Error::misuse("a parcel of a kind this runtime does not know")),
     };
-    Ok((event, Delivered::Away(away.map(Box::new))))
+    Ok((event, away.map(Box::new)))
 }
 
 /// Remembers the event, brings it to its node, and remembers what became of it.
@@ -630,24 +648,23 @@ fn bring(
     space: &Arc<SpaceInner>,
     node: &Arc<NodeInner>,
     event: &dyn ErasedEvent,
-    id: EventId,
     want: Want,
-) -> Result<(EventId, Delivered)> {
+    outcome: &mut Outcome,
+) -> Result<Delivered> {
     let mark = space.remember_sent(event.envelope(), node.key);
-    let delivered = dispatch::deliver(node, event, want);
+    let delivered = dispatch::deliver(node, event, want, outcome);
     let what = match &delivered {
-        Ok(Delivered::Now(outcome)) => dispatch::what(outcome),
+        Ok(Delivered::Now) => dispatch::what(outcome),
         Ok(Delivered::Later(_) | Delivered::Away(_)) => web::WAITING,
         Err(error) => web::failed(error.code()),
     };
     space.settle(mark, what);
-    for later in (1..event.len()).filter_map(|index| event.single(index)) {
-        space.remember(later.envelope().id, node.key, what);
+    if event.is_batch() {
+        for later in (1..event.len()).filter_map(|index| event.single(index)) {
+            space.remember(later.envelope().id, node.key, what);
+        }
     }
-    match delivered {
-        Ok(delivered) => Ok((id, delivered)),
-        Err(error) => Err(error.at_event(id).at_node(&node.name)),
-    }
+    delivered.map_err(|error| error.at_event(event.envelope().id).at_node(&node.name))
 }
 
 impl<'s, T: Payload> IntoFuture for Sending<'s, T> {

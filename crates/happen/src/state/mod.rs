@@ -314,7 +314,7 @@ impl<'n, S: State> StateOf<'n, S> {
 
     #[inline]
     fn change(&self, writing: &Writing<'_, S>, change: impl Fn(S) -> Result<S>) -> Result<Replaced<S>> {
-        let now = self.node.space.env.coarse_unix_ms();
+        let now = self.node.space.now_unix_ms();
         writing.change(self.expected, || self.document_key(), now, change)
     }
 

@@ -1,0 +1,116 @@
+//! Flows that go on without their sender: as a task of their own from their first wait on, or on a thread of their own
+//! because their handler proved slow.
+
+use std::sync::Arc;
+
+use happen_core::{ErasedEvent, Error, ErrorKind};
+
+use super::queue::Place;
+use super::reply::Reply;
+use super::{Want, finish};
+use crate::context::Context;
+use crate::flow::{self, Drive, Waiting};
+use crate::gate::Queued;
+use crate::limits;
+use crate::node::NodeInner;
+use crate::sync::{Mutex, lock};
+use crate::table::{Entry, Table};
+
+/// Lets a flow that waits go on as a task of its own.
+#[cold]
+pub(super) fn spawn_flow(
+    node: &Arc<NodeInner>,
+    table: &Table,
+    entry: &Arc<Entry>,
+    waiting: Waiting,
+    event: Arc<dyn ErasedEvent>,
+    mut reply: Reply,
+    place: Arc<Place>,
+) {
+    let space = &node.space;
+    let context = waiting.context.clone();
+    context.inner().set_place(&place);
+    let under_way = node.under_way(&context, table.build());
+    let entry = Arc::clone(entry);
+    let mut drive = Drive::new(waiting, Arc::clone(&event), table.options.flow_time_max());
+    let node = Arc::clone(node);
+    space.env.spawn(Box::pin(async move {
+        let mut gone = false;
+        let mut outcome = std::future::poll_fn(|task| {
+            use std::future::Future;
+            if !gone && reply.poll_gone(task) {
+                gone = true;
+                // Once more before it is cancelled: a flow that emits learns that its reader has gone and cleans up.
+                let polled = std::pin::Pin::new(&mut drive).poll(task);
+                if polled.is_ready() {
+                    return polled;
+                }
+                context.inner().cancel();
+            }
+            std::pin::Pin::new(&mut drive).poll(task)
+        })
+        .await;
+        drop(drive);
+        let table = node.table.load_full();
+        finish(&node, &table, &entry, &*event, &mut outcome);
+        node.space.settled(&*event, node.key, &outcome);
+        // The place first: whoever gets the reply may send the next event at once and finds it free.
+        drop(place);
+        context.end();
+        reply.send(outcome);
+        // Last: a space that stops waits for what is under way and then leaves its link, which takes the reply along.
+        drop(under_way);
+    }));
+}
+
+/// Runs a plain handler that proved slow on a thread of its own, in order.
+#[cold]
+pub(super) fn run_slow(
+    node: &Arc<NodeInner>,
+    entry: &Arc<Entry>,
+    event: Arc<dyn ErasedEvent>,
+    (want, serial): (Want, Option<u64>),
+    reply: Reply,
+    place: Arc<Place>,
+) {
+    let (at, lane) = (Arc::clone(node), Arc::clone(entry));
+    let overflow_event = Arc::clone(&event);
+    let shared = Arc::new(Mutex::new(Some(reply)));
+    let reply = Arc::clone(&shared);
+    let job: crate::slow::SlowJob = Box::new(move || {
+        let table = at.table.load_full();
+        let context = Context::start(&at, &*event, lane.id, serial, want);
+        let mut outcome = Ok(None);
+        if let Some(waiting) = flow::run(&table, &lane, &*event, context, &mut outcome) {
+            let reply = lock(&reply).take().unwrap_or(Reply::Nobody);
+            return spawn_flow(&at, &table, &lane, waiting, event, reply, place);
+        }
+        finish(&at, &table, &lane, &*event, &mut outcome);
+        at.space.settled(&*event, at.key, &outcome);
+        drop(place);
+        let reply = lock(&reply).take().unwrap_or(Reply::Nobody);
+        reply.send(outcome);
+    });
+    let order = crate::config::QueueOrder::Fifo;
+    let reject = crate::config::Overflow::Reject;
+    match entry.slow.gate.queue(job, 0, 1, limits::SLOW_QUEUE_LIMIT, order, reject) {
+        Queued::Drain => {
+            let lane = Arc::clone(&entry.slow);
+            node.space.env.spawn_blocking(Box::new(move || {
+                while let Some(job) = lane.gate.next(1) {
+                    lane.gate.started();
+                    job();
+                    // The one that drains is the one that leaves, so nobody else has to be told.
+                    let _drain = lane.gate.leave();
+                }
+            }));
+        }
+        Queued::Waits | Queued::Instead(_) => {}
+        Queued::Full(job) => {
+            drop(job);
+            let what = format!("queue of the slow handler `{}` of node `{}`", entry.name, node.name);
+            let reply = lock(&shared).take().unwrap_or(Reply::Nobody);
+            node.space.undelivered(&*overflow_event, &node.name, Error::new(ErrorKind::Busy { what }), reply);
+        }
+    }
+}
