@@ -183,6 +183,13 @@ impl<T> Event<T> {
         &self.envelope
     }
 
+    /// The context and the payload, to be completed before anybody has the event; for runtimes and adapters.
+    #[must_use]
+    #[inline]
+    pub const fn parts_mut(&mut self) -> (&mut Envelope, &mut T) {
+        (&mut self.envelope, &mut self.payload)
+    }
+
     /// The event's id.
     #[must_use]
     pub const fn id(&self) -> EventId {

@@ -7,13 +7,15 @@ use crate::error::Result;
 use crate::event::ErasedEvent;
 use crate::pool::StepFuture;
 use crate::step::Step;
+use crate::value::Value;
 
 /// A handler or a further step, without its types.
 ///
 /// The context travels as [`Any`] because what it offers is the runtime's business, not the contract's.
 pub trait Function: Send + Sync {
-    /// Starts the function on an event.
-    fn start(&self, event: &dyn ErasedEvent, context: &dyn Any) -> Started;
+    /// Starts the function on an event. A value that ends the flow, or a failure, is put into `outcome`, which is where
+    /// the sender looks for it.
+    fn start(&self, event: &dyn ErasedEvent, context: &dyn Any, outcome: &mut Outcome) -> Started;
 
     /// The identity of the function: every `fn` and every closure has its own.
     fn identity(&self) -> TypeId;
@@ -42,10 +44,27 @@ pub trait Function: Send + Sync {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Started {
-    /// It has ended.
-    Ended(Result<Step>),
+    /// It has ended, and the flow with it.
+    Ended,
+    /// It has ended, and the flow goes on with this.
+    Goes(Step),
     /// It goes on as a future.
     Future(StepFuture),
+}
+
+/// What a flow ends with: a value, nothing, or a failure.
+pub type Outcome = Result<Option<Value>>;
+
+impl Started {
+    /// What a function that has ended gives.
+    #[must_use]
+    #[inline(always)]
+    pub fn ended(step: Result<Step>, outcome: &mut Outcome) -> Self {
+        match Step::settle(step, outcome) {
+            None => Self::Ended,
+            Some(step) => Self::Goes(step),
+        }
+    }
 }
 
 impl dyn Function + '_ {

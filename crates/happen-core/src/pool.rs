@@ -15,7 +15,8 @@ use std::ptr::NonNull;
 use std::task::{Context, Poll};
 
 use crate::error::Result;
-use crate::step::{IntoStep, Step};
+use crate::function::Outcome;
+use crate::step::{IntoStep, Kind, Step};
 
 /// The future of one step, of a type known at run time. It stays where it was put, so it can be moved freely.
 ///
@@ -30,7 +31,7 @@ pub struct StepFuture {
 struct Table {
     layout: Layout,
     /// SAFETY of the call: `place` holds the future of this table, not yet dropped, and is not moved until it is.
-    poll: unsafe fn(NonNull<u8>, &mut Context<'_>) -> Poll<Result<Step>>,
+    poll: unsafe fn(NonNull<u8>, &mut Context<'_>, &mut Outcome) -> Poll<Option<Step>>,
     /// SAFETY of the call: as above; `place` must not be polled afterwards.
     drop: unsafe fn(NonNull<u8>),
 }
@@ -44,10 +45,10 @@ where
     const TABLE: &'static Table =
         &Table { layout: place_for(Layout::new::<F>()), poll: Self::poll, drop: Self::drop };
 
-    unsafe fn poll(place: NonNull<u8>, task: &mut Context<'_>) -> Poll<Result<Step>> {
+    unsafe fn poll(place: NonNull<u8>, task: &mut Context<'_>, outcome: &mut Outcome) -> Poll<Option<Step>> {
         // SAFETY: by the contract of the table `place` holds an `F` that stays there until it is dropped.
         let future = unsafe { Pin::new_unchecked(place.cast::<F>().as_mut()) };
-        future.poll(task).map(IntoStep::into_step)
+        future.poll(task).map(|step| Step::settle(step.into_step(), outcome))
     }
 
     unsafe fn drop(place: NonNull<u8>) {
@@ -75,13 +76,26 @@ impl StepFuture {
     }
 }
 
+impl StepFuture {
+    /// Polls it. What ends the flow is put into its outcome; what goes on with it is given back.
+    #[inline]
+    pub fn poll_into(&mut self, task: &mut Context<'_>, outcome: &mut Outcome) -> Poll<Option<Step>> {
+        // SAFETY: `new` put the future of this table there; only `drop` takes it away.
+        unsafe { (self.table.poll)(self.place, task, outcome) }
+    }
+}
+
 impl Future for StepFuture {
     type Output = Result<Step>;
 
-    #[inline]
-    fn poll(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Result<Step>> {
-        // SAFETY: `new` put the future of this table there; only `drop` takes it away.
-        unsafe { (self.table.poll)(self.place, task) }
+    fn poll(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<Result<Step>> {
+        let mut outcome = Ok(None);
+        self.poll_into(task, &mut outcome).map(|step| match (step, outcome) {
+            (Some(step), _) => Ok(step),
+            (None, Ok(Some(value))) => Ok(Step::new(Kind::Done(value))),
+            (None, Ok(None)) => Ok(Step::new(Kind::End)),
+            (None, Err(error)) => Err(error),
+        })
     }
 }
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use crate::error::{Error, Result};
-use crate::function::Function;
+use crate::function::{Function, Outcome};
 use crate::payload::Payload;
 use crate::value::Value;
 
@@ -49,6 +49,19 @@ impl Step {
     #[must_use]
     pub fn new(kind: Kind) -> Self {
         Self(kind)
+    }
+
+    /// Puts what ends a flow into its outcome; gives back what goes on with one.
+    #[must_use]
+    #[inline(always)]
+    pub fn settle(step: Result<Self>, outcome: &mut Outcome) -> Option<Self> {
+        *outcome = match step {
+            Ok(Self(Kind::Done(value))) => Ok(Some(value)),
+            Ok(Self(Kind::End)) => Ok(None),
+            Ok(step) => return Some(step),
+            Err(error) => Err(error),
+        };
+        None
     }
 
     /// What the step says.

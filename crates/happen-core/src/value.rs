@@ -97,7 +97,8 @@ impl Value {
     #[must_use]
     #[inline]
     pub fn is<T: Payload>(&self) -> bool {
-        (self.table.type_id)() == TypeId::of::<T>()
+        // The same table is the same type; another one may be too, from another part of the program.
+        std::ptr::eq(self.table, Of::<T>::TABLE) || (self.table.type_id)() == TypeId::of::<T>()
     }
 
     /// The payload, when it is a `T`.

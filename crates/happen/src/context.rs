@@ -12,23 +12,21 @@ use std::task::Poll;
 use std::time::Duration;
 
 use happen_core::env::Env;
-use happen_core::{
-    Envelope, ErasedEvent, Error, ErrorKind, EventId, Outgoing, Payload, Result, State, Value,
-};
+use happen_core::{Envelope, Error, ErrorKind, EventId, Outgoing, Payload, Result, State, Value};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::dispatch::{Place, Want};
+use crate::current;
+use crate::dispatch::Place;
 use crate::flow::FlowInner;
 use crate::local;
-use crate::node::{Node, NodeInner};
+use crate::node::Node;
 use crate::send::{Broadcasting, Sender, Sending, Target};
 use crate::state::StateOf;
 use crate::stream::Items;
 
 /// The surroundings of one flow: shared by its steps, seen by no other flow. Cloning shares.
-#[derive(Clone)]
-pub struct Context(Arc<FlowInner>, Option<Arc<Attempt>>);
+pub struct Context(triomphe::Arc<FlowInner>, Option<Arc<Attempt>>);
 
 /// What a wrapper tells the handler it runs once more, or instead of another.
 #[derive(Debug)]
@@ -37,50 +35,31 @@ struct Attempt {
     error: Option<Error>,
 }
 
-impl Context {
-    /// The context of a new flow, in a place used before when there is one.
+impl Clone for Context {
     #[inline]
-    pub(crate) fn start(
-        node: &Arc<NodeInner>,
-        event: &dyn ErasedEvent,
-        registration: u64,
-        serial: Option<u64>,
-        mut want: Want,
-    ) -> Self {
-        let envelope = event.envelope();
-        let mut shared = match local::take_recycled() {
-            Some(flow) => flow,
-            None => Arc::new(FlowInner::new(Arc::clone(node), envelope.clone())),
-        };
-        let flow = match Arc::get_mut(&mut shared) {
-            Some(flow) => {
-                flow.reset(node, envelope);
-                flow
-            }
-            // Somebody kept a clone of the recycled context, so it is not ours to change.
-            None => {
-                shared = Arc::new(FlowInner::new(Arc::clone(node), envelope.clone()));
-                match Arc::get_mut(&mut shared) {
-                    Some(flow) => flow,
-                    None => return Self(shared, None),
-                }
-            }
-        };
-        flow.registration = registration;
-        flow.serial = serial;
-        if let Some(along) = want.take_along() {
-            flow.held = along.held;
-            flow.set_sink(along.sink);
-            flow.set_source(along.source);
-        }
-        if event.is_batch() {
-            let others = (1..event.len()).filter_map(|index| event.single(index));
-            for other in others.map(ErasedEvent::envelope) {
-                flow.more_causes.push(other.id);
-                flow.more_types.push(other.event_type.clone());
-            }
-        }
-        Self(shared, None)
+    fn clone(&self) -> Self {
+        // Whoever has a clone may outlive what the flow borrows.
+        self.keep();
+        Self(triomphe::Arc::clone(&self.0), self.1.clone())
+    }
+}
+
+impl Context {
+    /// The context of a flow that owns what it needs.
+    pub(crate) fn owned(flow: FlowInner) -> Self {
+        Self(triomphe::Arc::new(flow), None)
+    }
+
+    /// The context of a flow that nobody else has.
+    #[inline]
+    pub(crate) fn of(flow: triomphe::UniqueArc<FlowInner>) -> Self {
+        Self(flow.shareable(), None)
+    }
+
+    /// Makes what the flow borrows its own.
+    #[inline]
+    pub(crate) fn keep(&self) {
+        self.0.lent.keep();
     }
 
     #[inline]
@@ -88,81 +67,78 @@ impl Context {
         &self.0
     }
 
-    pub(crate) fn from_shared(flow: Arc<FlowInner>) -> Self {
-        Self(flow, None)
-    }
-
     /// The same context for another run of a handler in it, after this error.
     pub(crate) fn after(&self, number: u32, error: Option<Error>) -> Self {
-        Self(Arc::clone(&self.0), Some(Arc::new(Attempt { number, error })))
+        Self(self.clone().0, Some(Arc::new(Attempt { number, error })))
     }
 
-    /// Ends the flow: its values are dropped, its place is used again.
-    #[inline]
-    pub(crate) fn end(self) {
+    /// Ends the flow: its values are dropped. Its place can be used again unless somebody kept a clone.
+    #[inline(always)]
+    pub(crate) fn end(self) -> Option<triomphe::UniqueArc<FlowInner>> {
         self.0.end();
-        local::recycle(self.0);
+        // What somebody kept a clone of is not ours to change.
+        triomphe::Arc::into_unique(self.0)
     }
 
     pub(crate) fn env(&self) -> &Arc<dyn Env> {
-        &self.0.node.space.env
+        &self.0.node().space.env
     }
 
     /// The node that handles the event.
     #[must_use]
     pub fn node(&self) -> Node {
-        Node::from_inner(Arc::clone(&self.0.node))
+        Node::from_inner(Arc::clone(self.0.node()))
     }
 
     /// The id of the node that handles the event.
     #[must_use]
     pub fn node_id(&self) -> &str {
-        &self.0.node.name
+        &self.0.node().name
     }
 
     /// The id of the node that sent the event; `None` when it was sent through the space itself.
     #[must_use]
     pub fn sender(&self) -> Option<Arc<str>> {
-        self.0.node.space.name_of(self.0.envelope.sender)
+        self.0.node().space.name_of(self.0.envelope().sender)
     }
 
     /// The id of the node that sent the root event of this correlation.
     #[must_use]
     pub fn origin(&self) -> Option<Arc<str>> {
-        self.0.node.space.name_of(self.0.envelope.origin)
+        self.0.node().space.name_of(self.0.envelope().origin)
     }
 
     /// Whether the sender waits for the value this flow ends with.
     #[must_use]
     #[doc(alias = "expectsResponse")]
     pub fn expects_reply(&self) -> bool {
-        self.0.envelope.expects_reply()
+        self.0.envelope().expects_reply()
     }
 
     /// The context of the event that is handled.
     #[must_use]
     pub fn envelope(&self) -> &Envelope {
-        &self.0.envelope
+        self.0.envelope()
     }
 
     /// The id of the event that is handled.
     #[must_use]
     pub fn event_id(&self) -> EventId {
-        self.0.envelope.id
+        self.0.envelope().id
     }
 
     /// The correlation: what the sender of the root event chose, or the root's id.
     #[must_use]
     #[doc(alias = "correlationId")]
     pub fn correlation(&self) -> String {
-        self.0.envelope.correlation()
+        self.0.envelope().correlation()
     }
 
     /// The ids of the nodes the event came by, the nearest first, as far as the event remembers.
     #[must_use]
     pub fn path(&self) -> Vec<Arc<str>> {
-        let space = &self.0.node.space;
-        self.0.envelope.path.hops().filter_map(|key| space.name_of(key)).collect()
+        let space = &self.0.node().space;
+        self.0.envelope().path.hops().filter_map(|key| space.name_of(key)).collect()
     }
 
     /// What the parts of the pattern stood for in the event's type, in order.
@@ -184,9 +160,9 @@ impl Context {
     /// ```
     #[must_use]
     pub fn captures(&self) -> Vec<String> {
-        let table = self.0.node.table.load();
+        let table = self.0.node().table.load();
         let entry = table.entries.iter().find(|entry| entry.id == self.0.registration);
-        let captures = entry.and_then(|entry| entry.captures(self.0.envelope.event_type.as_str()));
+        let captures = entry.and_then(|entry| entry.captures(self.0.envelope().event_type.as_str()));
         captures
             .iter()
             .flat_map(|captures| captures.iter())
@@ -259,20 +235,20 @@ impl Context {
     /// The state of this type of the node that handles the event, to be read and changed.
     #[inline]
     pub fn state<S: State>(&self) -> StateOf<'_, S> {
-        StateOf::single(&self.0.node, Some(&self.0))
+        StateOf::single(self.0.node(), Some(&self.0))
     }
 
     /// One of the entities of this type of the node that handles the event: a state of its own for each key.
     #[inline]
     pub fn entity<'c, S: State>(&'c self, key: impl Into<Cow<'c, str>>) -> StateOf<'c, S> {
-        StateOf::entity(&self.0.node, Some(&self.0), key.into())
+        StateOf::entity(self.0.node(), Some(&self.0), key.into())
     }
 
     /// Sends an event, caused by the one being handled, to one node, several nodes, or as a batch. Nothing leaves
     /// before `.await`, `.reply()`, `.replies()`, `.stream()` or `.forget()`.
     #[inline]
     pub fn send<'c, T: Outgoing>(&'c self, to: impl Target<'c>, event: T) -> Sending<'c, T::Payload> {
-        Sending::new(Sender::Flow(&self.0), to.into_destination(), event)
+        Sending::new(Sender::Flow(self), to.into_destination(), event)
     }
 
     /// Sends an event, caused by the one being handled, to every node that listens, this one included.
@@ -282,12 +258,12 @@ impl Context {
     /// When a limit on the correlation is passed, or a hook objects.
     #[inline]
     pub fn broadcast<T: Payload>(&self, event: T) -> Result<EventId> {
-        Broadcasting::new(Sender::Flow(&self.0), event).publish()
+        Broadcasting::new(Sender::Flow(self), event).publish()
     }
 
     /// A broadcast that is not sent yet, to give it metadata or to make it a stream.
     pub fn broadcasting<T: Payload>(&self, event: T) -> Broadcasting<'_, T> {
-        Broadcasting::new(Sender::Flow(&self.0), event)
+        Broadcasting::new(Sender::Flow(self), event)
     }
 
     /// Sends one item to the reader of this flow's stream and waits until there is room for it.
@@ -326,14 +302,14 @@ impl Context {
     pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
         let context = self.clone();
         let mut future = Box::pin(future);
-        let task = std::future::poll_fn(move |task| local::enter(&context, || future.as_mut().poll(task)));
-        self.0.node.space.env.spawn(Box::pin(task));
+        let task = std::future::poll_fn(move |task| current::enter(&context, || future.as_mut().poll(task)));
+        self.0.node().space.env.spawn(Box::pin(task));
     }
 
     /// Waits; in a test with virtual time, without waiting.
     #[doc(alias = "setTimeout")]
     pub async fn sleep(&self, time: Duration) {
-        self.0.node.space.env.sleep(time).await;
+        self.0.node().space.env.sleep(time).await;
     }
 
     /// Runs work that keeps a processor busy, or blocks, on a thread where it holds up no event. What it sends is caused
@@ -345,8 +321,8 @@ impl Context {
     pub async fn offload<R: Send + 'static>(&self, work: impl FnOnce() -> R + Send + 'static) -> Result<R> {
         let (to, from) = tokio::sync::oneshot::channel();
         let context = self.clone();
-        self.0.node.space.env.spawn_blocking(Box::new(move || {
-            let work = std::panic::AssertUnwindSafe(|| local::enter(&context, work));
+        self.0.node().space.env.spawn_blocking(Box::new(move || {
+            let work = std::panic::AssertUnwindSafe(|| current::enter(&context, work));
             let result = std::panic::catch_unwind(work);
             drop(context);
             // The flow may have been cancelled meanwhile; then nobody wants the result.
@@ -387,8 +363,8 @@ impl Context {
     /// The time left until the sender stops waiting; `None` when there is no deadline.
     #[must_use]
     pub fn time_left(&self) -> Option<Duration> {
-        let deadline = self.0.envelope.deadline_unix_ms;
-        let now = self.0.node.space.now_unix_ms();
+        let deadline = self.0.envelope().deadline_unix_ms;
+        let now = self.0.node().space.now_unix_ms();
         (deadline != 0).then(|| Duration::from_millis(deadline.saturating_sub(now)))
     }
 }

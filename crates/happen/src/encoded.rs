@@ -13,6 +13,7 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use happen_core::downcast::downcast_ref;
 use happen_core::{Dynamic, ErasedEvent, Result};
 
 use crate::limits;
@@ -105,7 +106,7 @@ impl Drop for Scope<'_> {
 #[inline]
 pub(crate) fn with_bytes<R>(event: &dyn ErasedEvent, work: impl FnOnce(&[u8]) -> R) -> Result<R> {
     let payload = event.payload();
-    if let Some(bytes) = payload.as_any().downcast_ref::<Dynamic>().and_then(Dynamic::as_bytes) {
+    if let Some(bytes) = downcast_ref::<Dynamic>(payload.as_any()).and_then(Dynamic::as_bytes) {
         return Ok(work(bytes));
     }
     let mut lease = HERE.with_borrow_mut(|here| here.lease(address(event)));

@@ -13,28 +13,24 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use happen_core::env::BoxFuture;
+pub(crate) use happen_core::function::Outcome;
 use happen_core::function::Started;
 use happen_core::pool::StepFuture;
 use happen_core::step::Kind;
-use happen_core::{
-    Envelope, ErasedEvent, Error, ErrorKind, EventId, EventType, Function, Result, Step, Value,
-};
+use happen_core::{Envelope, ErasedEvent, Error, ErrorKind, EventId, EventType, Function, Result, Step};
 
 use crate::context::Context;
-use crate::dispatch::Place;
-use crate::local;
+use crate::current;
+use crate::dispatch::{Place, Want};
+use crate::lent::Lent;
 use crate::node::NodeInner;
 use crate::stream::{Sink, Source};
 use crate::sync::{Mutex, lock};
 use crate::table::{Entry, StepEntry, Table};
 
-/// What a flow ends with: a value, nothing, or a failure.
-pub(crate) type Outcome = Result<Option<Value>>;
-
 /// What the steps of one flow share, and what is sent by them inherits from.
 pub(crate) struct FlowInner {
-    pub(crate) node: Arc<NodeInner>,
-    pub(crate) envelope: Envelope,
+    pub(crate) lent: Lent,
     /// Causes of effects beyond the first, when a batch is handled.
     pub(crate) more_causes: Vec<EventId>,
     /// The types of those, in the same order.
@@ -82,16 +78,14 @@ pub(crate) enum Current {
     Next(Box<dyn Function>),
 }
 
-/// A flow that waits, with everything it needs to go on.
-pub(crate) struct Waiting {
+/// A flow that waits: with its context, everything it needs to go on.
+pub(crate) struct Paused {
     future: StepFuture,
     current: Current,
     steps: Steps,
-    pub(crate) context: Context,
 }
 
 /// The steps a flow took: their number, and the names of the last ones once it comes near the limit.
-#[derive(Default)]
 struct Steps {
     count: u32,
     last: Vec<&'static str>,
@@ -100,8 +94,7 @@ struct Steps {
 impl FlowInner {
     pub(crate) fn new(node: Arc<NodeInner>, envelope: Envelope) -> Self {
         Self {
-            node,
-            envelope,
+            lent: Lent::owned(node, envelope),
             more_causes: Vec::new(),
             more_types: Vec::new(),
             registration: 0,
@@ -127,17 +120,33 @@ impl FlowInner {
         self.place.get()?.upgrade()
     }
 
-    /// Makes a context that nobody else has ready for another event.
     #[inline]
-    pub(crate) fn reset(&mut self, node: &Arc<NodeInner>, envelope: &Envelope) {
-        if !Arc::ptr_eq(&self.node, node) {
-            self.node = Arc::clone(node);
-        }
-        self.envelope = envelope.clone();
-        // A task that outlived its flow may have kept something after the flow had ended.
-        self.clear_vars();
-        self.serial = None;
-        // Rarely there: asking costs less than dropping nothing.
+    pub(crate) fn node(&self) -> &Arc<NodeInner> {
+        self.lent.node()
+    }
+
+    #[inline]
+    pub(crate) fn envelope(&self) -> &Envelope {
+        self.lent.envelope()
+    }
+
+    /// Makes a flow that nobody else has ready for another event.
+    #[inline(always)]
+    pub(crate) fn begin(
+        &mut self,
+        event: &dyn ErasedEvent,
+        batch: bool,
+        registration: u64,
+        serial: Option<u64>,
+        mut want: Want,
+    ) {
+        self.registration = registration;
+        self.serial = serial;
+        *self.emitted.get_mut() = 0;
+        *self.noted_steps.get_mut() = 0;
+        *self.cancelled.get_mut() = false;
+        *self.ended.get_mut() = false;
+        // What follows is rarely there: asking costs less than dropping nothing.
         if !self.more_causes.is_empty() {
             self.more_causes.clear();
             self.more_types.clear();
@@ -145,16 +154,24 @@ impl FlowInner {
         if self.held.is_some() {
             self.held = None;
         }
-        *self.emitted.get_mut() = 0;
-        *self.noted_steps.get_mut() = 0;
-        *self.cancelled.get_mut() = false;
-        *self.ended.get_mut() = false;
         if *self.used.get_mut() {
             // Somebody who kept a clone put values there after the flow had ended.
             self.clear_vars();
         }
         if self.place.get().is_some() {
             self.place = OnceLock::new();
+        }
+        if let Some(along) = want.take_along() {
+            self.held = along.held;
+            self.set_sink(along.sink);
+            self.set_source(along.source);
+        }
+        if batch {
+            let others = (1..event.len()).filter_map(|index| event.single(index));
+            for other in others.map(ErasedEvent::envelope) {
+                self.more_causes.push(other.id);
+                self.more_types.push(other.event_type.clone());
+            }
         }
     }
 
@@ -242,15 +259,19 @@ impl Current {
 }
 
 impl Steps {
+    /// The first step, which no limit forbids.
+    const fn first() -> Self {
+        Self { count: 1, last: Vec::new() }
+    }
+
+    /// One step more.
     #[inline]
     fn take(&mut self, function: &dyn Function, max: u32, context: &Context) -> Result<()> {
         if self.count.saturating_add(LAST_STEPS) >= max {
             self.near_limit(function, max)?;
         }
-        if self.count > 0 {
-            let flow = context.inner();
-            flow.node.space.note_step(flow, function);
-        }
+        let flow = context.inner();
+        flow.node().space.note_step(flow, function);
         self.count += 1;
         Ok(())
     }
@@ -267,60 +288,108 @@ impl Steps {
 }
 
 /// Runs a flow on the caller's stack until it ends, with the outcome put into its place, or waits.
-#[inline]
+#[inline(always)]
 pub(crate) fn run(
-    table: &Table,
+    table: Option<&Table>,
     entry: &Arc<Entry>,
     event: &dyn ErasedEvent,
-    context: Context,
+    context: &Context,
     outcome: &mut Outcome,
-) -> Option<Waiting> {
-    let mut steps = Steps::default();
+) -> Option<Paused> {
+    let mut steps = Steps::first();
     // Nothing means the registration's own function, which is only shared once somebody has to keep it.
     let mut current: Option<Current> = None;
     loop {
         let function = current.as_ref().map_or(&*entry.function, Current::function);
-        if let Err(error) = steps.take(function, table.options.steps_max, &context) {
-            *outcome = Err(error);
-            break;
-        }
-        match start(function, event, &context) {
+        match start(function, event, context, outcome) {
+            Polled::Ended => break,
+            Polled::Goes(step) => {
+                // Most flows have one step, and need no table.
+                let loaded;
+                let table = match table {
+                    Some(table) => table,
+                    None => {
+                        loaded = context.inner().node().table.load();
+                        &loaded
+                    }
+                };
+                match decide(table, step, outcome) {
+                    Decision::End => break,
+                    Decision::Again => {}
+                    Decision::Go(next) => current = Some(next),
+                }
+                let function = current.as_ref().map_or(&*entry.function, Current::function);
+                if let Err(error) = steps.take(function, table.options.steps_max, context) {
+                    *outcome = Err(error);
+                    break;
+                }
+            }
             Polled::Waits(future) => {
                 let current = current.unwrap_or_else(|| Current::Entry(Arc::clone(entry)));
-                return Some(Waiting { future, current, steps, context });
+                return Some(Paused { future, current, steps });
             }
-            Polled::Ended(step) => match decide(table, step, outcome) {
-                Decision::End => break,
-                Decision::Again => {}
-                Decision::Go(next) => current = Some(next),
-            },
         }
     }
-    context.end();
     None
 }
 
 enum Polled {
-    Ended(Result<Step>),
+    Ended,
+    Goes(Step),
     Waits(StepFuture),
 }
 
 /// Starts a function and polls it once, with the flow as the cause of whatever it sends.
-#[inline]
-fn start(function: &dyn Function, event: &dyn ErasedEvent, context: &Context) -> Polled {
-    let run = || match function.start(event, context) {
-        Started::Ended(step) => Polled::Ended(step),
-        Started::Future(mut future) => {
-            // The first poll wakes nobody: whoever is still waiting after it is polled again by its own task.
-            match Pin::new(&mut future).poll(&mut std::task::Context::from_waker(Waker::noop())) {
-                Poll::Ready(step) => Polled::Ended(step),
-                Poll::Pending => Polled::Waits(future),
-            }
+#[inline(always)]
+fn start(
+    function: &dyn Function,
+    event: &dyn ErasedEvent,
+    context: &Context,
+    outcome: &mut Outcome,
+) -> Polled {
+    let mut call = Call { function, event, context, outcome };
+    // One word is caught, so that what crosses is not copied there and back.
+    match catch_unwind(AssertUnwindSafe(|| call.run())) {
+        Ok(polled) => polled,
+        Err(panic) => {
+            *outcome = Err(Error::panicked(&*panic));
+            Polled::Ended
         }
-        _ => Polled::Ended(Err(Error::misuse("a function started in a way this runtime does not know"))),
-    };
-    catch_unwind(AssertUnwindSafe(|| local::enter(context, run)))
-        .unwrap_or_else(|panic| Polled::Ended(Err(Error::panicked(&*panic))))
+    }
+}
+
+/// A function about to be started.
+struct Call<'c> {
+    function: &'c dyn Function,
+    event: &'c dyn ErasedEvent,
+    context: &'c Context,
+    outcome: &'c mut Outcome,
+}
+
+impl Call<'_> {
+    #[inline(always)]
+    fn run(&mut self) -> Polled {
+        current::enter(self.context, || {
+            match self.function.start(self.event, self.context, self.outcome) {
+                Started::Ended => Polled::Ended,
+                Started::Goes(step) => Polled::Goes(step),
+                Started::Future(mut future) => {
+                    // The first poll wakes nobody: whoever still waits after it is polled again by its own task.
+                    let mut task = std::task::Context::from_waker(Waker::noop());
+                    match future.poll_into(&mut task, self.outcome) {
+                        Poll::Ready(None) => Polled::Ended,
+                        Poll::Ready(Some(step)) => Polled::Goes(step),
+                        Poll::Pending => Polled::Waits(future),
+                    }
+                }
+                _ => {
+                    let what = "a function started in a way this runtime does not know";
+                    *self.outcome = Err(Error::misuse(what));
+                    Polled::Ended
+                }
+            }
+        })
+    }
 }
 
 enum Decision {
@@ -331,37 +400,41 @@ enum Decision {
 
 /// What a step that ended means: how the flow goes on, or the outcome it ends with.
 #[inline]
-fn decide(table: &Table, step: Result<Step>, outcome: &mut Outcome) -> Decision {
-    *outcome = match step.map(Step::into_kind) {
-        Ok(Kind::Done(value)) => Ok(Some(value)),
-        Ok(Kind::End) => Ok(None),
-        Ok(Kind::Next(function)) => return Decision::Go(Current::Next(function)),
-        Ok(Kind::Again) => return Decision::Again,
-        Ok(Kind::Goto(name)) => match table.step(&name) {
+fn decide(table: &Table, step: Step, outcome: &mut Outcome) -> Decision {
+    match step.into_kind() {
+        Kind::Next(function) => return Decision::Go(Current::Next(function)),
+        Kind::Again => return Decision::Again,
+        Kind::Goto(name) => match table.step(&name) {
             Some(step) => return Decision::Go(Current::Step(step)),
             None => {
                 let known = table.step_names();
-                Err(Error::new(ErrorKind::UnknownStep { step: name.into_owned(), known }))
+                *outcome = Err(Error::new(ErrorKind::UnknownStep { step: name.into_owned(), known }));
             }
         },
-        Ok(_) => Err(Error::misuse("a step of a kind this runtime does not know")),
-        Err(error) => Err(error),
-    };
+        Kind::Done(value) => *outcome = Ok(Some(value)),
+        Kind::End => *outcome = Ok(None),
+        _ => *outcome = Err(Error::misuse("a step of a kind this runtime does not know")),
+    }
     Decision::End
 }
 
 /// A waiting flow as a future: polled by its own task to its end.
 pub(crate) struct Drive {
-    waiting: Waiting,
+    context: Context,
+    paused: Paused,
     event: Arc<dyn ErasedEvent>,
     time_max: Option<(Duration, BoxFuture<'static, ()>)>,
 }
 
 impl Drive {
-    pub(crate) fn new(waiting: Waiting, event: Arc<dyn ErasedEvent>, time_max: Option<Duration>) -> Self {
-        let env = Arc::clone(&waiting.context.inner().node.space.env);
-        let time_max = time_max.map(|time| (time, env.sleep(time)));
-        Self { waiting, event, time_max }
+    pub(crate) fn new(
+        context: Context,
+        paused: Paused,
+        event: Arc<dyn ErasedEvent>,
+        time_max: Option<Duration>,
+    ) -> Self {
+        let time_max = time_max.map(|time| (time, context.env().sleep(time)));
+        Self { context, paused, event, time_max }
     }
 }
 
@@ -371,7 +444,7 @@ impl Future for Drive {
     fn poll(mut self: Pin<&mut Self>, task: &mut std::task::Context<'_>) -> Poll<Outcome> {
         let this = &mut *self;
         loop {
-            let flow = this.waiting.context.inner();
+            let flow = this.context.inner();
             flow.register(task.waker());
             if flow.cancelled.load(Ordering::SeqCst) {
                 return Poll::Ready(Err(Error::new(ErrorKind::Cancelled)));
@@ -381,16 +454,20 @@ impl Future for Drive {
             {
                 return Poll::Ready(Err(Error::new(ErrorKind::TimedOut { after: *time })));
             }
-            let Waiting { future, context, .. } = &mut this.waiting;
-            let polled =
-                catch_unwind(AssertUnwindSafe(|| local::enter(context, || Pin::new(future).poll(task))));
-            let step = match polled {
+            let (future, context) = (&mut this.paused.future, &this.context);
+            let mut outcome = Ok(None);
+            let polled = catch_unwind(AssertUnwindSafe(|| {
+                current::enter(context, || future.poll_into(task, &mut outcome))
+            }));
+            match polled {
                 Ok(Poll::Pending) => return Poll::Pending,
-                Ok(Poll::Ready(step)) => step,
-                Err(panic) => Err(Error::panicked(&*panic)),
-            };
-            if let Some(outcome) = this.go_on(step) {
-                return Poll::Ready(outcome);
+                Ok(Poll::Ready(None)) => return Poll::Ready(outcome),
+                Ok(Poll::Ready(Some(step))) => {
+                    if let Some(outcome) = this.go_on(step) {
+                        return Poll::Ready(outcome);
+                    }
+                }
+                Err(panic) => return Poll::Ready(Err(Error::panicked(&*panic))),
             }
         }
     }
@@ -398,10 +475,11 @@ impl Future for Drive {
 
 impl Drive {
     /// Runs the steps that follow one that ended, until one waits (`None`) or the flow ends.
-    fn go_on(&mut self, mut step: Result<Step>) -> Option<Outcome> {
-        let Waiting { future, current, steps, context } = &mut self.waiting;
+    fn go_on(&mut self, mut step: Step) -> Option<Outcome> {
+        let context = &self.context;
+        let Paused { future, current, steps } = &mut self.paused;
         let flow = context.inner();
-        let table = flow.node.table.load();
+        let table = flow.node().table.load();
         let mut outcome = Ok(None);
         loop {
             match decide(&table, step, &mut outcome) {
@@ -415,8 +493,9 @@ impl Drive {
             if let Err(error) = steps.take(current.function(), table.options.steps_max, context) {
                 return Some(Err(error));
             }
-            match start(current.function(), &*self.event, context) {
-                Polled::Ended(ended) => step = ended,
+            match start(current.function(), &*self.event, context, &mut outcome) {
+                Polled::Ended => return Some(outcome),
+                Polled::Goes(next) => step = next,
                 Polled::Waits(waits) => {
                     *future = waits;
                     return None;
@@ -428,7 +507,7 @@ impl Drive {
 
 impl fmt::Debug for FlowInner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "flow of {} at `{}`", self.envelope.id, self.node.name)
+        write!(f, "flow of {} at `{}`", self.envelope().id, self.node().name)
     }
 }
 

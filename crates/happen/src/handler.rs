@@ -6,7 +6,8 @@ use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 
-use happen_core::function::{Function, Started};
+use happen_core::downcast::downcast_ref;
+use happen_core::function::{Function, Outcome, Started};
 use happen_core::pool::StepFuture;
 use happen_core::{Batch, ErasedEvent, Error, ErrorKind, Event, IntoStep, Payload, Result};
 
@@ -117,7 +118,7 @@ impl<T: Payload> Argument for Event<T> {
 
     #[inline]
     fn own(event: &dyn ErasedEvent) -> Result<Self> {
-        if let Some(same) = event.as_any().downcast_ref::<Self>() {
+        if let Some(same) = downcast_ref::<Self>(event.as_any()) {
             return Ok(same.clone());
         }
         convert(event)
@@ -132,7 +133,7 @@ impl<T: Payload> Argument for Batch<T> {
     }
 
     fn own(event: &dyn ErasedEvent) -> Result<Self> {
-        if let Some(same) = event.as_any().downcast_ref::<Self>() {
+        if let Some(same) = downcast_ref::<Self>(event.as_any()) {
             return Ok(same.clone());
         }
         let singles = (0..event.len()).filter_map(|index| event.single(index));
@@ -267,12 +268,13 @@ where
     R: IntoStep + 'static,
 {
     #[inline]
-    fn start(&self, event: &dyn ErasedEvent, context: &dyn Any) -> Started {
-        let Some(context) = context.downcast_ref::<Context>() else { return foreign_context() };
-        if let Some(event) = event.as_any().downcast_ref::<A>() {
-            return Started::Ended((self.function)(event, context).into_step());
+    fn start(&self, event: &dyn ErasedEvent, context: &dyn Any, outcome: &mut Outcome) -> Started {
+        let Some(context) = downcast_ref::<Context>(context) else { return foreign_context(outcome) };
+        if let Some(event) = downcast_ref::<A>(event.as_any()) {
+            return Started::ended((self.function)(event, context).into_step(), outcome);
         }
-        Started::Ended(A::own(event).and_then(|event| (self.function)(&event, context).into_step()))
+        let step = A::own(event).and_then(|event| (self.function)(&event, context).into_step());
+        Started::ended(step, outcome)
     }
 
     fn identity(&self) -> TypeId {
@@ -308,11 +310,11 @@ where
     Fut: Future<Output: IntoStep> + Send + 'static,
 {
     #[inline]
-    fn start(&self, event: &dyn ErasedEvent, context: &dyn Any) -> Started {
-        let Some(context) = context.downcast_ref::<Context>() else { return foreign_context() };
+    fn start(&self, event: &dyn ErasedEvent, context: &dyn Any, outcome: &mut Outcome) -> Started {
+        let Some(context) = downcast_ref::<Context>(context) else { return foreign_context(outcome) };
         match A::own(event) {
             Ok(event) => Started::Future(StepFuture::new((self.function)(event, context.clone()))),
-            Err(error) => Started::Ended(Err(error)),
+            Err(error) => Started::ended(Err(error), outcome),
         }
     }
 
@@ -352,8 +354,8 @@ pub(crate) struct Renamed<G, F> {
 }
 
 impl<G: Function, F: 'static> Function for Renamed<G, F> {
-    fn start(&self, event: &dyn ErasedEvent, context: &dyn Any) -> Started {
-        self.function.start(event, context)
+    fn start(&self, event: &dyn ErasedEvent, context: &dyn Any, outcome: &mut Outcome) -> Started {
+        self.function.start(event, context, outcome)
     }
 
     fn identity(&self) -> TypeId {
@@ -396,8 +398,9 @@ pub(crate) fn whole_batch(event: &dyn ErasedEvent) -> Error {
 }
 
 #[cold]
-pub(crate) fn foreign_context() -> Started {
-    Started::Ended(Err(Error::misuse("a function of this crate was started with another runtime's context")))
+pub(crate) fn foreign_context(outcome: &mut Outcome) -> Started {
+    let error = Error::misuse("a function of this crate was started with another runtime's context");
+    Started::ended(Err(error), outcome)
 }
 
 impl<D, F> fmt::Debug for With<D, F> {

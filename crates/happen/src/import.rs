@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use happen_core::event::Inherited;
-use happen_core::{EventId, NodeKey, Payload, Result};
+use happen_core::{Event, EventId, NodeKey, Payload, Result};
 
 use crate::send::{Broadcasting, Reach, spread};
 use crate::stamp::stamp_imported;
@@ -88,7 +88,7 @@ impl<T: Payload> Importing<'_, T> {
             space: space.id,
             inherited: envelope.inherited().cloned(),
         };
-        spread(sender, envelope, payload, None, Reach::Everywhere);
+        spread(sender, &Event::from_parts(envelope, payload), None, Reach::Everywhere);
         Ok(imported)
     }
 }

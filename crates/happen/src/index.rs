@@ -8,11 +8,12 @@ use arc_swap::ArcSwapOption;
 use happen_core::pattern::{FirstSegment, is_runtime};
 use happen_core::{EventType, Pattern};
 
+use crate::dispatch::Listener;
 use crate::node::NodeInner;
 use crate::sync::{Mutex, isolated, lock};
 
 /// The nodes that listen to one type, in the order they were made.
-pub(crate) type Listeners = Arc<Vec<Arc<NodeInner>>>;
+pub(crate) type Listeners = Arc<Vec<Listener>>;
 
 /// The index of one space.
 pub(crate) struct Index {
@@ -25,7 +26,7 @@ pub(crate) struct Index {
 ///
 /// Emptied before it is taken out of the map: the map frees what was taken out at some later time, and the nodes in it
 /// would keep the space alive, whose part the map is.
-struct Answer(ArcSwapOption<Vec<Arc<NodeInner>>>);
+struct Answer(ArcSwapOption<Vec<Listener>>);
 
 /// Registrations by what their pattern begins with: the whole type, its first segment, or anything.
 #[derive(Default)]
@@ -135,7 +136,8 @@ impl Index {
                 nodes.insert(*node_key, Arc::clone(node));
             }
         }
-        let listeners: Listeners = Arc::new(nodes.into_values().collect());
+        let listeners = nodes.into_values().map(|node| Listener::new(node, event_type));
+        let listeners: Listeners = Arc::new(listeners.collect());
         let cache = self.cache.pin();
         if cache.len() < self.types_max {
             let answer = Answer(ArcSwapOption::from(Some(Arc::clone(&listeners))));
@@ -145,6 +147,15 @@ impl Index {
         }
         drop(patterns);
         listeners
+    }
+
+    /// Forgets what was answered for a type, because a node has changed since.
+    #[cold]
+    pub(crate) fn refresh(&self, event_type: &EventType) {
+        let _patterns = lock(&self.patterns);
+        if let Some(answer) = self.cache.pin().remove(event_type.as_str()) {
+            answer.0.store(None);
+        }
     }
 
     pub(crate) fn clear(&self) {

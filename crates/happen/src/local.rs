@@ -7,19 +7,17 @@ use std::sync::Arc;
 
 use happen_core::id::IdBlock;
 use happen_core::{Error, ErrorKind, EventId, Result};
-use scoped_tls::scoped_thread_local;
+use triomphe::UniqueArc;
 
 use crate::context::Context;
+use crate::current;
 use crate::dispatch::Place;
 use crate::flow::FlowInner;
 use crate::limits;
+use crate::published::Claim;
 use crate::space::SpaceInner;
+use crate::table::Table;
 use crate::web::Ring;
-
-scoped_thread_local! {
-    /// The flow being polled on this thread; what is sent meanwhile is caused by its event.
-    static CURRENT: Context
-}
 
 thread_local! {
     static LOCALS: RefCell<Locals> = const { RefCell::new(Locals { spaces: Vec::new(), recycled: Vec::new() }) };
@@ -34,16 +32,17 @@ pub(crate) type Deferred = Box<dyn FnOnce()>;
 
 struct Locals {
     spaces: Vec<(u64, Box<Local>)>,
-    recycled: Vec<Arc<FlowInner>>,
+    recycled: Vec<UniqueArc<FlowInner>>,
 }
 
 /// One thread's part of one space.
 pub(crate) struct Local {
     ids: IdBlock,
     pub(crate) ring: Arc<Ring>,
+    pub(crate) slots: Option<Claim<Table>>,
     counts: Box<[(Option<EventId>, u64)]>,
-    steps_seen: [u64; SEEN],
-    types_seen: [u64; SEEN],
+    steps_seen: Seen,
+    types_seen: Seen,
     /// Keeps the id of the space from being given to another one while it is remembered here.
     _token: Arc<()>,
 }
@@ -53,9 +52,10 @@ impl Local {
         Self {
             ids: IdBlock::new(space.env.random_u64()),
             ring: space.ring(),
+            slots: space.readers.claim(),
             counts: vec![(None, 0); COUNTS].into(),
-            steps_seen: [0; SEEN],
-            types_seen: [0; SEEN],
+            steps_seen: Seen::new(),
+            types_seen: Seen::new(),
             _token: space.token(),
         }
     }
@@ -69,7 +69,7 @@ impl Local {
     #[inline]
     pub(crate) fn next_id_in(&mut self, unix_ms: u64, flow: &FlowInner) -> EventId {
         // The events of a batch were stamped one after the other, so the last is the youngest.
-        self.next_id_after(unix_ms, flow.more_causes.last().copied().unwrap_or(flow.envelope.id))
+        self.next_id_after(unix_ms, flow.more_causes.last().copied().unwrap_or(flow.envelope().id))
     }
 
     #[inline]
@@ -97,19 +97,38 @@ impl Local {
     /// Whether this thread sees the name of a step for the first time, or again after others took its place.
     #[inline]
     pub(crate) fn sees_step(&mut self, number: u64) -> bool {
-        sees(&mut self.steps_seen, number >> 4, number)
+        self.steps_seen.is_new(number)
     }
 
     /// Whether this thread sees a type for the first time, or again after others took its place.
     #[inline]
     pub(crate) fn sees_type(&mut self, hash: u64) -> bool {
-        sees(&mut self.types_seen, hash, hash)
+        self.types_seen.is_new(hash)
     }
 }
 
-#[inline]
-fn sees(seen: &mut [u64; SEEN], slot: u64, number: u64) -> bool {
-    std::mem::replace(&mut seen[slot as usize % SEEN], number) != number
+/// Numbers a thread has met: sets of a few, the one met last first, so that some that fall together do not push each
+/// other out for ever.
+struct Seen([[u64; SEEN_WAYS]; SEEN_SETS]);
+
+impl Seen {
+    const fn new() -> Self {
+        Self([[0; SEEN_WAYS]; SEEN_SETS])
+    }
+
+    /// Whether the number is met for the first time, or again after others took its place.
+    #[inline]
+    fn is_new(&mut self, number: u64) -> bool {
+        let spread = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56;
+        let set = &mut self.0[spread as usize % SEEN_SETS];
+        if set[0] == number {
+            return false;
+        }
+        let at = set.iter().position(|&seen| seen == number);
+        set[..=at.unwrap_or(SEEN_WAYS - 1)].rotate_right(1);
+        set[0] = number;
+        at.is_none()
+    }
 }
 
 /// Runs `work` with this thread's part of the space.
@@ -139,13 +158,13 @@ fn bring_forward<'l>(spaces: &'l mut Vec<(u64, Box<Local>)>, space: &SpaceInner)
 
 /// A context to use again, when this thread has one.
 #[inline]
-pub(crate) fn take_recycled() -> Option<Arc<FlowInner>> {
+pub(crate) fn take_recycled() -> Option<UniqueArc<FlowInner>> {
     LOCALS.with_borrow_mut(|locals| locals.recycled.pop())
 }
 
 /// Keeps a context for later use.
 #[inline]
-pub(crate) fn recycle(flow: Arc<FlowInner>) {
+pub(crate) fn recycle(flow: UniqueArc<FlowInner>) {
     // A context that ends with its thread finds no place to be kept in, which is fine.
     let kept = LOCALS.try_with(|locals| {
         if let Ok(mut locals) = locals.try_borrow_mut()
@@ -166,35 +185,20 @@ pub(crate) fn forget_recycled() {
     drop(recycled);
 }
 
-/// Runs `work` as part of this flow.
-#[inline]
-pub(crate) fn enter<R>(flow: &Context, work: impl FnOnce() -> R) -> R {
-    CURRENT.set(flow, work)
-}
-
 /// The flow that is being polled on this thread, when it belongs to this space.
-#[inline]
+#[inline(always)]
 pub(crate) fn current<R>(space: &SpaceInner, work: impl FnOnce(Option<&FlowInner>) -> R) -> R {
-    if !CURRENT.is_set() {
-        return work(None);
-    }
-    CURRENT.with(|flow| {
-        let flow = flow.inner();
-        work((flow.node.space.id == space.id).then_some(flow))
-    })
+    current::with(|flow| work(flow.map(Context::inner).filter(|flow| flow.node().space.id == space.id)))
 }
 
 /// As [`current`], to be kept.
 pub(crate) fn current_context(space: &SpaceInner) -> Option<Context> {
-    CURRENT
-        .is_set()
-        .then(|| CURRENT.with(Context::clone))
-        .filter(|flow| flow.inner().node.space.id == space.id)
+    current::with(|flow| flow.filter(|flow| flow.inner().node().space.id == space.id).cloned())
 }
 
 /// The place of the flow that is being polled on this thread, once it goes on as a task.
 pub(crate) fn current_place() -> Option<Arc<Place>> {
-    if CURRENT.is_set() { CURRENT.with(|flow| flow.inner().place()) } else { None }
+    current::with(|flow| flow.and_then(|flow| flow.inner().place()))
 }
 
 /// One level deeper in handlers that run inline; `None` when it is deep enough, or when earlier events on this thread
@@ -275,5 +279,7 @@ pub(crate) fn begin_run() {
 
 /// Roots whose events are counted at once.
 const COUNTS: usize = 256;
-/// Names of steps and of types this thread knows to be known.
-const SEEN: usize = 64;
+/// Sets of names this thread knows to be known, one table for steps and one for types.
+const SEEN_SETS: usize = 64;
+/// Names in one set.
+const SEEN_WAYS: usize = 4;

@@ -8,7 +8,6 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use arc_swap::ArcSwap;
 use happen_core::{
     ErasedEvent, Error, ErrorKind, Event, EventId, Function, IntoPattern, IntoStep, NodeKey, Outgoing,
     Pattern, Payload, Result, State,
@@ -21,6 +20,7 @@ use crate::dispatch::{self, Job};
 use crate::gate::Gate;
 use crate::handler::{Argument, Handler};
 use crate::hooks::{Hooks, Moment, Seen};
+use crate::published::Published;
 use crate::send::{Broadcasting, Sender, Sending, Target};
 use crate::slow::SlowLane;
 use crate::space::SpaceInner;
@@ -48,7 +48,7 @@ pub(crate) struct NodeInner {
     pub(crate) key: NodeKey,
     pub(crate) name: Arc<str>,
     pub(crate) space: Arc<SpaceInner>,
-    pub(crate) table: ArcSwap<Table>,
+    pub(crate) table: Published<Table>,
     pub(crate) gate: Gate<Job>,
     has_hooks: AtomicBool,
     aside: OnceLock<Box<Aside>>,
@@ -110,7 +110,7 @@ impl NodeInner {
             key,
             name,
             space: Arc::clone(space),
-            table: ArcSwap::from_pointee(table),
+            table: Published::new(table),
             gate: Gate::new(),
             has_hooks: AtomicBool::new(false),
             aside: OnceLock::new(),
@@ -230,9 +230,9 @@ impl NodeInner {
         }
     }
 
-    /// Changes the table. The change may run more than once, when another comes between.
-    pub(crate) fn change(&self, mut change: impl FnMut(&mut Table)) {
-        self.table.rcu(|table| {
+    /// Changes the table.
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Table)) {
+        self.table.change(&self.space.readers, |table| {
             let mut changed = table.changed();
             change(&mut changed);
             changed

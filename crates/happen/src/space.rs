@@ -18,6 +18,7 @@ use happen_core::{
 use tokio::sync::Notify;
 
 use crate::config::Config;
+use crate::context::Context;
 use crate::dispatch::{self, Job, Reply, Want};
 use crate::env::RealEnv;
 use crate::failure::{DeadLetter, DeadLetters, Failure};
@@ -25,11 +26,12 @@ use crate::flow::{FlowInner, Outcome};
 use crate::gate::Gate;
 use crate::handler::{Argument, Handler};
 use crate::hooks::{Hooks, Moment, Seen};
-use crate::index::{Index, Listeners};
+use crate::index::Index;
 use crate::limits;
 use crate::link::{Hashes, Linked, RESERVED, RemoteNames};
 use crate::local;
 use crate::node::{Node, NodeInner, Registration};
+use crate::published::{Here, Readers};
 use crate::send::{Broadcasting, Sender, Sending, Target};
 use crate::stamp::stamp_failure;
 use crate::state::Home;
@@ -84,6 +86,7 @@ pub(crate) struct SpaceInner {
     types: papaya::HashMap<u64, EventType>,
     steps: papaya::HashMap<u64, &'static str>,
     rings: Mutex<Vec<Arc<Ring>>>,
+    pub(crate) readers: Readers<Table>,
     threads: AtomicU32,
     correlations: Mutex<VecDeque<(Arc<str>, EventId)>>,
     hooks: ArcSwapOption<Hooks>,
@@ -156,6 +159,7 @@ impl Space {
             types: papaya::HashMap::new(),
             steps: papaya::HashMap::new(),
             rings: Mutex::default(),
+            readers: Readers::new(),
             threads: AtomicU32::new(0),
             correlations: Mutex::default(),
             hooks: ArcSwapOption::empty(),
@@ -349,7 +353,10 @@ impl Space {
                 Ok(Some(away)) => away.outcome().await.map(drop),
                 sent => sent.map(drop),
             },
-            Some(node) => dispatch::deliver(&node, &*letter.event, Want::default(), &mut Ok(None)).map(drop),
+            Some(node) => {
+                let here = inner.here();
+                dispatch::deliver(&node, here, &*letter.event, Want::default(), &mut Ok(None)).map(drop)
+            }
         };
         result.map_err(|error| {
             inner.dead.push(letter, inner.config.dead_letters_max);
@@ -531,9 +538,18 @@ impl SpaceInner {
         self.presence_changed();
     }
 
+    /// Brings an event to everyone here who listens.
     #[inline]
-    pub(crate) fn listeners(&self, event_type: &EventType) -> Listeners {
-        self.index.listeners(event_type)
+    pub(crate) fn publish_to_listeners(
+        &self,
+        event: &dyn ErasedEvent,
+        source: Option<&tokio::sync::broadcast::Sender<happen_core::Value>>,
+    ) {
+        let envelope = event.envelope();
+        let listeners = self.index.listeners(&envelope.event_type);
+        if dispatch::publish(&listeners, event, envelope.id, source) {
+            self.index.refresh(&envelope.event_type);
+        }
     }
 
     /// Keeps the name of a type for traces, while there is room.
@@ -579,8 +595,15 @@ impl SpaceInner {
             && gate.active().saturating_add(uncounted_max) <= max
     }
 
+    /// Where this thread reads the tables of nodes.
     #[inline]
-    pub(crate) fn remember_sent(&self, envelope: &Envelope, to: NodeKey) -> Mark {
+    pub(crate) fn here(&self) -> Here<'_, Table> {
+        local::with_local(self, |local| self.readers.here(local.slots.as_ref()))
+    }
+
+    /// Remembers an event that leaves, and says where this thread goes on with it.
+    #[inline]
+    pub(crate) fn remember_sent(&self, envelope: &Envelope, to: NodeKey) -> (Mark, Here<'_, Table>) {
         local::with_local(self, |local| {
             if local.sees_type(envelope.event_type.hash()) {
                 self.name_type(&envelope.event_type);
@@ -591,7 +614,7 @@ impl SpaceInner {
                     local.ring.cause(envelope.id, cause);
                 }
             }
-            mark
+            (mark, self.readers.here(local.slots.as_ref()))
         })
     }
 
@@ -625,7 +648,7 @@ impl SpaceInner {
             if local.sees_step(number) {
                 self.steps.pin().insert(number, name);
             }
-            local.ring.step(flow.envelope.id, flow.node.key, number, after);
+            local.ring.step(flow.envelope().id, flow.node().key, number, after);
         });
     }
 
@@ -686,7 +709,7 @@ impl SpaceInner {
     ) {
         if let Some(cause) = cause {
             let event = Event::new(event_type, content.clone());
-            let flow = Arc::new(consequence(node, cause));
+            let flow = Context::owned(consequence(node, cause));
             if Broadcasting::new(Sender::Flow(&flow), event).publish().is_ok() {
                 return;
             }
@@ -700,7 +723,7 @@ impl SpaceInner {
             || match sender {
                 Sender::Space(_) => false,
                 Sender::Node(node) => node.has_hooks(),
-                Sender::Flow(flow) => flow.node.has_hooks(),
+                Sender::Flow(flow) => flow.inner().node().has_hooks(),
             }
     }
 
@@ -708,7 +731,7 @@ impl SpaceInner {
         let own = match sender {
             Sender::Space(_) => None,
             Sender::Node(node) => node.table.load().hooks.clone(),
-            Sender::Flow(flow) => flow.node.table.load().hooks.clone(),
+            Sender::Flow(flow) => flow.inner().node().table.load().hooks.clone(),
         };
         self.hooks.load_full().into_iter().chain(own).collect()
     }
@@ -746,15 +769,13 @@ impl SpaceInner {
         let mut cause = consequence(node, envelope);
         let others = (1..event.len()).filter_map(|index| event.single(index));
         cause.more_causes.extend(others.map(|event| event.envelope().id));
-        let cause = Arc::new(cause);
+        let cause = Context::owned(cause);
         let result = stamp_failure(&cause, error_type, &failure).map(|envelope| {
-            let id = envelope.id;
-            let listeners = self.listeners(&envelope.event_type);
-            let mark = self.remember_sent(&envelope, NodeKey(0));
+            let (mark, _) = self.remember_sent(&envelope, NodeKey(0));
             self.settle(mark, web::PUBLISHED);
             let event = Event::from_parts(envelope, failure);
             self.publish_away(Sender::Flow(&cause), &event);
-            dispatch::publish(&listeners, &event, id, None);
+            self.publish_to_listeners(&event, None);
         });
         if let Err(objection) = result {
             self.warn(node, envelope, &objection);

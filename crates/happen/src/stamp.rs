@@ -7,10 +7,11 @@ use std::sync::atomic::Ordering;
 use happen_core::event::{Inherited, Path, Purpose};
 use happen_core::limits::CAUSES_MAX;
 use happen_core::payload::ErasedPayload;
-use happen_core::{Dynamic, Envelope, Error, ErrorKind, Event, EventId, EventType, NodeKey, Result};
+use happen_core::{Dynamic, Envelope, Error, ErrorKind, Event, EventId, EventType, NodeKey, Payload, Result};
 
+use crate::context::Context;
 use crate::flow::FlowInner;
-use crate::hooks::{Moment, Seen};
+use crate::hooks::{self, Seen};
 use crate::import::Imported;
 use crate::local;
 use crate::send::{Extras, Sender};
@@ -19,29 +20,85 @@ use crate::space::SpaceInner;
 /// The flow that causes what is sent.
 pub(crate) type Cause<'c> = &'c FlowInner;
 
-/// The envelope of an event that is about to leave.
+/// The moment at which an event is made: what its sender has to have before anything is built.
+#[derive(Clone, Copy)]
+pub(crate) struct Moment {
+    pub(crate) id: EventId,
+    at_unix_ms: u64,
+}
+
+/// Lets an event leave, or not.
 ///
 /// # Errors
 ///
-/// [`ErrorKind::Runaway`] when a limit on the correlation is passed, [`ErrorKind::Misuse`] when a root's privilege is
-/// used inside a handler, or what a hook objects.
-#[inline]
-pub(crate) fn stamp(
+/// [`ErrorKind::Runaway`] when a limit on the correlation is passed, [`ErrorKind::Misuse`] inside a function that must
+/// have no effects.
+#[inline(always)]
+pub(crate) fn admit(space: &SpaceInner, cause: Option<Cause<'_>>) -> Result<Moment> {
+    crate::pure::check("send an event")?;
+    let at_unix_ms = space.now_unix_ms();
+    let id = match cause {
+        None => local::with_local(space, |local| local.next_id(at_unix_ms)),
+        Some(flow) => admitted(space, flow, at_unix_ms)?,
+    };
+    Ok(Moment { id, at_unix_ms })
+}
+
+/// The envelope of an event that was let go. A header that is copied right after it was written costs as much as
+/// writing it: this belongs where the event is built, in one expression.
+#[inline(always)]
+pub(crate) fn envelope(
+    moment: Moment,
+    space: &SpaceInner,
+    sender: NodeKey,
+    cause: Option<Cause<'_>>,
+    event_type: EventType,
+    purpose: Purpose,
+) -> Envelope {
+    let Moment { id, at_unix_ms } = moment;
+    match cause {
+        None => root(id, space, sender, event_type, purpose, at_unix_ms),
+        Some(flow) => caused(id, flow, sender, event_type, purpose, at_unix_ms),
+    }
+}
+
+/// Makes an event that is about to leave.
+///
+/// # Errors
+///
+/// As [`admit`] and [`complete`].
+pub(crate) fn stamped<T: Payload>(
     sender: Sender<'_>,
-    payload: &dyn ErasedPayload,
+    payload: T,
     purpose: Purpose,
     extras: Option<&Extras>,
-) -> Result<Envelope> {
-    let event_type = payload.event_type();
-    crate::pure::check("send an event")?;
+) -> Result<Event<T>> {
     let space = sender.space();
-    let at_unix_ms = space.now_unix_ms();
-    let mut envelope = sender.with_cause(|cause| match cause {
-        None => Ok(root(space, sender.key(), event_type, purpose, at_unix_ms)),
-        Some(flow) => effect(space, flow, sender.key(), event_type, purpose, at_unix_ms),
-    })?;
-    complete(space, sender, &mut envelope, payload, extras)?;
-    Ok(envelope)
+    sender.with_cause(|cause| {
+        let moment = admit(space, cause)?;
+        let envelope = envelope(moment, space, sender.key(), cause, payload.event_type(), purpose);
+        let mut event = Event::from_parts(envelope, payload);
+        complete(sender, &mut event, extras)?;
+        Ok(event)
+    })
+}
+
+/// Adds what the sender chose, and asks the hooks.
+///
+/// # Errors
+///
+/// [`ErrorKind::Misuse`] when a root's privilege is used inside a handler, or what a hook objects.
+#[inline(always)]
+pub(crate) fn complete<T: Payload>(
+    sender: Sender<'_>,
+    event: &mut Event<T>,
+    extras: Option<&Extras>,
+) -> Result<()> {
+    if extras.is_none() && !sender.space().watches_emits(sender) {
+        return Ok(());
+    }
+    let (envelope, payload) = event.parts_mut();
+    complete_envelope(sender, envelope, payload, extras)
 }
 
 /// The envelope of an event that happened elsewhere, with the causes its importer names.
@@ -72,7 +129,8 @@ pub(crate) fn stamp_imported(
         )));
     }
     let at_unix_ms = space.now_unix_ms();
-    let mut envelope = root(space, sender.key(), event_type, Purpose::Broadcast, at_unix_ms);
+    let id = local::with_local(space, |local| local.next_id(at_unix_ms));
+    let mut envelope = root(id, space, sender.key(), event_type, Purpose::Broadcast, at_unix_ms);
     if let Some((first, more)) = causes.split_first() {
         let depth_max = space.config.correlation.depth_max;
         if first.depth >= depth_max {
@@ -94,19 +152,18 @@ pub(crate) fn stamp_imported(
             envelope.extra_mut().more_causes = more.iter().map(|cause| cause.event).collect();
         }
     }
-    complete(space, sender, &mut envelope, payload, extras)?;
+    complete_envelope(sender, &mut envelope, payload, extras)?;
     Ok(envelope)
 }
 
-/// Adds what the sender chose, and asks the hooks.
-#[inline]
-fn complete(
-    space: &SpaceInner,
+#[cold]
+fn complete_envelope(
     sender: Sender<'_>,
     envelope: &mut Envelope,
     payload: &dyn ErasedPayload,
     extras: Option<&Extras>,
 ) -> Result<()> {
+    let space = sender.space();
     if let Some(extras) = extras {
         add(space, sender, envelope, extras)?;
     }
@@ -116,15 +173,15 @@ fn complete(
     Ok(())
 }
 
-#[inline]
+#[inline(always)]
 fn root(
+    id: EventId,
     space: &SpaceInner,
     sender: NodeKey,
     event_type: EventType,
     purpose: Purpose,
     at_unix_ms: u64,
 ) -> Envelope {
-    let id = local::with_local(space, |local| local.next_id(at_unix_ms));
     let deadline = space.config.correlation.deadline_ms;
     Envelope {
         id,
@@ -142,16 +199,14 @@ fn root(
     }
 }
 
+/// The id of a further event that this flow causes.
+///
+/// # Errors
+///
+/// [`ErrorKind::Runaway`] when a limit on the correlation is passed.
 #[inline]
-fn effect(
-    space: &SpaceInner,
-    flow: &FlowInner,
-    sender: NodeKey,
-    event_type: EventType,
-    purpose: Purpose,
-    at_unix_ms: u64,
-) -> Result<Envelope> {
-    let cause = &flow.envelope;
+fn admitted(space: &SpaceInner, flow: &FlowInner, at_unix_ms: u64) -> Result<EventId> {
+    let cause = flow.envelope();
     let limits = &space.config.correlation;
     let emitted = flow.emitted.fetch_add(1, Ordering::Relaxed);
     let (id, count) =
@@ -165,11 +220,11 @@ fn effect(
     if count > limits.events_max {
         return Err(runaway(space, flow, "correlation.events_max", limits.events_max));
     }
-    Ok(caused(id, flow, sender, event_type, purpose, at_unix_ms))
+    Ok(id)
 }
 
 /// The envelope of an event that this flow causes, whatever the limits say.
-#[inline]
+#[inline(always)]
 fn caused(
     id: EventId,
     flow: &FlowInner,
@@ -178,9 +233,9 @@ fn caused(
     purpose: Purpose,
     at_unix_ms: u64,
 ) -> Envelope {
-    let cause = &flow.envelope;
+    let cause = flow.envelope();
     // What a handler sends through the space has no node for a sender; it came by the handler's all the same.
-    let hop = if sender.0 == 0 { flow.node.key } else { sender };
+    let hop = if sender.0 == 0 { flow.node().key } else { sender };
     let mut envelope = Envelope {
         id,
         cause: Some(cause.id),
@@ -209,15 +264,15 @@ fn caused(
 /// What a hook objects.
 #[cold]
 pub(crate) fn stamp_failure(
-    flow: &Arc<FlowInner>,
+    flow: &Context,
     event_type: EventType,
     failure: &dyn ErasedPayload,
 ) -> Result<Envelope> {
     let sender = Sender::Flow(flow);
     let space = sender.space();
     let at_unix_ms = space.now_unix_ms();
-    let id = local::with_local(space, |local| local.next_id_in(at_unix_ms, flow));
-    let envelope = caused(id, flow, sender.key(), event_type, Purpose::Broadcast, at_unix_ms);
+    let id = local::with_local(space, |local| local.next_id_in(at_unix_ms, flow.inner()));
+    let envelope = caused(id, flow.inner(), sender.key(), event_type, Purpose::Broadcast, at_unix_ms);
     if space.watches_emits(sender) {
         before_emit(space, sender, &envelope, failure)?;
     }
@@ -231,7 +286,10 @@ pub(crate) fn bare(sender: Sender<'_>, event_type: EventType, purpose: Purpose) 
     let space = sender.space();
     let at_unix_ms = space.now_unix_ms();
     sender.with_cause(|cause| match cause {
-        None => root(space, sender.key(), event_type, purpose, at_unix_ms),
+        None => {
+            let id = local::with_local(space, |local| local.next_id(at_unix_ms));
+            root(id, space, sender.key(), event_type, purpose, at_unix_ms)
+        }
         Some(flow) => {
             let id = local::with_local(space, |local| local.next_id_in(at_unix_ms, flow));
             caused(id, flow, sender.key(), event_type, purpose, at_unix_ms)
@@ -241,8 +299,10 @@ pub(crate) fn bare(sender: Sender<'_>, event_type: EventType, purpose: Purpose) 
 
 #[cold]
 fn runaway(space: &SpaceInner, flow: &FlowInner, limit: &'static str, max: u64) -> Error {
-    let path = space.way_to(flow.envelope.id, RUNAWAY_PATH);
-    Error::new(ErrorKind::Runaway { limit, max, path }).at_event(flow.envelope.id).at_node(&flow.node.name)
+    let path = space.way_to(flow.envelope().id, RUNAWAY_PATH);
+    Error::new(ErrorKind::Runaway { limit, max, path })
+        .at_event(flow.envelope().id)
+        .at_node(&flow.node().name)
 }
 
 #[cold]
@@ -307,7 +367,7 @@ fn before_emit(
     let event = Event::from_parts(envelope.clone(), payload);
     let seen = Seen { node: name.as_deref(), event: Some(&event), state: None, error: None };
     for hooks in space.emit_hooks(sender) {
-        hooks.run(Moment::BeforeEmit, &seen).map_err(|error| {
+        hooks.run(hooks::Moment::BeforeEmit, &seen).map_err(|error| {
             let reason = format!("a hook objected: {error}");
             Error::new(ErrorKind::Refused { node: name.as_deref().unwrap_or("the space").to_owned(), reason })
                 .with_source(error.into_std())

@@ -652,7 +652,7 @@ fn build_node(node: &Node, build: &BuildFunction) -> Result<()> {
     let built = catch_unwind(AssertUnwindSafe(|| build(node)));
     match built.unwrap_or_else(|panic| Err(Error::panicked(&*panic))) {
         Ok(()) => {
-            let before = inner.table.load_full();
+            let before = inner.table.load();
             inner.change(|table| table.end_build());
             inner.space.presence_changed();
             // The index last: in between a broadcast finds the node and no handler, which is no error.

@@ -123,11 +123,9 @@ pub(crate) struct Route {
 impl Route {
     /// The only registration, when it takes the event as it is and without looking at it.
     #[inline]
-    pub(crate) fn only(&self, event: &dyn ErasedEvent) -> Option<&Arc<Entry>> {
+    pub(crate) fn only(&self, batch: bool) -> Option<&Arc<Entry>> {
         match &self.entries[..] {
-            [entry] if entry.guard.is_none() && (!event.is_batch() || entry.function.takes_batch()) => {
-                Some(entry)
-            }
+            [entry] if entry.guard.is_none() && (!batch || entry.function.takes_batch()) => Some(entry),
             _ => None,
         }
     }
@@ -201,6 +199,12 @@ impl Table {
     #[inline]
     pub(crate) fn build(&self) -> u64 {
         self.watched.as_ref().map_or(0, |watched| watched.build)
+    }
+
+    /// Whether nothing stands before the registrations: neither acceptance nor hooks, and no lane but the common one.
+    pub(crate) fn is_straight(&self) -> bool {
+        let open = self.phase == Phase::Open && !self.is_held();
+        open && self.accept.is_none() && self.hooks.is_none() && matches!(self.lane, Lane::Concurrent)
     }
 
     /// Has events wait, or lets them be handled.
@@ -379,7 +383,7 @@ type Slot = OnceLock<(EventType, Route)>;
 
 impl Routes {
     /// The route of a type; as an error when there is no room to keep it.
-    #[inline]
+    #[inline(always)]
     fn find(
         &self,
         event_type: &EventType,

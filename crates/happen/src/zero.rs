@@ -7,7 +7,8 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Deref;
 
-use happen_core::function::{Function, Started};
+use happen_core::downcast::downcast_ref;
+use happen_core::function::{Function, Outcome, Started};
 use happen_core::payload;
 use happen_core::raw::RawPayload;
 use happen_core::{
@@ -245,9 +246,9 @@ where
     R: IntoStep + 'static,
 {
     #[inline]
-    fn start(&self, event: &dyn ErasedEvent, context: &dyn Any) -> Started {
-        let Some(context) = context.downcast_ref::<Context>() else { return foreign_context() };
-        Started::Ended(self.call(event, context))
+    fn start(&self, event: &dyn ErasedEvent, context: &dyn Any, outcome: &mut Outcome) -> Started {
+        let Some(context) = downcast_ref::<Context>(context) else { return foreign_context(outcome) };
+        Started::ended(self.call(event, context), outcome)
     }
 
     fn identity(&self) -> TypeId {

@@ -1,23 +1,26 @@
 //! The way of an event into a node: acceptance, admission, its registrations, their flows, the outcome. Everything
 //! here runs on the sender's stack; only what has to wait leaves it.
 
+mod publish;
 mod queue;
 mod reply;
 mod task;
 
 use std::sync::Arc;
 
-use happen_core::{Envelope, ErasedEvent, Error, ErrorKind, Event, EventId, Result};
+use happen_core::{Envelope, ErasedEvent, Error, ErrorKind, Event, Result};
 use tokio::sync::oneshot;
 
 use crate::accept::Origin;
 use crate::context::Context;
 use crate::encoded::Scope;
-use crate::flow::{self, Held, Outcome, Waiting};
+use crate::flow::{self, Held, Outcome, Paused};
 use crate::hooks::{Moment, Seen};
+use crate::lent::Spare;
 use crate::link::Away;
 use crate::local;
 use crate::node::NodeInner;
+use crate::published::Here;
 use crate::stream::{Sink, Source};
 use crate::sync::isolated;
 use crate::table::{Entry, Lane, Phase, Route, Table};
@@ -27,6 +30,7 @@ use queue::{Permit, enqueue, queue};
 use reply::{Joined, later};
 use task::{run_slow, spawn_flow};
 
+pub(crate) use publish::{Listener, publish};
 pub(crate) use queue::{Job, Place, spawn_drain};
 pub(crate) use reply::Reply;
 
@@ -53,7 +57,7 @@ pub(crate) struct Along {
 
 impl Want {
     /// What a sender of this kind wants.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn new(
         reply: bool,
         sink: Option<Sink>,
@@ -106,16 +110,27 @@ pub(crate) enum Delivered {
 /// # Errors
 ///
 /// When the node does not take it: closed, refused, no handler, busy, too late, or waiting would never end.
-#[inline]
+#[inline(never)]
 pub(crate) fn deliver(
     node: &Arc<NodeInner>,
+    here: Here<'_, Table>,
     event: &dyn ErasedEvent,
     want: Want,
     outcome: &mut Outcome,
 ) -> Result<Delivered> {
-    let table = node.table.load();
+    node.table.read(&node.space.readers, here, |table| deliver_by(node, table, event, want, outcome))
+}
+
+#[inline(always)]
+fn deliver_by(
+    node: &Arc<NodeInner>,
+    table: &Table,
+    event: &dyn ErasedEvent,
+    want: Want,
+    outcome: &mut Outcome,
+) -> Result<Delivered> {
     let mut uncached = None;
-    let route = admissible(node, &table, event, &mut uncached)?;
+    let route = admissible(node, table, event, &mut uncached)?;
     let changed = match &table.hooks {
         None => None,
         Some(hooks) => before_handling(node, hooks, event)?,
@@ -130,7 +145,7 @@ pub(crate) fn deliver(
             } else if node.gate.enter(max) {
                 Permit::counted(node, None)
             } else {
-                return queue(node, &table, event, want, None);
+                return queue(node, table, event, want, None);
             }
         }
         Lane::ByKey(key_of) => {
@@ -139,26 +154,27 @@ pub(crate) fn deliver(
             if gate.enter(table.max_by_key()) {
                 Permit::counted(node, Some(key))
             } else {
-                return queue(node, &table, event, want, Some(key));
+                return queue(node, table, event, want, Some(key));
             }
         }
     };
-    let Some(entry) = route.only(event) else {
-        return run_many(node, &table, &route.entries, event, &want, Reply::Nobody, permit);
+    let batch = event.is_batch();
+    let Some(entry) = route.only(batch) else {
+        return run_many(node, table, &route.entries, event, &want, Reply::Nobody, permit);
     };
     let wants_reply = want.reply;
-    match run_flow(node, &table, entry, event, want, permit.serial_key(&table), outcome) {
+    match run_flow(node, table, entry, (event, batch), want, permit.serial_key(table), outcome) {
         Flow::Ended => Ok(Delivered::Now),
         flow => {
             let (reply, receiver) = later(Reply::Nobody, wants_reply);
-            go_on(node, &table, entry, event, flow, reply, permit.into_place());
+            go_on(node, table, entry, event, flow, reply, permit.into_place());
             Ok(Delivered::Later(receiver))
         }
     }
 }
 
 /// The registrations for an event that the node takes: from its table, or put into `uncached`.
-#[inline]
+#[inline(always)]
 fn admissible<'t>(
     node: &Arc<NodeInner>,
     table: &'t Table,
@@ -230,14 +246,18 @@ fn put_off(node: &Arc<NodeInner>, event: &dyn ErasedEvent, want: Want) -> Result
 }
 /// Handles a job whose sender has gone on. With a permit it has been admitted already.
 fn again(node: &Arc<NodeInner>, job: Job, permit: Option<Permit<'_>>) {
+    let here = node.space.here();
+    node.table.read(&node.space.readers, here, |table| again_by(node, table, job, permit));
+}
+
+fn again_by(node: &Arc<NodeInner>, table: &Table, job: Job, permit: Option<Permit<'_>>) {
     let Job { event, mut want, reply, keyed } = job;
     drop(keyed);
     want.set_waits(None);
     let came_by_queue = permit.is_some();
     let started = Started { node, key: permit.as_ref().and_then(Permit::key), came_by_queue };
-    let table = node.table.load();
     let mut uncached = None;
-    let route = match admissible(node, &table, &*event, &mut uncached) {
+    let route = match admissible(node, table, &*event, &mut uncached) {
         Ok(route) => route,
         Err(error) => {
             drop(started);
@@ -265,19 +285,19 @@ fn again(node: &Arc<NodeInner>, job: Job, permit: Option<Permit<'_>>) {
                 Some(key) => node.key_gate(key).enter(table.max_by_key()),
             };
             if !entered {
-                return enqueue(node, &table, Job { event, want, reply, keyed: None }, key);
+                return enqueue(node, table, Job { event, want, reply, keyed: None }, key);
             }
             Permit::counted(node, key)
         }
     };
-    let Some(entry) = route.only(&*event) else {
+    let Some(entry) = route.only(event.is_batch()) else {
         // Failures were reported where they happened, and the outcome goes through `reply`.
-        drop(run_many(node, &table, &route.entries, &*event, &want, reply, permit));
+        drop(run_many(node, table, &route.entries, &*event, &want, reply, permit));
         return drop(started);
     };
     let mut outcome = Ok(None);
-    let (wants_reply, serial) = (want.reply, permit.serial_key(&table));
-    match run_flow(node, &table, entry, &*event, want, serial, &mut outcome) {
+    let (wants_reply, serial) = (want.reply, permit.serial_key(table));
+    match run_flow_aside(node, table, entry, &*event, want, serial, &mut outcome) {
         Flow::Ended => {
             drop(permit);
             if !matches!(reply, Reply::Nobody) {
@@ -287,7 +307,7 @@ fn again(node: &Arc<NodeInner>, job: Job, permit: Option<Permit<'_>>) {
         }
         flow => {
             let (reply, _nobody) = later(reply, wants_reply);
-            go_on(node, &table, entry, &*event, flow, reply, permit.into_place());
+            go_on(node, table, entry, &*event, flow, reply, permit.into_place());
         }
     }
     drop(started);
@@ -375,7 +395,7 @@ fn run_many(
             continue;
         }
         let mut outcome = Ok(None);
-        match run_flow(node, table, entry, event, want.copy(), serial, &mut outcome) {
+        match run_flow_aside(node, table, entry, event, want.copy(), serial, &mut outcome) {
             Flow::Ended => {
                 node.space.settled(event, node.key, &outcome);
                 part.send(outcome);
@@ -388,17 +408,31 @@ fn run_many(
 
 enum Flow {
     Ended,
-    Waits(Waiting),
+    Waits(Context, Paused),
     /// Not begun: its handler runs elsewhere, with what the sender wants and the key of its serial gate.
     Slow(Want, Option<u64>),
 }
 
-#[inline]
-fn run_flow(
+/// The same out of line, for events that did not come straight from their sender.
+#[inline(never)]
+fn run_flow_aside(
     node: &Arc<NodeInner>,
     table: &Table,
     entry: &Arc<Entry>,
     event: &dyn ErasedEvent,
+    want: Want,
+    serial: Option<u64>,
+    outcome: &mut Outcome,
+) -> Flow {
+    run_flow(node, table, entry, (event, event.is_batch()), want, serial, outcome)
+}
+
+#[inline(always)]
+fn run_flow(
+    node: &Arc<NodeInner>,
+    table: &Table,
+    entry: &Arc<Entry>,
+    (event, batch): (&dyn ErasedEvent, bool),
     want: Want,
     serial: Option<u64>,
     outcome: &mut Outcome,
@@ -408,9 +442,11 @@ fn run_flow(
     }
     let plain = entry.plain;
     let before = if plain { node.space.now_unix_ms() } else { 0 };
-    let context = Context::start(node, event, entry.id, serial, want);
-    if let Some(waiting) = flow::run(table, entry, event, context, outcome) {
-        return Flow::Waits(waiting);
+    let waits = Context::lent_to(&mut Spare::take(), node, event, batch, entry.id, serial, want, |context| {
+        flow::run(Some(table), entry, event, context, outcome)
+    });
+    if let Some((context, paused)) = waits {
+        return Flow::Waits(context, paused);
     }
     if plain {
         // The coarse clock may have come to stand meanwhile, just because the handler took so long.
@@ -433,7 +469,9 @@ fn go_on(
 ) {
     match flow {
         Flow::Ended => {}
-        Flow::Waits(waiting) => spawn_flow(node, table, entry, waiting, event.to_shared(), reply, place),
+        Flow::Waits(context, paused) => {
+            spawn_flow(node, table, entry, (context, paused), event.to_shared(), reply, place);
+        }
         Flow::Slow(want, serial) => {
             run_slow(node, entry, event.to_shared(), (want, serial), reply, place);
         }
@@ -441,7 +479,7 @@ fn go_on(
 }
 
 /// Tells of a failure where it is looked for: in the reply (which the outcome becomes), as an event, to the hooks.
-#[inline]
+#[inline(always)]
 fn finish(
     node: &Arc<NodeInner>,
     table: &Table,
@@ -450,13 +488,18 @@ fn finish(
     outcome: &mut Outcome,
 ) {
     if outcome.is_err() {
-        *outcome = match std::mem::replace(outcome, Ok(None)) {
-            Err(error) => Err(failed(node, table, entry, event, error)),
-            ended => ended,
-        };
+        fail(node, table, entry, event, outcome);
     } else if table.hooks.is_some() {
         after_handling(node, table, event, None);
     }
+}
+
+#[cold]
+fn fail(node: &Arc<NodeInner>, table: &Table, entry: &Entry, event: &dyn ErasedEvent, outcome: &mut Outcome) {
+    *outcome = match std::mem::replace(outcome, Ok(None)) {
+        Err(error) => Err(failed(node, table, entry, event, error)),
+        ended => ended,
+    };
 }
 
 #[cold]
@@ -493,32 +536,6 @@ pub(crate) fn what(outcome: &Outcome) -> u8 {
         Ok(Some(_)) => web::VALUE,
         Ok(None) => web::ENDED,
         Err(error) => web::failed(error.code()),
-    }
-}
-
-/// Brings an event to everyone who listens. What becomes of it is remembered for each listener.
-pub(crate) fn publish(
-    listeners: &[Arc<NodeInner>],
-    event: &dyn ErasedEvent,
-    id: EventId,
-    source: Option<&tokio::sync::broadcast::Sender<happen_core::Value>>,
-) {
-    let space = listeners.first().map(|node| &node.space);
-    let _encoded = space.and_then(|space| Scope::open(space, event));
-    for node in listeners {
-        let want = Want::new(false, None, source.map(tokio::sync::broadcast::Sender::subscribe), None);
-        let mut outcome = Ok(None);
-        match deliver(node, event, want, &mut outcome) {
-            Ok(Delivered::Now) => node.space.settled(event, node.key, &outcome),
-            Ok(Delivered::Later(_) | Delivered::Away(_)) => node.space.remember(id, node.key, web::WAITING),
-            // Every guard of the node said no, or it stopped listening since the list was made.
-            Err(error) if matches!(error.kind(), ErrorKind::NoHandler { .. }) => {}
-            Err(error) => {
-                node.space.remember(id, node.key, web::failed(error.code()));
-                let error = error.at_event(id).at_node(&node.name);
-                node.space.undelivered(event, &node.name, error, Reply::Nobody);
-            }
-        }
     }
 }
 

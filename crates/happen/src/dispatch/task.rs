@@ -9,9 +9,11 @@ use super::queue::Place;
 use super::reply::Reply;
 use super::{Want, finish};
 use crate::context::Context;
-use crate::flow::{self, Drive, Waiting};
+use crate::flow::{self, Drive, Paused};
 use crate::gate::Queued;
+use crate::lent::Spare;
 use crate::limits;
+use crate::local;
 use crate::node::NodeInner;
 use crate::sync::{Mutex, lock};
 use crate::table::{Entry, Table};
@@ -22,17 +24,16 @@ pub(super) fn spawn_flow(
     node: &Arc<NodeInner>,
     table: &Table,
     entry: &Arc<Entry>,
-    waiting: Waiting,
+    (context, paused): (Context, Paused),
     event: Arc<dyn ErasedEvent>,
     mut reply: Reply,
     place: Arc<Place>,
 ) {
     let space = &node.space;
-    let context = waiting.context.clone();
     context.inner().set_place(&place);
     let under_way = node.under_way(&context, table.build());
     let entry = Arc::clone(entry);
-    let mut drive = Drive::new(waiting, Arc::clone(&event), table.options.flow_time_max());
+    let mut drive = Drive::new(context.clone(), paused, Arc::clone(&event), table.options.flow_time_max());
     let node = Arc::clone(node);
     space.env.spawn(Box::pin(async move {
         let mut gone = false;
@@ -51,12 +52,12 @@ pub(super) fn spawn_flow(
         })
         .await;
         drop(drive);
-        let table = node.table.load_full();
+        let table = node.table.load();
         finish(&node, &table, &entry, &*event, &mut outcome);
         node.space.settled(&*event, node.key, &outcome);
         // The place first: whoever gets the reply may send the next event at once and finds it free.
         drop(place);
-        context.end();
+        context.end().map(local::recycle);
         reply.send(outcome);
         // Last: a space that stops waits for what is under way and then leaves its link, which takes the reply along.
         drop(under_way);
@@ -78,10 +79,19 @@ pub(super) fn run_slow(
     let shared = Arc::new(Mutex::new(Some(reply)));
     let reply = Arc::clone(&shared);
     let job: crate::slow::SlowJob = Box::new(move || {
-        let table = at.table.load_full();
-        let context = Context::start(&at, &*event, lane.id, serial, want);
+        let table = at.table.load();
         let mut outcome = Ok(None);
-        if let Some(waiting) = flow::run(&table, &lane, &*event, context, &mut outcome) {
+        let waits = Context::lent_to(
+            &mut Spare::take(),
+            &at,
+            &*event,
+            event.is_batch(),
+            lane.id,
+            serial,
+            want,
+            |context| flow::run(Some(&table), &lane, &*event, context, &mut outcome),
+        );
+        if let Some(waiting) = waits {
             let reply = lock(&reply).take().unwrap_or(Reply::Nobody);
             return spawn_flow(&at, &table, &lane, waiting, event, reply, place);
         }

@@ -55,7 +55,7 @@ impl Inbound for Entrance {
             let envelope = single.envelope();
             let mark = space.remember_arrived(envelope, NodeKey(0));
             space.settle(mark, web::PUBLISHED);
-            dispatch::publish(&space.listeners(&envelope.event_type), single, envelope.id, None);
+            space.publish_to_listeners(single, None);
         }
     }
 
@@ -130,7 +130,8 @@ impl SpaceInner {
             self.remember_arrived(later.envelope(), node.key);
         }
         let mark = self.remember_arrived(event.envelope(), node.key);
-        match dispatch::deliver(&node, event, want, outcome) {
+        let here = self.here();
+        match dispatch::deliver(&node, here, event, want, outcome) {
             Ok(delivered) => {
                 let what = match &delivered {
                     Delivered::Now => dispatch::what(outcome),
@@ -151,7 +152,7 @@ impl SpaceInner {
             // The root may never come here, so the name leads to what did.
             self.name_correlation(name, envelope.id);
         }
-        self.remember_sent(envelope, to)
+        self.remember_sent(envelope, to).0
     }
 
     fn answer(self: &Arc<Self>, to: &str, frame: &[u8]) -> Answers {

@@ -31,7 +31,7 @@ impl SpaceInner {
         let id = event.envelope().id;
         let node = self.key_of(to);
         for single in (0..event.len()).filter_map(|index| event.single(index)) {
-            let mark = self.remember_sent(single.envelope(), node);
+            let (mark, _) = self.remember_sent(single.envelope(), node);
             self.settle(mark, web::WAITING);
         }
         let sent = self.linked(to).and_then(|linked| {
@@ -114,8 +114,8 @@ impl SpaceInner {
         sender.with_cause(|flow| {
             let causes = envelope.causes().map(|id| {
                 let event_type = flow.and_then(|flow| {
-                    if flow.envelope.id == id {
-                        return Some(&flow.envelope.event_type);
+                    if flow.envelope().id == id {
+                        return Some(&flow.envelope().event_type);
                     }
                     let at = flow.more_causes.iter().position(|cause| *cause == id)?;
                     flow.more_types.get(at)

@@ -127,18 +127,20 @@ impl<T: Payload, R: Answer> Future for Asking<'_, T, R> {
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, task: &mut std::task::Context<'_>) -> Poll<Self::Output> {
-        if let State::Waits(waiting) = &mut self.state {
-            return waiting.as_mut().poll(task);
-        }
+        let sending = match &mut self.state {
+            State::New(sending) => sending,
+            State::Waits(waiting) => return waiting.as_mut().poll(task),
+            State::Over => return Poll::Ready(Err(told_already())),
+        };
         if local::should_yield() {
             task.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let State::New(sending) = std::mem::replace(&mut self.state, State::Over) else {
-            return Poll::Ready(Err(told_already()));
-        };
         match sending.start::<R>() {
-            Answered::Now(reply) => Poll::Ready(reply),
+            Answered::Now(reply) => {
+                self.state = State::Over;
+                Poll::Ready(reply)
+            }
             Answered::Later(mut waiting) => {
                 let polled = waiting.as_mut().poll(task);
                 self.state = State::Waits(waiting);

@@ -4,12 +4,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use happen_core::event::{Delegation, Purpose, User};
-use happen_core::{Envelope, Event, EventId, NodeKey, Payload, Result};
+use happen_core::{Event, EventId, NodeKey, Payload, Result};
 use serde_json::Value as Json;
 
 use super::{Extras, Sender, extras};
-use crate::dispatch;
-use crate::stamp::stamp;
+use crate::stamp::stamped;
 use crate::stream::Outlet;
 use crate::web;
 
@@ -66,8 +65,8 @@ impl<'s, T: Payload> Broadcasting<'s, T> {
         let Self { sender, payload, extras } = self;
         let space = sender.space();
         space.check_running()?;
-        let envelope = stamp(sender, &payload, Purpose::Broadcast, extras.as_deref())?;
-        Ok(spread(sender, envelope, payload, source, reach))
+        let event = stamped(sender, payload, Purpose::Broadcast, extras.as_deref())?;
+        Ok(spread(sender, &event, source, reach))
     }
 
     pub(crate) fn into_parts(self) -> (Sender<'s>, T, Option<Box<Extras>>) {
@@ -79,25 +78,19 @@ impl<'s, T: Payload> Broadcasting<'s, T> {
 #[inline]
 pub(crate) fn spread<T: Payload>(
     sender: Sender<'_>,
-    envelope: Envelope,
-    payload: T,
+    event: &Event<T>,
     source: Option<&tokio::sync::broadcast::Sender<happen_core::Value>>,
     reach: Reach,
 ) -> EventId {
     let space = sender.space();
-    let id = envelope.id;
-    let listeners = space.listeners(&envelope.event_type);
-    let mark = space.remember_sent(&envelope, NodeKey(0));
+    let id = event.id();
+    let (mark, _) = space.remember_sent(event.envelope(), NodeKey(0));
     space.settle(mark, web::PUBLISHED);
-    let leaves = space.link.get().is_some() && reach == Reach::Everywhere;
-    if leaves || !listeners.is_empty() {
-        let event = Event::from_parts(envelope, payload);
-        if leaves {
-            // Before the listeners here, whose handlers may send what it causes.
-            space.publish_away(sender, &event);
-        }
-        dispatch::publish(&listeners, &event, id, source);
+    if reach == Reach::Everywhere && space.link.get().is_some() {
+        // Before the listeners here, whose handlers may send what it causes.
+        space.publish_away(sender, event);
     }
+    space.publish_to_listeners(event, source);
     id
 }
 

@@ -1,5 +1,10 @@
 //! Sending: from a payload and a destination to what the sender asked for. Owns the builders that nothing leaves
 //! before; does not know how a node handles what it gets.
+#![expect(
+    unsafe_code,
+    reason = "the flow that causes an event is asked for without a closure, so that the event is built where it stays \
+              (docs/performance.md)"
+)]
 
 mod asking;
 mod broadcast;
@@ -18,13 +23,15 @@ use happen_core::{
 };
 use serde_json::Value as Json;
 
+use crate::context::Context;
+use crate::current;
 use crate::dispatch::{self, Delivered, Want};
-use crate::flow::{FlowInner, Held, Outcome};
+use crate::flow::{Held, Outcome};
 use crate::link::Away;
 use crate::local;
 use crate::node::NodeInner;
 use crate::space::SpaceInner;
-use crate::stamp::{Cause, bare, stamp};
+use crate::stamp::{self, Cause, bare, stamped};
 use crate::stream::{Items, Sink};
 use crate::web;
 use asking::{Accepted, Answered, Answering, answer, worse};
@@ -44,7 +51,7 @@ pub(crate) enum Sender<'s> {
     /// A node, through its handle.
     Node(&'s Arc<NodeInner>),
     /// A flow, through its context.
-    Flow(&'s Arc<FlowInner>),
+    Flow(&'s Context),
 }
 
 /// What a sender adds to an event; absent for most.
@@ -71,7 +78,8 @@ pub(crate) struct Extras {
 pub struct Sending<'s, T> {
     sender: Sender<'s>,
     to: To<'s>,
-    parcel: Parcel<T>,
+    /// Nothing once it was sent.
+    parcel: Option<Parcel<T>>,
     extras: Option<Box<Extras>>,
 }
 
@@ -182,7 +190,7 @@ use extras;
 impl<'s, T: Payload> Sending<'s, T> {
     #[inline]
     pub(crate) fn new(sender: Sender<'s>, to: Destination<'s>, event: impl Outgoing<Payload = T>) -> Self {
-        Self { sender, to: to.0, parcel: event.into_parcel(), extras: None }
+        Self { sender, to: to.0, parcel: Some(event.into_parcel()), extras: None }
     }
 
     extras!();
@@ -238,29 +246,31 @@ impl<'s, T: Payload> Sending<'s, T> {
     /// # }
     /// ```
     #[doc(alias = "processSync")]
-    pub fn reply_now<R: Answer>(self) -> Result<Reply<R>> {
-        let mut sent = Begun::new();
-        let event = match self.begin(Purpose::Ask, None, Told::Back, &mut sent)? {
-            Delivered::Now | Delivered::Later(None) => return answer(sent.event, sent.outcome),
-            Delivered::Later(Some(mut receiver)) => match receiver.try_recv() {
-                Ok(outcome) => return answer(sent.event, outcome),
-                Err(_) => sent.event,
-            },
+    pub fn reply_now<R: Answer>(mut self) -> Result<Reply<R>> {
+        let mut outcome = Ok(None);
+        let (event, delivered) = self.begin(Purpose::Ask, None, Told::Back, &mut outcome)?;
+        match delivered {
+            Delivered::Now | Delivered::Later(None) => return answer(event, outcome),
+            Delivered::Later(Some(mut receiver)) => {
+                if let Ok(outcome) = receiver.try_recv() {
+                    return answer(event, outcome);
+                }
+            }
             // Beyond a link no answer is there at once.
-            Delivered::Away(_) => sent.event,
-        };
+            Delivered::Away(_) => {}
+        }
         let cannot_wait = "the answer is not there at once and this caller cannot wait; use `.reply().await`";
         Err(Error::new(ErrorKind::Cancelled).context(cannot_wait).at_event(event))
     }
 
     /// Sends, and hands the answer to a function when it comes, beside the caller.
-    pub fn reply_with<R: Answer>(self, then: impl FnOnce(Result<Reply<R>>) + Send + 'static)
+    pub fn reply_with<R: Answer>(mut self, then: impl FnOnce(Result<Reply<R>>) + Send + 'static)
     where
         T: 'static,
     {
         let env = Arc::clone(&self.sender.space().env);
         let flow = match self.sender {
-            Sender::Flow(flow) => Some(crate::context::Context::from_shared(Arc::clone(flow))),
+            Sender::Flow(flow) => Some(flow.clone()),
             Sender::Space(_) | Sender::Node(_) => local::current_context(self.sender.space()),
         };
         match self.start::<R>() {
@@ -269,7 +279,7 @@ impl<'s, T: Payload> Sending<'s, T> {
                 let result = waiting.await;
                 match flow {
                     // What the function sends has the same cause whether the answer was there at once or not.
-                    Some(flow) => local::enter(&flow, || then(result)),
+                    Some(flow) => current::enter(&flow, || then(result)),
                     None => then(result),
                 }
             })),
@@ -287,7 +297,7 @@ impl<'s, T: Payload> Sending<'s, T> {
             .map(|to| {
                 let name = to.name().to_owned();
                 let extras = extras.as_deref().map(|extras| Box::new(extras.copy()));
-                let one = Sending { sender, to, parcel: parcel.clone(), extras };
+                let mut one = Sending { sender, to, parcel: parcel.clone(), extras };
                 (name, one.start::<R>())
             })
             .collect();
@@ -304,20 +314,20 @@ impl<'s, T: Payload> Sending<'s, T> {
 
     /// Sends and reads the items the handler emits. An error that comes before the first item is the first item.
     #[doc(alias = "generator")]
-    pub fn stream<I: Payload>(self) -> Items<I> {
+    pub fn stream<I: Payload>(mut self) -> Items<I> {
         let (sink, items) = Sink::new();
-        let mut sent = Begun::new();
-        match self.begin(Purpose::Stream, Some(sink), Told::Back, &mut sent) {
+        let mut outcome = Ok(None);
+        match self.begin(Purpose::Stream, Some(sink), Told::Back, &mut outcome) {
             Err(error) => Items::failed(error),
-            Ok(Delivered::Away(Some(away))) => Items::from_away(away),
-            Ok(Delivered::Now | Delivered::Away(None)) => Items::ended(items, sent.outcome, sent.event),
-            Ok(Delivered::Later(end)) => Items::from_handler(items, end, sent.event),
+            Ok((_, Delivered::Away(Some(away)))) => Items::from_away(away),
+            Ok((event, Delivered::Now | Delivered::Away(None))) => Items::ended(items, outcome, event),
+            Ok((event, Delivered::Later(end))) => Items::from_handler(items, end, event),
         }
     }
 
     /// Sends and does not wait for anything. What cannot be delivered goes to the dead letters.
     pub fn forget(self) {
-        if !matches!(self.to, To::Many(_)) {
+        if !self.to.is_many() {
             return self.forget_one();
         }
         let Self { sender, to, parcel, extras } = self;
@@ -332,6 +342,7 @@ impl<'s, T: Payload> Sending<'s, T> {
     fn forget_one(self) {
         let Self { sender, to, parcel, extras } = self;
         let (space, extras) = (sender.space(), extras.as_deref());
+        let Some(parcel) = parcel else { return };
         let copy = parcel.clone();
         let node = match resolve(space, &to) {
             Err(error) if away(space, &error) => {
@@ -340,23 +351,30 @@ impl<'s, T: Payload> Sending<'s, T> {
             }
             node => node,
         };
-        let sent_to = node.as_ref().map(|node| node.key).unwrap_or_default();
-        let want = Want::new(false, None, None, sender.held());
-        let result = stamped(sender, parcel, Purpose::Send, extras, sent_to, |event| {
-            let id = event.envelope().id;
-            let taken = match node {
-                Ok(node) => bring(space, &node, event, want, &mut Ok(None)).map(drop),
-                Err(error) => {
-                    space
-                        .settle(space.remember_sent(event.envelope(), NodeKey(0)), web::failed(error.code()));
-                    Err(error.at_event(id))
-                }
-            };
-            if let Err(error) = taken {
+        let taken = |event: &dyn ErasedEvent| match &node {
+            Ok(node) => {
+                let want = Want::new(false, None, None, sender.with_cause(held_by));
+                bring_batch(node, event, want, &mut Ok(None)).map(drop)
+            }
+            Err(error) => {
+                let (mark, _) = space.remember_sent(event.envelope(), NodeKey(0));
+                space.settle(mark, web::failed(error.code()));
+                Err(error.duplicate().at_event(event.envelope().id))
+            }
+        };
+        let keep = |event: &dyn ErasedEvent| {
+            if let Err(error) = taken(event) {
                 space.bury(event, to.name(), &error);
             }
-        });
-        if let Err(error) = result {
+        };
+        let sent = match parcel {
+            Parcel::One(payload) => stamped(sender, payload, Purpose::Send, extras).map(|event| keep(&event)),
+            Parcel::Batch(payloads) => {
+                stamped_batch(sender, payloads, Purpose::Send, extras).map(|batch| keep(&batch))
+            }
+            _ => Err(unknown_parcel()),
+        };
+        if let Err(error) = sent {
             lost(sender, to.name(), &copy, &error);
         }
     }
@@ -388,7 +406,7 @@ impl<'s, T: Payload> Sending<'s, T> {
     pub fn chunks<R: Answer>(self, len: usize) -> crate::chunks::Chunks<'s, T, R> {
         let Self { sender, to, parcel, extras } = self;
         let payloads = match parcel {
-            Parcel::Batch(payloads) => payloads,
+            Some(Parcel::Batch(payloads)) => payloads,
             // Whatever is no batch goes as it is.
             parcel => {
                 let one = Sending { sender, to, parcel, extras };
@@ -399,7 +417,7 @@ impl<'s, T: Payload> Sending<'s, T> {
         let mut chunks = std::collections::VecDeque::with_capacity(all.div_ceil(len));
         let mut payloads = payloads.into_iter();
         for start in (0..all).step_by(len) {
-            let parcel = Parcel::Batch(payloads.by_ref().take(len).collect());
+            let parcel = Some(Parcel::Batch(payloads.by_ref().take(len).collect()));
             let extras = extras.as_deref().map(|extras| Box::new(extras.copy()));
             chunks.push_back((
                 start..(start + len).min(all),
@@ -410,17 +428,16 @@ impl<'s, T: Payload> Sending<'s, T> {
     }
 
     #[inline]
-    fn send_now(self) -> Acceptance {
-        if let To::Many(_) = self.to {
+    fn send_now(mut self) -> Acceptance {
+        if self.to.is_many() {
             return self.send_to_many();
         }
         let within = self.extras.as_ref().and_then(|extras| extras.within);
         let sender = self.sender;
-        let mut sent = Begun::new();
-        match self.begin(Purpose::Send, None, Told::Back, &mut sent) {
+        match self.begin(Purpose::Send, None, Told::Back, &mut Ok(None)) {
             Err(error) => Acceptance::now(Err(error)),
-            Ok(Delivered::Away(Some(away))) => Acceptance::later(sender, sent.event, *away, within),
-            Ok(_) => Acceptance::now(Ok(Sent { event: sent.event })),
+            Ok((event, Delivered::Away(Some(away)))) => Acceptance::later(sender, event, *away, within),
+            Ok((event, _)) => Acceptance::now(Ok(Sent { event })),
         }
     }
 
@@ -452,32 +469,44 @@ impl<'s, T: Payload> Sending<'s, T> {
         }
     }
 
-    #[inline]
-    fn start<R: Answer>(self) -> Answered<R> {
-        let within = self.extras.as_ref().and_then(|extras| extras.within);
-        let sender = self.sender;
-        let mut sent = Begun::new();
-        match self.begin(Purpose::Ask, None, Told::Back, &mut sent) {
+    #[inline(always)]
+    fn start<R: Answer>(&mut self) -> Answered<R> {
+        let mut outcome = Ok(None);
+        match self.begin(Purpose::Ask, None, Told::Back, &mut outcome) {
             Err(error) => Answered::Now(Err(error)),
-            Ok(Delivered::Now | Delivered::Later(None) | Delivered::Away(None)) => {
-                Answered::Now(answer(sent.event, sent.outcome))
+            Ok((event, Delivered::Now | Delivered::Later(None) | Delivered::Away(None))) => {
+                Answered::Now(answer(event, outcome))
             }
-            Ok(Delivered::Later(Some(receiver))) => {
-                Answered::later(sender, sent.event, Answering::Here(receiver), within)
+            Ok((event, Delivered::Later(Some(receiver)))) => {
+                self.answered_later(event, Answering::Here(receiver))
             }
-            Ok(Delivered::Away(Some(away))) => {
-                Answered::later(sender, sent.event, Answering::Away(Box::pin(away.outcome())), within)
+            Ok((event, Delivered::Away(Some(away)))) => {
+                self.answered_later(event, Answering::Away(Box::pin(away.outcome())))
             }
         }
     }
 
+    #[cold]
+    fn answered_later<R: Answer>(&self, event: EventId, from: Answering) -> Answered<R> {
+        let within = self.extras.as_ref().and_then(|extras| extras.within);
+        Answered::later(self.sender, event, from, within)
+    }
+
     /// Stamps the event and brings it to its one destination.
-    #[inline]
-    fn begin(self, purpose: Purpose, sink: Option<Sink>, told: Told, sent: &mut Begun) -> Result<Delivered> {
+    #[inline(always)]
+    fn begin(
+        &mut self,
+        purpose: Purpose,
+        sink: Option<Sink>,
+        told: Told,
+        outcome: &mut Outcome,
+    ) -> Result<(EventId, Delivered)> {
         let Self { sender, to, parcel, extras } = self;
+        let (sender, to, extras) = (*sender, &*to, extras.as_deref());
+        let Some(parcel) = parcel.take() else { return Err(sent_already()) };
         let space = sender.space();
         let held;
-        let node = match &to {
+        let node = match to {
             To::Node(node) if node.inner().space.id == space.id => node.inner(),
             other => match resolve(space, other) {
                 Ok(found) => {
@@ -485,66 +514,50 @@ impl<'s, T: Payload> Sending<'s, T> {
                     &held
                 }
                 Err(error) if away(space, &error) => {
-                    let (event, away) = send_away(sender, to.name(), parcel, purpose, extras.as_deref(), told)?;
-                    sent.event = event;
-                    return Ok(Delivered::Away(away));
+                    let (event, away) = send_away(sender, to.name(), parcel, purpose, extras, told)?;
+                    return Ok((event, Delivered::Away(away)));
                 }
-                Err(error) => return Err(nowhere(sender, parcel, purpose, extras.as_deref(), error)),
+                Err(error) => return Err(nowhere(sender, parcel, purpose, extras, error)),
             },
         };
-        let want = Want::new(purpose != Purpose::Send, sink, None, sender.held());
-        stamped(sender, parcel, purpose, extras.as_deref(), node.key, |event| {
-            sent.event = event.envelope().id;
-            bring(space, node, event, want, &mut sent.outcome)
-        })?
+        let reply = purpose != Purpose::Send;
+        let payload = match parcel {
+            Parcel::One(payload) => payload,
+            Parcel::Batch(payloads) => {
+                let batch = stamped_batch(sender, payloads, purpose, extras)?;
+                let want = Want::new(reply, sink, None, sender.with_cause(held_by));
+                return Ok((batch[0].id(), bring_batch(node, &batch, want, outcome)?));
+            }
+            _ => return Err(unknown_parcel()),
+        };
+        // SAFETY: it is used in this function alone, and to ask what waits.
+        let cause = unsafe { sender.cause() };
+        let moment = stamp::admit(space, cause)?;
+        let event_type = payload.event_type();
+        let envelope = stamp::envelope(moment, space, sender.key(), cause, event_type, purpose);
+        let mut event = Event::from_parts(envelope, payload);
+        stamp::complete(sender, &mut event, extras)?;
+        let want = Want::new(reply, sink, None, held_by(cause));
+        Ok((moment.id, bring(space, node, &event, want, outcome)?))
     }
 }
 
-/// An event that was sent, and its outcome if it is there at once.
-struct Begun {
-    event: EventId,
-    outcome: Outcome,
-}
-
-impl Begun {
-    #[inline]
-    const fn new() -> Self {
-        Self { event: EventId::MIN, outcome: Ok(None) }
-    }
-}
-
-/// Makes the event, or the batch of events, and hands it on.
-#[inline]
-fn stamped<T: Payload, R>(
+#[cold]
+fn stamped_batch<T: Payload>(
     sender: Sender<'_>,
-    parcel: Parcel<T>,
+    payloads: Vec<T>,
     purpose: Purpose,
     extras: Option<&Extras>,
-    to: NodeKey,
-    then: impl FnOnce(&dyn ErasedEvent) -> R,
-) -> Result<R> {
-    match parcel {
-        Parcel::One(payload) => {
-            let envelope = stamp(sender, &payload, purpose, extras)?;
-            Ok(then(&Event::from_parts(envelope, payload)))
+) -> Result<Batch<T>> {
+    let mut events: Vec<Event<T>> = Vec::with_capacity(payloads.len());
+    for payload in payloads {
+        let event_type = payload.event_type();
+        if events.first().is_some_and(|first| first.envelope().event_type != event_type) {
+            return Err(mixed_batch());
         }
-        Parcel::Batch(payloads) => {
-            let mut events: Vec<Event<T>> = Vec::with_capacity(payloads.len());
-            for payload in payloads {
-                let event_type = payload.event_type();
-                if events.first().is_some_and(|first| first.envelope().event_type != event_type) {
-                    return Err(mixed_batch());
-                }
-                events.push(Event::from_parts(stamp(sender, &payload, purpose, extras)?, payload));
-            }
-            let batch = Batch::new(events).ok_or_else(|| Error::misuse("a batch without events was sent"))?;
-            for later in &batch[1..] {
-                sender.space().remember_sent(later.envelope(), to);
-            }
-            Ok(then(&batch))
-        }
-        _ => Err(Error::misuse("a parcel of a kind this runtime does not know")),
+        events.push(stamped(sender, payload, purpose, extras)?);
     }
+    Batch::new(events).ok_or_else(empty_batch)
 }
 
 /// The one node of this space that is meant.
@@ -552,11 +565,11 @@ fn resolve(space: &Arc<SpaceInner>, to: &To<'_>) -> Result<Arc<NodeInner>> {
     match to {
         To::Node(node) if node.inner().space.id == space.id => Ok(Arc::clone(node.inner())),
         To::Node(node) => Err(Error::misuse(format!("node `{}` belongs to another space", node.id()))),
-        To::Name(name) => {
-            let missing = || Error::new(ErrorKind::NoSuchNode { node: name.clone().into_owned() });
-            space.find(name).ok_or_else(missing)
+        many if many.is_many() => Err(one_destination()),
+        name => {
+            let missing = || Error::new(ErrorKind::NoSuchNode { node: name.name().to_owned() });
+            space.find(name.name()).ok_or_else(missing)
         }
-        To::Many(_) => Err(one_destination()),
     }
 }
 
@@ -570,10 +583,20 @@ fn nowhere<T: Payload>(
     error: Error,
 ) -> Error {
     let space = sender.space();
-    let id = stamped(sender, parcel, purpose, extras, NodeKey(0), |event| {
-        space.settle(space.remember_sent(event.envelope(), NodeKey(0)), web::failed(error.code()));
+    let remember = |event: &dyn ErasedEvent| {
+        for single in (0..event.len()).filter_map(|index| event.single(index)) {
+            let (mark, _) = space.remember_sent(single.envelope(), NodeKey(0));
+            space.settle(mark, web::failed(error.code()));
+        }
         event.envelope().id
-    });
+    };
+    let id = match parcel {
+        Parcel::One(payload) => stamped(sender, payload, purpose, extras).map(|event| remember(&event)),
+        Parcel::Batch(payloads) => {
+            stamped_batch(sender, payloads, purpose, extras).map(|batch| remember(&batch))
+        }
+        _ => return error,
+    };
     match id {
         Ok(id) => error.at_event(id),
         Err(_) => error,
@@ -592,7 +615,7 @@ fn lost<T: Payload>(sender: Sender<'_>, name: &str, parcel: &Parcel<T>, error: &
         let space = sender.space();
         let envelope = bare(sender, payload.event_type(), Purpose::Send);
         let to = space.find(name).map_or(NodeKey(0), |node| node.key);
-        space.settle(space.remember_sent(&envelope, to), web::failed(error.code()));
+        space.settle(space.remember_sent(&envelope, to).0, web::failed(error.code()));
         sender.space().bury(&Event::from_parts(envelope, payload.clone()), name, error);
     }
 }
@@ -623,27 +646,22 @@ fn send_away<T: Payload>(
 ) -> Result<(EventId, Option<Box<Away>>)> {
     let space = sender.space();
     space.check_running()?;
-    let stamped = |payload: T| {
-        let envelope = stamp(sender, &payload, purpose, extras)?;
-        Ok(Event::from_parts(envelope, payload))
-    };
     let (event, away) = match parcel {
         Parcel::One(payload) => {
-            let event = stamped(payload)?;
+            let event = stamped(sender, payload, purpose, extras)?;
             (event.id(), space.send_away(sender, to, &event, told == Told::Back)?)
         }
         Parcel::Batch(payloads) => {
-            let events = payloads.into_iter().map(stamped).collect::<Result<Vec<_>>>()?;
-            let batch = Batch::new(events).ok_or_else(empty_batch)?;
+            let batch = stamped_batch(sender, payloads, purpose, extras)?;
             (batch[0].id(), space.send_away(sender, to, &batch, told == Told::Back)?)
         }
-        _ => return Err(Error::misuse("a parcel of a kind this runtime does not know")),
+        _ => return Err(unknown_parcel()),
     };
     Ok((event, away.map(Box::new)))
 }
 
 /// Remembers the event, brings it to its node, and remembers what became of it.
-#[inline]
+#[inline(always)]
 fn bring(
     space: &Arc<SpaceInner>,
     node: &Arc<NodeInner>,
@@ -651,20 +669,41 @@ fn bring(
     want: Want,
     outcome: &mut Outcome,
 ) -> Result<Delivered> {
-    let mark = space.remember_sent(event.envelope(), node.key);
-    let delivered = dispatch::deliver(node, event, want, outcome);
-    let what = match &delivered {
+    let (mark, here) = space.remember_sent(event.envelope(), node.key);
+    let delivered = dispatch::deliver(node, here, event, want, outcome);
+    space.settle(mark, what_became(&delivered, outcome));
+    delivered.map_err(|error| error.at_event(event.envelope().id).at_node(&node.name))
+}
+
+/// The same for several events at once, or for one when it is no matter.
+#[cold]
+fn bring_batch(
+    node: &Arc<NodeInner>,
+    event: &dyn ErasedEvent,
+    want: Want,
+    outcome: &mut Outcome,
+) -> Result<Delivered> {
+    let space = &node.space;
+    let later = || (1..event.len()).filter_map(|index| event.single(index)).map(ErasedEvent::envelope);
+    // The first stands for the batch and is remembered last.
+    for envelope in later() {
+        space.remember_sent(envelope, node.key);
+    }
+    let delivered = bring(space, node, event, want, outcome);
+    let what = what_became(&delivered, outcome);
+    for envelope in later() {
+        space.remember(envelope.id, node.key, what);
+    }
+    delivered
+}
+
+#[inline(always)]
+fn what_became(delivered: &Result<Delivered>, outcome: &Outcome) -> u8 {
+    match delivered {
         Ok(Delivered::Now) => dispatch::what(outcome),
         Ok(Delivered::Later(_) | Delivered::Away(_)) => web::WAITING,
         Err(error) => web::failed(error.code()),
-    };
-    space.settle(mark, what);
-    if event.is_batch() {
-        for later in (1..event.len()).filter_map(|index| event.single(index)) {
-            space.remember(later.envelope().id, node.key, what);
-        }
     }
-    delivered.map_err(|error| error.at_event(event.envelope().id).at_node(&node.name))
 }
 
 impl<'s, T: Payload> IntoFuture for Sending<'s, T> {
@@ -678,44 +717,59 @@ impl<'s, T: Payload> IntoFuture for Sending<'s, T> {
 }
 
 impl<'s> Sender<'s> {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn space(self) -> &'s Arc<SpaceInner> {
         match self {
             Self::Space(space) => space,
             Self::Node(node) => &node.space,
-            Self::Flow(flow) => &flow.node.space,
+            Self::Flow(flow) => &flow.inner().node().space,
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn key(self) -> NodeKey {
         match self {
             Self::Space(_) => NodeKey(0),
             Self::Node(node) => node.key,
-            Self::Flow(flow) => flow.node.key,
+            Self::Flow(flow) => flow.inner().node().key,
         }
     }
 
     /// Runs `work` with the flow that causes what is sent: the context's own, or the one being polled on this thread.
-    #[inline]
     pub(crate) fn with_cause<R>(self, work: impl FnOnce(Option<Cause<'_>>) -> R) -> R {
-        match self {
-            Self::Flow(flow) => work(Some(flow)),
-            Self::Space(_) | Self::Node(_) => local::current(self.space(), work),
-        }
+        // SAFETY: it is lent to `work`, which is over before this returns.
+        work(unsafe { self.cause() })
     }
 
-    /// The serial gates that wait while this sender waits.
-    #[inline]
-    fn held(self) -> Option<Arc<Held>> {
-        self.with_cause(|flow| flow.and_then(held_by))
+    /// The flow that causes what is sent: the context's own, or the one being polled on this thread.
+    ///
+    /// # Safety
+    ///
+    /// It is used no longer than the function runs that asks for it.
+    #[inline(always)]
+    pub(crate) unsafe fn cause<'c>(self) -> Option<Cause<'c>>
+    where
+        's: 'c,
+    {
+        match self {
+            Self::Flow(flow) => Some(flow.inner()),
+            Self::Space(_) | Self::Node(_) => {
+                // SAFETY: by the contract of this function.
+                let polled = unsafe { current::flow() }.map(Context::inner);
+                // A space is asked for the flows of its own alone.
+                polled.filter(|flow| flow.node().space.id == self.space().id)
+            }
+        }
     }
 }
 
-fn held_by(flow: &FlowInner) -> Option<Arc<Held>> {
+/// The serial gates that wait while this flow waits.
+#[inline]
+fn held_by(flow: Option<Cause<'_>>) -> Option<Arc<Held>> {
+    let flow = flow?;
     let Some(key) = flow.serial else { return flow.held.clone() };
-    let gate = (flow.node.key.0, key);
-    Some(Arc::new(Held { node: Arc::clone(&flow.node.name), gate, up: flow.held.clone() }))
+    let gate = (flow.node().key.0, key);
+    Some(Arc::new(Held { node: Arc::clone(&flow.node().name), gate, up: flow.held.clone() }))
 }
 
 impl Extras {
@@ -730,6 +784,16 @@ impl Extras {
             within: self.within,
         }
     }
+}
+
+#[cold]
+fn sent_already() -> Error {
+    Error::misuse("the event was sent already; a finished future was polled")
+}
+
+#[cold]
+fn unknown_parcel() -> Error {
+    Error::misuse("a parcel of a kind this runtime does not know")
 }
 
 #[cold]

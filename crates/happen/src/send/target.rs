@@ -1,6 +1,5 @@
 //! Where an event goes: a node, the id of one, or several of either.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use happen_core::Error;
@@ -27,20 +26,38 @@ pub struct Destination<'t>(pub(super) To<'t>);
 #[derive(Debug, Clone)]
 pub(super) enum To<'t> {
     Node(&'t Node),
-    Name(Cow<'t, str>),
+    Name(&'t str),
+    /// What owns something; kept aside, because a destination is handed on at every turn.
+    Rare(Box<Rare<'t>>),
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Rare<'t> {
+    Name(String),
     Many(Vec<To<'t>>),
 }
 
 impl<'t> Destination<'t> {
     pub(crate) fn many(all: impl Iterator<Item = Self>) -> Self {
-        Self(To::Many(all.map(|one| one.0).collect()))
+        Self(To::many(all.map(|one| one.0).collect()))
     }
 }
 
 impl<'t> To<'t> {
+    fn many(all: Vec<Self>) -> Self {
+        Self::Rare(Box::new(Rare::Many(all)))
+    }
+
+    pub(super) fn is_many(&self) -> bool {
+        matches!(self, Self::Rare(rare) if matches!(**rare, Rare::Many(_)))
+    }
+
     pub(super) fn names(self, out: &mut Vec<Self>) {
         match self {
-            Self::Many(all) => all.into_iter().for_each(|to| to.names(out)),
+            Self::Rare(rare) => match *rare {
+                Rare::Many(all) => all.into_iter().for_each(|to| to.names(out)),
+                one @ Rare::Name(_) => out.push(Self::Rare(Box::new(one))),
+            },
             one => out.push(one),
         }
     }
@@ -49,7 +66,10 @@ impl<'t> To<'t> {
         match self {
             Self::Node(node) => node.id(),
             Self::Name(name) => name,
-            Self::Many(_) => "several nodes",
+            Self::Rare(rare) => match &**rare {
+                Rare::Name(name) => name,
+                Rare::Many(_) => "several nodes",
+            },
         }
     }
 }
@@ -63,37 +83,37 @@ impl<'t> Target<'t> for &'t Node {
 
 impl<'t> Target<'t> for &'t str {
     fn into_destination(self) -> Destination<'t> {
-        Destination(To::Name(Cow::Borrowed(self)))
+        Destination(To::Name(self))
     }
 }
 
 impl<'t> Target<'t> for &'t String {
     fn into_destination(self) -> Destination<'t> {
-        Destination(To::Name(Cow::Borrowed(self)))
+        Destination(To::Name(self))
     }
 }
 
 impl<'t> Target<'t> for String {
     fn into_destination(self) -> Destination<'t> {
-        Destination(To::Name(Cow::Owned(self)))
+        Destination(To::Rare(Box::new(Rare::Name(self))))
     }
 }
 
 impl<'t> Target<'t> for &Arc<str> {
     fn into_destination(self) -> Destination<'t> {
-        Destination(To::Name(Cow::Owned(self.to_string())))
+        self.to_string().into_destination()
     }
 }
 
 impl<'t, X: Target<'t>, const N: usize> Target<'t> for [X; N] {
     fn into_destination(self) -> Destination<'t> {
-        Destination(To::Many(self.into_iter().map(|to| to.into_destination().0).collect()))
+        Destination(To::many(self.into_iter().map(|to| to.into_destination().0).collect()))
     }
 }
 
 impl<'t, X: Target<'t>> Target<'t> for Vec<X> {
     fn into_destination(self) -> Destination<'t> {
-        Destination(To::Many(self.into_iter().map(|to| to.into_destination().0).collect()))
+        Destination(To::many(self.into_iter().map(|to| to.into_destination().0).collect()))
     }
 }
 
@@ -102,7 +122,7 @@ where
     &'t X: Target<'t>,
 {
     fn into_destination(self) -> Destination<'t> {
-        Destination(To::Many(self.iter().map(|to| to.into_destination().0).collect()))
+        Destination(To::many(self.iter().map(|to| to.into_destination().0).collect()))
     }
 }
 

@@ -322,7 +322,7 @@ impl<'n, S: State> StateOf<'n, S> {
     #[cold]
     fn placed(&self, error: Error) -> Error {
         let error = error.at_node(&self.node.name);
-        match self.with_flow(|flow| flow.map(|flow| flow.envelope.id)) {
+        match self.with_flow(|flow| flow.map(|flow| flow.envelope().id)) {
             Some(event) => error.at_event(event),
             None => error,
         }
@@ -367,7 +367,7 @@ impl<'n, S: State> StateOf<'n, S> {
         let _nested = Nested::enter(self.node, S::NAME)?;
         // A flow knows the context of its event and no longer the payload.
         let event = self.with_flow(|flow| {
-            let envelope = flow?.envelope.clone();
+            let envelope = flow?.envelope().clone();
             let payload = Dynamic::from_json(envelope.event_type.clone(), serde_json::Value::Null);
             Some(Event::from_parts(envelope, payload))
         });

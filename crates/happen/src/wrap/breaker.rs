@@ -7,7 +7,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use happen_core::function::Started;
 use happen_core::{ErasedEvent, Error, ErrorKind, Function, Result, Step};
 
 use super::{Judge, Running, Wrap, Wrapped, erase, later, start, wrapped};
@@ -266,7 +265,7 @@ impl Breaker {
                 "to": to.text(),
                 "node_id": context.node_id(),
             });
-            context.inner().node.space.announce("system.breaker", told);
+            context.inner().node().space.announce("system.breaker", told);
         }
     }
 }
@@ -376,15 +375,15 @@ impl Wrap for Guarded {
         &self.inner
     }
 
-    fn run(&self, event: &dyn ErasedEvent, context: &Context) -> Started {
+    fn run(&self, event: &dyn ErasedEvent, context: &Context) -> Running {
         let pass = match self.breaker.enter(context) {
             Ok(pass) => pass,
-            Err(busy) => return Started::Ended(Err(busy)),
+            Err(busy) => return Running::Ended(Err(busy)),
         };
         match start(&*self.inner, event, context) {
             Running::Ended(result) => {
                 pass.settle(&result, context);
-                Started::Ended(result)
+                Running::Ended(result)
             }
             Running::Future(future) => {
                 let context = context.clone();

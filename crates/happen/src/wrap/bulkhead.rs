@@ -6,7 +6,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use happen_core::function::Started;
 use happen_core::{ErasedEvent, Error, ErrorKind, Function, Result};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -123,10 +122,10 @@ impl Wrap for Behind {
         true
     }
 
-    fn run(&self, event: &dyn ErasedEvent, context: &Context) -> Started {
+    fn run(&self, event: &dyn ErasedEvent, context: &Context) -> Running {
         if let Some(place) = self.bulkhead.enter() {
             return match start(&*self.inner, event, context) {
-                Running::Ended(result) => Started::Ended(result),
+                Running::Ended(result) => Running::Ended(result),
                 Running::Future(future) => later(async move {
                     let _place = place;
                     future.await
@@ -135,7 +134,7 @@ impl Wrap for Behind {
         }
         let waiting = match self.bulkhead.wait() {
             Ok(waiting) => waiting,
-            Err(busy) => return Started::Ended(Err(busy)),
+            Err(busy) => return Running::Ended(Err(busy)),
         };
         let (inner, free) = (Arc::clone(&self.inner), Arc::clone(&self.bulkhead.0.free));
         let (event, context) = (event.to_shared(), context.clone());

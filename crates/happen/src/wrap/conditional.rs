@@ -4,10 +4,9 @@ use happen_core::IntoStep;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use happen_core::function::Started;
 use happen_core::{ErasedEvent, Event, Function, Payload};
 
-use super::{Wrap, Wrapped, erase, go_on, look, wrapped};
+use super::{Running, Wrap, Wrapped, erase, go_on, look, wrapped};
 use crate::context::Context;
 use crate::handler::{Argument, Handler};
 
@@ -78,13 +77,13 @@ where
         look(&*self.otherwise);
     }
 
-    fn run(&self, event: &dyn ErasedEvent, context: &Context) -> Started {
+    fn run(&self, event: &dyn ErasedEvent, context: &Context) -> Running {
         match look::<T, _>(event, |event| Some((self.predicate)(event))) {
             Ok(answer) => {
                 let chosen = if answer == Some(true) { &self.then } else { &self.otherwise };
-                go_on(&**chosen, event, context).pass_on()
+                go_on(&**chosen, event, context)
             }
-            Err(error) => Started::Ended(Err(error)),
+            Err(error) => Running::Ended(Err(error)),
         }
     }
 }

@@ -3,7 +3,6 @@
 use happen_core::IntoStep;
 use std::sync::Arc;
 
-use happen_core::function::Started;
 use happen_core::{ErasedEvent, Function, Result, Step};
 
 use super::{Running, Wrap, Wrapped, erase, go_on, later, start, wrapped};
@@ -76,14 +75,14 @@ impl Wrap for Fallback {
         look(&*self.other);
     }
 
-    fn run(&self, event: &dyn ErasedEvent, context: &Context) -> Started {
+    fn run(&self, event: &dyn ErasedEvent, context: &Context) -> Running {
         let other = Arc::clone(&self.other);
         let failing = match start(&*self.inner, event, context) {
-            Running::Ended(Ok(step)) => return Started::Ended(Ok(step)),
+            Running::Ended(Ok(step)) => return Running::Ended(Ok(step)),
             Running::Ended(Err(error)) => {
                 let context = context.after(context.attempt(), Some(error));
                 match go_on(&*other, event, &context) {
-                    Running::Ended(result) => return Started::Ended(told(result, &context)),
+                    Running::Ended(result) => return Running::Ended(told(result, &context)),
                     Running::Future(future) => {
                         return later(async move { told(future.await, &context) });
                     }

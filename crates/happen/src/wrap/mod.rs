@@ -77,8 +77,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use happen_core::function::Started;
+use happen_core::function::{Outcome, Started};
 use happen_core::pool::StepFuture;
+use happen_core::step::Kind;
 use happen_core::{ErasedEvent, Error, Event, Function, Payload, Result, Step};
 
 use crate::context::Context;
@@ -148,7 +149,7 @@ trait Wrap: Send + Sync + 'static {
         false
     }
 
-    fn run(&self, event: &dyn ErasedEvent, context: &Context) -> Started;
+    fn run(&self, event: &dyn ErasedEvent, context: &Context) -> Running;
 }
 
 struct Wrapper<W>(W);
@@ -158,10 +159,11 @@ fn wrapped(wrap: impl Wrap) -> Wrapped {
 }
 
 impl<W: Wrap> Function for Wrapper<W> {
-    fn start(&self, event: &dyn ErasedEvent, context: &dyn Any) -> Started {
-        match context.downcast_ref::<Context>() {
-            Some(context) => self.0.run(event, context),
-            None => foreign_context(),
+    fn start(&self, event: &dyn ErasedEvent, context: &dyn Any, outcome: &mut Outcome) -> Started {
+        let Some(context) = context.downcast_ref::<Context>() else { return foreign_context(outcome) };
+        match self.0.run(event, context) {
+            Running::Ended(step) => Started::ended(step, outcome),
+            Running::Future(Caught(future)) => Started::Future(future),
         }
     }
 
@@ -193,18 +195,25 @@ impl<W: Wrap> Function for Wrapper<W> {
 
 /// Starts a function; its panic is its failure.
 fn start(function: &dyn Function, event: &dyn ErasedEvent, context: &Context) -> Running {
-    let started = catch_unwind(AssertUnwindSafe(|| function.start(event, context)));
-    match started.unwrap_or_else(|panic| Started::Ended(Err(Error::panicked(&*panic)))) {
-        Started::Ended(result) => Running::Ended(result),
-        Started::Future(future) => Running::Future(Caught(future)),
-        _ => Running::Ended(Err(Error::misuse("a function started in a way this runtime does not know"))),
+    let mut outcome = Ok(None);
+    let started = catch_unwind(AssertUnwindSafe(|| function.start(event, context, &mut outcome)));
+    match started {
+        Ok(Started::Ended) => Running::Ended(match outcome {
+            Ok(Some(value)) => Ok(Step::new(Kind::Done(value))),
+            Ok(None) => Ok(Step::new(Kind::End)),
+            Err(error) => Err(error),
+        }),
+        Ok(Started::Goes(step)) => Running::Ended(Ok(step)),
+        Ok(Started::Future(future)) => Running::Future(Caught(future)),
+        Ok(_) => Running::Ended(Err(Error::misuse("a function started in a way this runtime does not know"))),
+        Err(panic) => Running::Ended(Err(Error::panicked(&*panic))),
     }
 }
 
 /// Starts a further function of a wrapper, which becomes a step of the trace.
 fn go_on(function: &dyn Function, event: &dyn ErasedEvent, context: &Context) -> Running {
     let flow = context.inner();
-    flow.node.space.note_step(flow, function);
+    flow.node().space.note_step(flow, function);
     start(function, event, context)
 }
 
@@ -219,14 +228,6 @@ impl Running {
         match self {
             Self::Ended(result) => result,
             Self::Future(future) => future.await,
-        }
-    }
-
-    /// For a wrapper that has nothing more to do.
-    fn pass_on(self) -> Started {
-        match self {
-            Self::Ended(result) => Started::Ended(result),
-            Self::Future(Caught(future)) => Started::Future(future),
         }
     }
 }
@@ -244,8 +245,8 @@ impl Future for Caught {
 }
 
 /// The rest of a wrapper's run, as a future.
-fn later(future: impl Future<Output = Result<Step>> + Send + 'static) -> Started {
-    Started::Future(StepFuture::new(future))
+fn later(future: impl Future<Output = Result<Step>> + Send + 'static) -> Running {
+    Running::Future(Caught(StepFuture::new(future)))
 }
 
 /// Looks at an event of some payload; of a batch, at each in turn until a look gives something.

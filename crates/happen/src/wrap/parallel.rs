@@ -20,7 +20,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use happen_core::function::Started;
 use happen_core::step::Kind;
 use happen_core::{Answer, ErasedEvent, Error, Event, Function, Result, Step, Value};
 
@@ -290,11 +289,11 @@ impl Wrap for Parallel {
         self.parts.iter().for_each(|part| look(&**part));
     }
 
-    fn run(&self, event: &dyn ErasedEvent, context: &Context) -> Started {
+    fn run(&self, event: &dyn ErasedEvent, context: &Context) -> Running {
         if self.parts.len() > limits::PARALLEL_PARTS_MAX {
             let most = limits::PARALLEL_PARTS_MAX;
             let error = Error::misuse(format!("`parallel` runs at most {most} parts; send to nodes instead"));
-            return Started::Ended(Err(error));
+            return Running::Ended(Err(error));
         }
         let mut parts = Vec::with_capacity(self.parts.len());
         let mut waits = false;
@@ -307,11 +306,11 @@ impl Wrap for Parallel {
             let failed = matches!(part, Part::Ended(Some(Err(_))));
             parts.push(part);
             if failed && self.settles == Settles::First {
-                return Started::Ended((self.then)(take(&mut parts)));
+                return Running::Ended((self.then)(take(&mut parts)));
             }
         }
         if !waits {
-            return Started::Ended((self.then)(take(&mut parts)));
+            return Running::Ended((self.then)(take(&mut parts)));
         }
         let (then, settles) = (Arc::clone(&self.then), self.settles);
         later(std::future::poll_fn(move |task| {

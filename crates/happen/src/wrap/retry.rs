@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use happen_core::env::Env;
-use happen_core::function::Started;
 use happen_core::{ErasedEvent, Error, Function};
 
 use super::{Judge, Running, Wrap, Wrapped, erase, go_on, later, start, wrapped};
@@ -185,10 +184,10 @@ impl Wrap for Retry {
         true
     }
 
-    fn run(&self, event: &dyn ErasedEvent, context: &Context) -> Started {
+    fn run(&self, event: &dyn ErasedEvent, context: &Context) -> Running {
         let began = context.env().monotonic();
         let mut running = match start(&*self.inner, event, context) {
-            Running::Ended(Ok(step)) => return Started::Ended(Ok(step)),
+            Running::Ended(Ok(step)) => return Running::Ended(Ok(step)),
             running => running,
         };
         let (inner, policy) = (Arc::clone(&self.inner), self.policy.clone());

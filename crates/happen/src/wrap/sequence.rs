@@ -3,7 +3,6 @@
 use happen_core::IntoStep;
 use std::sync::Arc;
 
-use happen_core::function::Started;
 use happen_core::step::Kind;
 use happen_core::{ErasedEvent, Function, Result, Step};
 
@@ -70,11 +69,11 @@ impl Wrap for Sequence {
         look(&*self.second);
     }
 
-    fn run(&self, event: &dyn ErasedEvent, context: &Context) -> Started {
+    fn run(&self, event: &dyn ErasedEvent, context: &Context) -> Running {
         match start(&*self.first, event, context) {
             Running::Ended(result) => match value_of(result) {
-                Some(result) => Started::Ended(result),
-                None => go_on(&*self.second, event, context).pass_on(),
+                Some(result) => Running::Ended(result),
+                None => go_on(&*self.second, event, context),
             },
             Running::Future(future) => {
                 let second = Arc::clone(&self.second);

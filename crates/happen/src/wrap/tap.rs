@@ -3,7 +3,6 @@
 use happen_core::IntoStep;
 use std::sync::Arc;
 
-use happen_core::function::Started;
 use happen_core::{ErasedEvent, Function, Result, Step};
 
 use super::{Running, Wrap, Wrapped, erase, later, start, wrapped};
@@ -61,11 +60,11 @@ impl Wrap for Tap {
         look(&*self.inner);
     }
 
-    fn run(&self, event: &dyn ErasedEvent, context: &Context) -> Started {
+    fn run(&self, event: &dyn ErasedEvent, context: &Context) -> Running {
         match start(&*self.look, event, context) {
             Running::Ended(result) => {
                 report(&self.look, context, result);
-                self.inner.start(event, context)
+                start(&*self.inner, event, context)
             }
             Running::Future(future) => {
                 let (look, inner) = (Arc::clone(&self.look), Arc::clone(&self.inner));

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use happen_core::function::Started;
 use happen_core::{ErasedEvent, Error, ErrorKind, Function};
 
 use super::{Running, Wrap, Wrapped, erase, later, start, wrapped};
@@ -59,9 +58,9 @@ impl Wrap for Timeout {
         &self.inner
     }
 
-    fn run(&self, event: &dyn ErasedEvent, context: &Context) -> Started {
+    fn run(&self, event: &dyn ErasedEvent, context: &Context) -> Running {
         let mut future = match start(&*self.inner, event, context) {
-            Running::Ended(result) => return Started::Ended(result),
+            Running::Ended(result) => return Running::Ended(result),
             Running::Future(future) => future,
         };
         let (env, after) = (Arc::clone(context.env()), self.after);

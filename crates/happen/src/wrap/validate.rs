@@ -4,10 +4,9 @@ use happen_core::IntoStep;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use happen_core::function::Started;
 use happen_core::{ErasedEvent, Error, ErrorKind, Function, Payload};
 
-use super::{Wrap, Wrapped, erase, look, wrapped};
+use super::{Running, Wrap, Wrapped, erase, look, start, wrapped};
 use crate::context::Context;
 use crate::handler::{Argument, Handler};
 
@@ -72,11 +71,11 @@ where
         &self.inner
     }
 
-    fn run(&self, event: &dyn ErasedEvent, context: &Context) -> Started {
+    fn run(&self, event: &dyn ErasedEvent, context: &Context) -> Running {
         match look::<T, _>(event, |event| (self.check)(event.payload()).err()) {
-            Ok(None) => self.inner.start(event, context),
-            Ok(Some(reason)) => Started::Ended(Err(Error::new(ErrorKind::Invalid { reason: reason.into() }))),
-            Err(error) => Started::Ended(Err(error)),
+            Ok(None) => start(&*self.inner, event, context),
+            Ok(Some(reason)) => Running::Ended(Err(Error::new(ErrorKind::Invalid { reason: reason.into() }))),
+            Err(error) => Running::Ended(Err(error)),
         }
     }
 }

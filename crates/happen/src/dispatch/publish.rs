@@ -1,0 +1,131 @@
+//! Bringing one event to everyone who listens. Owns what is known beforehand of a listener, so that most of them cost no
+//! look into their node's table.
+
+use std::sync::Arc;
+
+use happen_core::{Envelope, ErasedEvent, ErrorKind, EventId, EventType, Value};
+use tokio::sync::broadcast;
+
+use super::queue::Permit;
+use super::{Delivered, Flow, Reply, Want, deliver, fail, go_on, what};
+use crate::context::Context;
+use crate::encoded::Scope;
+use crate::flow::{self, Outcome};
+use crate::lent::Spare;
+use crate::local;
+use crate::node::NodeInner;
+use crate::table::Entry;
+use crate::web;
+
+/// A node that listens to a type.
+pub(crate) struct Listener {
+    node: Arc<NodeInner>,
+    straight: Option<Straight>,
+}
+
+/// The only registration of a node for a type, when nothing stands before it: no acceptance, no hook, no lane, no guard.
+/// In force as long as the node has the table it had.
+struct Straight {
+    entry: Arc<Entry>,
+    version: u64,
+    max_concurrent: u32,
+}
+
+impl Listener {
+    pub(crate) fn new(node: Arc<NodeInner>, event_type: &EventType) -> Self {
+        // Before the table: a change in between makes what is known here old, not wrong.
+        let version = node.table.version();
+        let table = node.table.load();
+        let mut uncached = None;
+        let only = table.route(event_type, &mut uncached).only(false).filter(|entry| entry.plain);
+        let straight = only.filter(|_| table.is_straight()).map(|entry| Straight {
+            entry: Arc::clone(entry),
+            version,
+            max_concurrent: table.max_concurrent(),
+        });
+        Self { node, straight }
+    }
+
+    /// Whether the node has changed since.
+    fn is_old(&self) -> bool {
+        self.straight.as_ref().is_some_and(|straight| straight.version != self.node.table.version())
+    }
+
+    /// Runs the registration at once, when nothing stands before it. False when the event has to go the whole way.
+    #[inline]
+    fn run_straight(
+        &self,
+        spare: &mut Spare,
+        event: &dyn ErasedEvent,
+        envelope: &Envelope,
+        outcome: &mut Outcome,
+    ) -> Option<bool> {
+        let (node, straight) = (&self.node, self.straight.as_ref()?);
+        let entry = &straight.entry;
+        if straight.version != node.table.version()
+            || envelope.deadline_unix_ms != 0
+            || !node.space.is_running()
+            || entry.slow.is_slow()
+            || !node.space.inline_is_uncounted(straight.max_concurrent, &node.gate)
+        {
+            return None;
+        }
+        let _depth = local::deeper()?;
+        let before = node.space.now_unix_ms();
+        let waits = Context::lent_to(spare, node, event, false, entry.id, None, Want::default(), |context| {
+            flow::run(None, entry, event, context, outcome)
+        });
+        if let Some((context, paused)) = waits {
+            let place = Permit::uncounted(node).into_place();
+            let flow = Flow::Waits(context, paused);
+            go_on(node, &node.table.load(), entry, event, flow, Reply::Nobody, place);
+            return Some(false);
+        }
+        // The coarse clock may have come to stand meanwhile, just because the handler took so long.
+        entry.slow.note(node.space.now_unix_ms().saturating_sub(before));
+        if outcome.is_err() {
+            fail(node, &node.table.load(), entry, event, outcome);
+        }
+        Some(true)
+    }
+}
+
+/// Brings an event to everyone who listens. What becomes of it is remembered for each listener. True when what is known
+/// of a listener is old.
+pub(crate) fn publish(
+    listeners: &[Listener],
+    event: &dyn ErasedEvent,
+    id: EventId,
+    source: Option<&broadcast::Sender<Value>>,
+) -> bool {
+    let Some(first) = listeners.first() else { return false };
+    let _encoded = Scope::open(&first.node.space, event);
+    let here = first.node.space.here();
+    let envelope = event.envelope();
+    let straight = source.is_none() && !event.is_batch();
+    let (mut old, mut spare) = (false, Spare::take());
+    // What happens meanwhile on this thread is written to the same ring, one after the other.
+    let ring = local::with_local(&first.node.space, |local| Arc::clone(&local.ring));
+    for listener in listeners {
+        let node = &listener.node;
+        let mut outcome = Ok(None);
+        if straight && let Some(ended) = listener.run_straight(&mut spare, event, envelope, &mut outcome) {
+            ring.handled(id, node.key, if ended { what(&outcome) } else { web::WAITING });
+            continue;
+        }
+        old |= listener.is_old();
+        let want = Want::new(false, None, source.map(broadcast::Sender::subscribe), None);
+        match deliver(node, here, event, want, &mut outcome) {
+            Ok(Delivered::Now) => node.space.settled(event, node.key, &outcome),
+            Ok(Delivered::Later(_) | Delivered::Away(_)) => node.space.remember(id, node.key, web::WAITING),
+            // Every guard of the node said no, or it stopped listening since the list was made.
+            Err(error) if matches!(error.kind(), ErrorKind::NoHandler { .. }) => {}
+            Err(error) => {
+                node.space.remember(id, node.key, web::failed(error.code()));
+                let error = error.at_event(id).at_node(&node.name);
+                node.space.undelivered(event, &node.name, error, Reply::Nobody);
+            }
+        }
+    }
+    old
+}
