@@ -1,6 +1,9 @@
 //! A global allocator that counts allocations of the whole process while counting is switched on. It knows nothing of
 //! what is measured.
-#![expect(unsafe_code, reason = "a global allocator is an unsafe trait; every call is handed on to the system's")]
+#![expect(
+    unsafe_code,
+    reason = "a global allocator is an unsafe trait; every call is handed on to the system's"
+)]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

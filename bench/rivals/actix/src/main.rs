@@ -90,7 +90,11 @@ impl Handler<Tell> for Node {
 impl Handler<TellSuspending> for Node {
     type Result = ResponseFuture<()>;
 
-    fn handle(&mut self, TellSuspending(number, last): TellSuspending, _: &mut Context<Self>) -> Self::Result {
+    fn handle(
+        &mut self,
+        TellSuspending(number, last): TellSuspending,
+        _: &mut Context<Self>,
+    ) -> Self::Result {
         Box::pin(async move {
             suspend_once().await;
             black_box(number);
