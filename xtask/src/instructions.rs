@@ -54,8 +54,8 @@ pub(crate) fn instructions(root: &Path, arguments: &[&str]) -> Result<(), Failur
         return Ok(());
     }
     Err(Failure(format!(
-        "{} grew by more than {GROWTH_PERCENT_MAX} %; make it smaller, or say in the commit why it has to be and run `cargo \
-         xtask instructions --bless`",
+        "{} grew by more than {GROWTH_PERCENT_MAX} %; make it smaller, or say in the commit why it has to be and \
+         run `cargo xtask instructions --bless`",
         grown.join(", ")
     )))
 }

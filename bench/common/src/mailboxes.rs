@@ -54,7 +54,7 @@ async fn listeners<M: Mailbox>() -> Vec<M> {
     all
 }
 
-/// Broadcasts by a loop over the mailboxes, which is what was fastest with every contender that has a broker too.
+/// Broadcasts by a loop over the mailboxes. The brokers that some contenders have do the same after one more hop.
 async fn broadcasts<M: Mailbox>(listeners: &[M], bursts: u64, sender: u8) {
     let latch = &LATCHES[usize::from(sender)];
     for _ in 0..bursts {

@@ -1,18 +1,22 @@
 //! Raw tokio: what a message costs with nothing around it. The baseline of all ratios.
 //!
-//! Settings, each the fastest of what was tried: unbounded mailboxes (a bounded one pays for its semaphore: 120 against
-//! 100 ns for an ask), replies over oneshot channels, no timeouts, a loop over 100 mailboxes rather than
-//! `tokio::sync::broadcast`. Where the handler waits, a task for each message, which is what a program without a
-//! framework does, and not an actor, which would handle one message after the other.
+//! Settings, each the fastest of what was tried: unbounded mailboxes (a bounded one pays for its semaphore),
+//! replies over oneshot channels, no timeouts. Where the handler waits, a task for each message, which is what a program
+//! without a framework does, and not an actor, which would handle one message after the other.
 //!
-//! The operations `ask-main` and `send-main` are the same over bounded channels, called from the future of `main`
-//! itself: the form in which such code is mostly written, and the one the targets were set by.
+//! Two things are measured in two forms. `ask-main` and `send-main` go over bounded channels and are called from the
+//! future of `main` itself: so such code is mostly written. `channel` and `channel-2` broadcast over one
+//! `tokio::sync::broadcast` instead of 100 mailboxes: less per delivery, but such a receiver has no other messages, and
+//! one that is late loses some.
 
 use std::hint::black_box;
 
 use bench_common::mailboxes::{Mailbox, measure};
-use bench_common::{BURST, Bench, LATCHES, Last, SLEEP, alloc, one_thread, suspend_once};
-use tokio::sync::{mpsc, oneshot};
+use bench_common::{
+    BROADCASTS, BURST, Bench, LATCHES, LISTENERS, Last, SLEEP, alloc, one_thread, run, suspend_once,
+    two_workers,
+};
+use tokio::sync::{broadcast, mpsc, oneshot};
 
 #[global_allocator]
 static ALLOCATOR: alloc::Counting = alloc::Counting;
@@ -121,8 +125,52 @@ async fn from_main(bench: &Bench) {
     }
 }
 
+/// A channel that a hundred tasks listen to.
+fn listened_to() -> broadcast::Sender<(u64, Last)> {
+    let (to, _) = broadcast::channel::<(u64, Last)>(BURST as usize);
+    for _ in 0..LISTENERS {
+        let mut from = to.subscribe();
+        tokio::spawn(async move {
+            while let Ok((number, last)) = from.recv().await {
+                black_box(number);
+                last.handled();
+            }
+        });
+    }
+    to
+}
+
+async fn broadcasts(to: broadcast::Sender<(u64, Last)>, bursts: u64, sender: u8) {
+    let latch = &LATCHES[usize::from(sender)];
+    for _ in 0..bursts {
+        latch.set(LISTENERS as usize);
+        for number in 0..BROADCASTS {
+            black_box(to.send((black_box(number), Last::of(number, BROADCASTS, sender))).is_ok());
+        }
+        latch.opened().await;
+    }
+}
+
+async fn over_a_channel(bench: Bench) {
+    let to = listened_to();
+    for count in bench.operation("channel", 300).each(BURST) {
+        broadcasts(to.clone(), count, 0).await;
+    }
+}
+
+async fn over_a_channel_from_two(bench: Bench) {
+    let to = listened_to();
+    for count in bench.operation("channel-2", 100).each(2 * BURST) {
+        for publisher in [0, 1].map(|sender| tokio::spawn(broadcasts(to.clone(), count, sender))) {
+            publisher.await.expect("it publishes");
+        }
+    }
+}
+
 fn main() {
     let bench = Bench::from_arguments();
     one_thread().block_on(from_main(&bench));
+    run(&two_workers(), over_a_channel_from_two(bench.clone()));
+    run(&one_thread(), over_a_channel(bench.clone()));
     measure::<Raw>(&bench);
 }

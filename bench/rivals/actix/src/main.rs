@@ -3,8 +3,8 @@
 //! Settings: mailboxes larger than anything that waits here (the default of 16 makes callers wait in line), `do_send` to
 //! tell, plain handlers where nothing is awaited, `ResponseFuture` where something is, which runs beside the actor. The
 //! runtimes are made without I/O, as everywhere here. With two workers there are two arbiters, each with half of the
-//! actors and of the callers. A broadcast is a loop over the addresses: the brokers of actix loop over recipients, which
-//! are the same with one more virtual call.
+//! actors and of the callers. A broadcast is a loop over the addresses: the broker of
+//! `actix-broker` is an actor that loops over them in its turn.
 
 use std::hint::black_box;
 use std::sync::OnceLock;

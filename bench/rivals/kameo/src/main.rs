@@ -2,7 +2,7 @@
 //!
 //! Settings: unbounded mailboxes, `tell` by `try_send` (no future needed when there is no capacity to wait for), no
 //! timeouts, built without its `tracing` feature. A broadcast is a loop over the actors: the message bus of
-//! `kameo_actors` is an actor that does the same after one more hop. A handler that suspends does so inside the actor,
+//! `kameo_actors` is an actor that loops over them in its turn. A handler that suspends does so inside the actor,
 //! which is cheaper than a task; one that sleeps hands its reply over to a task with `Context::spawn`, kameo's own means
 //! of not keeping the other callers waiting.
 

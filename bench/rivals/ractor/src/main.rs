@@ -2,8 +2,9 @@
 //!
 //! Settings: built without `message_span_propogation`, `call` without a timeout, actors without names. Mailboxes are
 //! unbounded always. A broadcast is a loop over the actors: a process group gives a copy of its list of members at each
-//! look, and then the same loop. A handler that suspends does so inside the actor, which is cheaper than a task; one
-//! that sleeps moves its reply port into a task, as ractor's ports are made for.
+//! look, for the same loop, and an output port has a task for each subscriber that then does the same. A handler that
+//! suspends does so inside the actor, which is cheaper than a task; one that sleeps moves its reply port into a task, as
+//! ractor's ports are made for.
 
 use std::hint::black_box;
 
