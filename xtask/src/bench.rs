@@ -40,7 +40,7 @@ pub(crate) fn bench(root: &Path, arguments: &[&str]) -> Result<(), Failure> {
 pub(crate) fn build(root: &Path, package: &str) -> Result<(), Failure> {
     let target = root.join(TARGET);
     let mut command = cargo(root);
-    command.args(["build", "--release", "--locked", "--manifest-path", MANIFEST, "--package", package]);
+    command.args(["build", "--release", "--manifest-path", MANIFEST, "--package", package]);
     run(command.arg("--target-dir").arg(target))
 }
 
