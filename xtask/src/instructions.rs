@@ -65,7 +65,8 @@ fn counted(root: &Path, operation: &str, count: u64) -> Result<u64, Failure> {
     let profile = root.join("bench/target/callgrind.out");
     let one = program(root, "one");
     let mut command = Command::new("valgrind");
-    command.current_dir(root).arg("--tool=callgrind");
+    // Fairly, or the thread that moves the coarse clock may not have its turn for the whole of the run.
+    command.current_dir(root).args(["--tool=callgrind", "--fair-sched=try"]);
     command.arg(format!("--callgrind-out-file={}", profile.display()));
     command.arg(one.get_program()).args([operation, &count.to_string()]);
     let output = command.stdin(Stdio::null()).output();
