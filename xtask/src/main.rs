@@ -1,9 +1,12 @@
-//! Repository tasks: reads the command line and runs `test`, `lint`, `tidy` or `bench`. It knows in which order
-//! things run; what a check looks for is in `tidy`, how examples are found and run is in `examples`.
+//! Repository tasks: reads the command line and runs one. It knows in which order things run; what a check looks for is
+//! in `tidy`, how examples are found and run is in `examples`, what is measured and compared is in `bench` and
+//! `instructions`.
 
 #![expect(clippy::print_stdout, reason = "a task talks to the person who started it")]
 
+mod bench;
 mod examples;
+mod instructions;
 mod process;
 mod tidy;
 
@@ -19,10 +22,17 @@ cargo xtask <command>
   test             runs all tests and doctests, builds and runs all examples, then tidy
   lint             checks the format, clippy and the documentation, with warnings denied
   tidy             checks the sources, the documents and the dependency budget
-  bench [args]     runs the benchmarks in bench/ with these arguments
+  bench            measures Happen and its rivals and prints tables; takes
+                   --only happen,tokio,kameo  these contenders
+                   --rounds 9                 so many rounds, 7 if nothing is said
+                   --quick                    a smoke run of a few seconds
+                   --write                    writes the tables to docs/benchmarks.md
+                   --date 2026-11-30          instead of the date of the commit
+  instructions     counts instructions under valgrind and compares them with
+                   bench/instructions.txt, which --bless writes anew
   help             prints this text
 
-Nothing but the Rust toolchain and git is needed. The first failure ends a command.
+Nothing but the Rust toolchain and git is needed, and valgrind for instructions. The first failure ends a command.
 ";
 
 fn main() -> ExitCode {
@@ -31,7 +41,8 @@ fn main() -> ExitCode {
         ["test"] => root().and_then(|root| test(&root)),
         ["lint"] => root().and_then(|root| lint(&root)),
         ["tidy"] => root().and_then(|root| tidy::run(&root)),
-        ["bench", rest @ ..] => root().and_then(|root| bench(&root, rest)),
+        ["bench", rest @ ..] => root().and_then(|root| bench::bench(&root, rest)),
+        ["instructions", rest @ ..] => root().and_then(|root| instructions::instructions(&root, rest)),
         [] | ["help" | "--help" | "-h"] => {
             print!("{HELP}");
             Ok(())
@@ -74,13 +85,6 @@ fn lint(root: &Path) -> Result<(), Failure> {
         "--no-deps",
         "--all-features",
     ]))
-}
-
-fn bench(root: &Path, arguments: &[&str]) -> Result<(), Failure> {
-    if !root.join("bench/Cargo.toml").exists() {
-        return Err(Failure("there are no benchmarks in this checkout: bench/Cargo.toml is missing".into()));
-    }
-    run(cargo(root).args(["run", "--release", "--manifest-path", "bench/Cargo.toml", "--"]).args(arguments))
 }
 
 /// Finds the top folder of the checkout this is run in.
