@@ -72,6 +72,16 @@ pub(crate) struct Held {
     pub(crate) up: Option<Arc<Self>>,
 }
 
+impl Drop for Held {
+    /// One by one: a chain is as long as asking went deep, and dropping it link inside link would need as long a stack.
+    fn drop(&mut self) {
+        let mut next = self.up.take();
+        while let Some(mut held) = next.and_then(Arc::into_inner) {
+            next = held.up.take();
+        }
+    }
+}
+
 /// A serial gate: its node, and the key of its lane.
 pub(crate) type GateId = (u32, u64);
 
