@@ -11,6 +11,10 @@ pub const DEFERRED_MAX: usize = 1_000_000;
 /// Dispatches in a row from one task before it lets others run.
 pub const INLINE_RUN_MAX: u32 = 1_024;
 
+/// Milliseconds of plain handlers in a row from one task before it lets others run, so that a timer beside a flood is
+/// late by this and the length of one handler at most. Measured by the coarse clock, which adds a tick.
+pub const INLINE_RUN_MS_MAX: u32 = 2;
+
 /// Flows of one node that may be under way at once.
 pub const MAX_CONCURRENT: u32 = 100;
 
@@ -65,7 +69,9 @@ pub const EVENT_BYTES_MAX: usize = 1 << 20;
 /// Milliseconds a plain handler may take before it counts as slow.
 pub const SLOW_HANDLER_MS: u64 = 10;
 
-/// Slow runs in a row that move a plain handler off its caller's thread.
+/// Slow runs in a row that move a plain handler off its caller's thread. Each quick run between makes up
+/// for a sixteenth of a slow one, so a handler that is slow every other time is moved as soon, and one that is slow
+/// every sixteenth time at its eighteenth slow run.
 pub const SLOW_RUNS_MAX: u32 = 3;
 
 /// Events that may wait for a plain handler that was moved off its caller's thread.

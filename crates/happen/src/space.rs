@@ -906,10 +906,21 @@ pub(crate) async fn yield_now() {
         if std::mem::replace(&mut yielded, true) {
             return Poll::Ready(());
         }
-        task.waker().wake_by_ref();
+        give_way(task);
         Poll::Pending
     })
     .await;
+}
+
+/// Has the task polled again after the others, and after the runtime has looked at its timers. A task that just wakes
+/// itself is polled some sixty times before tokio looks at them. Outside of tokio it is that.
+#[cold]
+pub(crate) fn give_way(task: &mut std::task::Context<'_>) {
+    let yielding = std::pin::pin!(tokio::task::yield_now());
+    // Ready at once would mean that it need not be woken: then whoever polls does so by itself.
+    if std::future::Future::poll(yielding, task).is_ready() {
+        task.waker().wake_by_ref();
+    }
 }
 
 #[cold]

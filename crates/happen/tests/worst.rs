@@ -178,8 +178,351 @@ fn a_cascade_by_ask_of_serial_keys_fits_a_small_stack() {
 
 #[test]
 fn a_failure_comes_back_up_a_cascade_and_fits_a_small_stack() {
-    let error = asked_down(2_000, |node| node, |_| Err(happen::Error::msg("at the bottom"))).unwrap_err();
+    let error = asked_down(DEEP, |node| node, |_| Err(happen::Error::msg("at the bottom"))).unwrap_err();
     assert!(error.chain().iter().any(|cause| cause.contains("at the bottom")), "{error:?}");
-    let error = asked_down(2_000, |node| node, |_| panic!("at the bottom")).unwrap_err();
+    let error = asked_down(DEEP, |node| node, |_| panic!("at the bottom")).unwrap_err();
     assert!(format!("{error:?}").contains("at the bottom"), "{error:?}");
+}
+
+#[test]
+fn a_deep_web_is_traced_with_a_small_stack() {
+    let config = Config { remembered_events: 1 << 15, ..Config::default() };
+    let reached: Log<u32> = Arc::default();
+    let counts = |reached: Log<u32>, n: &Event<u32>, cx: &Context| {
+        reached.lock().unwrap().push(**n);
+        if **n < DEEP {
+            cx.send("node", **n + 1).forget();
+        }
+    };
+    with_small_stack(|| {
+        let sim = Simulator::new(1);
+        let space = Space::in_env(config, sim.env()).unwrap();
+        sim.run(async {
+            space.node("node").on("u32", with(Arc::clone(&reached), counts)).check().unwrap();
+            space.start().await.unwrap();
+            let root = space.send("node", 1u32).await.unwrap().event_id();
+            let trace = space.trace(root).await.unwrap();
+            assert!(trace.to_string().lines().count() >= DEEP as usize);
+        });
+    });
+}
+
+// ---- Floods
+
+/// Sends without an end as `flood` does it, and says how many events came between two turns of other tasks at most.
+fn most_in_a_row<Fut: Future<Output = ()>>(handled: &AtomicU64, flood: impl FnOnce() -> Fut) -> u64 {
+    let (mut before, mut most) = (handled.load(Ordering::Relaxed), 0);
+    let ((), _) = wait_counting(flood(), || {
+        let now = handled.load(Ordering::Relaxed);
+        most = most.max(now - before);
+        before = now;
+    });
+    most.max(handled.load(Ordering::Relaxed) - before)
+}
+
+/// More than any other limit of a run.
+const FLOOD: u32 = 10 * limits::INLINE_RUN_MAX;
+
+/// A space with a node `plain` and a node `ready` that count what they handle.
+fn counting() -> (Space, Arc<AtomicU64>) {
+    let space = Space::memory();
+    let handled: Arc<AtomicU64> = Arc::default();
+    let plain = |handled: Arc<AtomicU64>, n: &Event<u32>, _: &Context| -> u32 {
+        handled.fetch_add(1, Ordering::Relaxed);
+        **n
+    };
+    let ready = async |handled: Arc<AtomicU64>, n: Event<u32>, _: Context| -> u32 {
+        handled.fetch_add(1, Ordering::Relaxed);
+        *n
+    };
+    space.node("plain").on("u32", with(Arc::clone(&handled), plain)).check().unwrap();
+    space.node("ready").on("u32", with(Arc::clone(&handled), ready)).check().unwrap();
+    (space, handled)
+}
+
+#[test]
+fn who_sends_without_an_end_gives_way_to_others() {
+    for name in ["plain", "ready"] {
+        let (space, handled) = counting();
+        wait(space.start()).unwrap();
+        let asks = async || {
+            for n in 0..FLOOD {
+                space.send(name, n).reply::<u32>().await.unwrap();
+            }
+        };
+        let most = most_in_a_row(&handled, asks);
+        assert!(most <= u64::from(limits::INLINE_RUN_MAX), "{most} asks of `{name}` in a row");
+        let sends = async || {
+            for n in 0..FLOOD {
+                space.send(name, n).await.unwrap();
+            }
+        };
+        let most = most_in_a_row(&handled, sends);
+        assert!(most <= u64::from(limits::INLINE_RUN_MAX), "{most} sends to `{name}` in a row");
+        let to_many = async || {
+            for n in 0..FLOOD {
+                space.send(["plain", "ready"], n).await.unwrap();
+            }
+        };
+        let most = most_in_a_row(&handled, to_many);
+        assert!(most <= 2 * u64::from(limits::INLINE_RUN_MAX), "{most} sends to two in a row");
+        assert_eq!(handled.load(Ordering::Relaxed), 4 * u64::from(FLOOD));
+    }
+}
+
+/// The most events handled between two turns of a task beside the flood, on a runtime of one thread.
+async fn most_beside(handled: &AtomicU64, flood: impl Future<Output = ()>) -> u64 {
+    let mut flood = pin!(flood);
+    let (mut before, mut most, mut over) = (handled.load(Ordering::Relaxed), 0, false);
+    std::future::poll_fn(|task| {
+        let now = handled.load(Ordering::Relaxed);
+        most = most.max(now - before);
+        before = now;
+        over = over || flood.as_mut().poll(task).is_ready();
+        // One turn more, to see what came after the last one.
+        if over && handled.load(Ordering::Relaxed) == before {
+            return Poll::Ready(());
+        }
+        task.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+    most
+}
+
+#[tokio::test]
+async fn floods_from_inside_handlers_give_way_to_others() {
+    let (space, handled) = counting();
+    let sends = async |n: Event<u64>, cx: Context| -> Result<()> {
+        for n in 0..*n as u32 {
+            cx.send("plain", n).await?;
+        }
+        Ok(())
+    };
+    let asks = async |n: Event<i64>, cx: Context| -> Result<()> {
+        for n in 0..*n as u32 {
+            cx.send("ready", n).reply::<u32>().await?;
+        }
+        Ok(())
+    };
+    let wakes = async |handled: Arc<AtomicU64>, n: Event<u16>, _: Context| {
+        for _ in 0..*n {
+            handled.fetch_add(1, Ordering::Relaxed);
+            tokio::task::yield_now().await;
+        }
+    };
+    let node = space.node("flooder");
+    node.on("u64", sends).check().unwrap();
+    node.on("i64", asks).check().unwrap();
+    node.on("u16", with(Arc::clone(&handled), wakes)).check().unwrap();
+    space.start().await.unwrap();
+    // A turn of who asks, in which the handler begins, and one of the handler, which goes on as a task.
+    let max = 2 * u64::from(limits::INLINE_RUN_MAX);
+
+    let most = most_beside(&handled, async {
+        space.send("flooder", u64::from(FLOOD)).reply::<()>().await.unwrap();
+    });
+    let most = most.await;
+    assert!(most <= max, "{most} sends of one handler in a row");
+    let most = most_beside(&handled, async {
+        space.send("flooder", i64::from(FLOOD)).reply::<()>().await.unwrap();
+    });
+    let most = most.await;
+    assert!(most <= max, "{most} asks of one handler in a row");
+    let most = most_beside(&handled, async {
+        space.send("flooder", 1_000u16).reply::<()>().await.unwrap();
+    });
+    let most = most.await;
+    assert!(most <= 2, "{most} turns of a flow that is woken again and again");
+    assert_eq!(handled.load(Ordering::Relaxed), 2 * u64::from(FLOOD) + 1_000);
+}
+
+#[tokio::test]
+async fn broadcasts_count_by_their_deliveries() {
+    let space = Space::memory();
+    let handled: Arc<AtomicU64> = Arc::default();
+    let hears = |handled: Arc<AtomicU64>, _: &Event<u32>, _: &Context| {
+        handled.fetch_add(1, Ordering::Relaxed);
+    };
+    for index in 0..1_000 {
+        space.node(format!("n{index}")).on("u32", with(Arc::clone(&handled), hears)).check().unwrap();
+    }
+    space.node("last").on("u64", |_: &Event<u64>, _: &Context| ()).check().unwrap();
+    space.start().await.unwrap();
+    let most = most_beside(&handled, async {
+        for n in 0..100u32 {
+            space.broadcast(n).unwrap();
+            // A broadcast does not wait, so its sender gives way at its next wait.
+            space.send("last", 1u64).await.unwrap();
+        }
+    });
+    let most = most.await;
+    assert!(most <= 2 * u64::from(limits::INLINE_RUN_MAX), "{most} deliveries in a row");
+    assert_eq!(handled.load(Ordering::Relaxed), 100_000);
+}
+
+#[tokio::test]
+async fn a_long_queue_is_drained_in_turns() {
+    let space = Space::memory();
+    let handled: Arc<AtomicU64> = Arc::default();
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let handler = async |(handled, gate): (Arc<AtomicU64>, Arc<tokio::sync::Semaphore>), _: Event<u32>, _: Context| {
+        gate.acquire().await.unwrap().forget();
+        handled.fetch_add(1, Ordering::Relaxed);
+    };
+    let node = space.node("node").serial();
+    node.on("u32", with((Arc::clone(&handled), Arc::clone(&gate)), handler)).check().unwrap();
+    space.start().await.unwrap();
+    for n in 0..10_000u32 {
+        space.send(&node, n).await.unwrap();
+    }
+    assert_eq!(node.waiting(), 9_999);
+    gate.add_permits(10_000);
+    let most = most_beside(&handled, async { space.settled(secs(60)).await.unwrap() });
+    let most = most.await;
+    assert!(most <= 128, "{most} events of a queue in a row");
+    assert_eq!(handled.load(Ordering::Relaxed), 10_000);
+}
+
+/// Handlers that take their time: whoever floods them gives way by time, not only by number.
+#[test]
+fn a_flood_of_handlers_that_take_a_while_gives_way_by_time() {
+    let space = Space::memory();
+    let env = Arc::clone(space.env());
+    let handled: Arc<AtomicU64> = Arc::default();
+    let busy = move |handled: Arc<AtomicU64>, _: &Event<u32>, _: &Context| {
+        let end = env.monotonic() + millis(1);
+        while env.monotonic() < end {
+            std::hint::spin_loop();
+        }
+        handled.fetch_add(1, Ordering::Relaxed);
+    };
+    space.node("node").on("u32", with(Arc::clone(&handled), busy)).check().unwrap();
+    wait(space.start()).unwrap();
+    let most = most_in_a_row(&handled, async || {
+        for n in 0..100u32 {
+            space.send("node", n).await.unwrap();
+        }
+    });
+    // The coarse clock may lag on a busy machine; without it this is all hundred.
+    assert!(most <= 50, "{most} runs of a millisecond each in a row");
+}
+
+// ---- Slow plain handlers
+
+/// Keeps the processor busy for so many milliseconds.
+fn busy(space: &Space, ms: u64) {
+    let end = space.env().monotonic() + millis(ms);
+    while space.env().monotonic() < end {
+        std::hint::spin_loop();
+    }
+}
+
+const SLOW_MS: u64 = limits::SLOW_HANDLER_MS * 2;
+
+/// Says of each event the thread it was handled on, and how often a handler ran on that of its sender.
+type Threads = Log<(u32, std::thread::ThreadId)>;
+
+/// A plain handler that is slow for the events that `is_slow` names. It keeps the space alive, which ends with the test.
+fn slow_on(
+    node: &Node,
+    space: &Space,
+    threads: &Threads,
+    is_slow: fn(u32) -> bool,
+) {
+    let (env, threads) = (Arc::clone(space.env()), Arc::clone(threads));
+    let handler = move |n: &Event<u32>, _: &Context| -> u32 {
+        threads.lock().unwrap().push((**n, std::thread::current().id()));
+        let end = env.monotonic() + millis(if is_slow(**n) { SLOW_MS } else { 0 });
+        while env.monotonic() < end {
+            std::hint::spin_loop();
+        }
+        **n
+    };
+    node.on("u32", handler).check().unwrap();
+}
+
+/// Events that were slow on this thread, and all events in the order they were handled in.
+fn slow_here(threads: &Threads, is_slow: fn(u32) -> bool) -> (usize, Vec<u32>) {
+    let threads = threads.lock().unwrap();
+    let here = std::thread::current().id();
+    let slow = threads.iter().filter(|(n, thread)| *thread == here && is_slow(*n)).count();
+    (slow, threads.iter().map(|(n, _)| *n).collect())
+}
+
+/// The coarse clock may lag while the machine is busy, so now and then a slow run is not seen to be one.
+const UNSEEN: usize = 3;
+
+#[tokio::test]
+async fn a_sender_is_held_by_so_many_slow_runs_and_no_more() {
+    let slow_at_all = |_| true;
+    let every_other = |n: u32| n.is_multiple_of(2);
+    for is_slow in [slow_at_all as fn(u32) -> bool, every_other] {
+        let space = Space::memory();
+        let node = space.node("node");
+        let threads = Threads::default();
+        slow_on(&node, &space, &threads, is_slow);
+        space.start().await.unwrap();
+        for n in 0..40u32 {
+            space.send(&node, n).await.unwrap();
+        }
+        space.settled(secs(60)).await.unwrap();
+        let (held, order) = slow_here(&threads, is_slow);
+        let max = limits::SLOW_RUNS_MAX as usize;
+        assert!((max..=max + UNSEEN).contains(&held), "{held} slow runs on the sender's thread");
+        assert_eq!(order, (0..40).collect::<Vec<_>>(), "in order across the move");
+    }
+}
+
+#[tokio::test]
+async fn of_two_registrations_the_slow_one_moves_and_the_quick_one_stays() {
+    let space = Space::memory();
+    let node = space.node("node");
+    let (slow, quick) = (Threads::default(), Threads::default());
+    slow_on(&node, &space, &slow, |_| true);
+    slow_on(&node, &space, &quick, |_| false);
+    space.start().await.unwrap();
+    for n in 0..20u32 {
+        space.send(&node, n).await.unwrap();
+    }
+    space.settled(secs(60)).await.unwrap();
+    assert!(slow_here(&slow, |_| true).0 <= limits::SLOW_RUNS_MAX as usize + UNSEEN);
+    assert_eq!(slow_here(&quick, |_| true), (20, (0..20).collect()));
+    assert_eq!(slow_here(&slow, |_| true).1, (0..20).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_broadcast_to_many_slow_handlers_returns_at_once() {
+    const MANY: usize = 20;
+    let space = Space::memory();
+    let threads = Threads::default();
+    for index in 0..MANY {
+        slow_on(&space.node(format!("node-{index}")), &space, &threads, |_| true);
+    }
+    space.start().await.unwrap();
+    for n in 0..20u32 {
+        space.broadcast(n).unwrap();
+    }
+    space.settled(secs(60)).await.unwrap();
+    let (held, order) = slow_here(&threads, |_| true);
+    assert!(held <= MANY * (limits::SLOW_RUNS_MAX as usize + UNSEEN), "{held} slow runs");
+    assert_eq!(order.len(), 20 * MANY);
+}
+
+/// Not promised to be moved: what an async function does before its first wait is done on its sender's thread.
+#[tokio::test]
+async fn an_async_handler_that_blocks_stays_on_its_senders_thread() {
+    let space = Space::memory();
+    let node = space.node("node");
+    let threads = Threads::default();
+    let blocks = async |(threads, space): (Threads, happen::Node), n: Event<u32>, _: Context| {
+        threads.lock().unwrap().push((*n, std::thread::current().id()));
+        let _ = space;
+    };
+    node.on("u32", with((Arc::clone(&threads), node.clone()), blocks)).check().unwrap();
+    space.start().await.unwrap();
+    for n in 0..6u32 {
+        space.send(&node, n).await.unwrap();
+    }
+    assert_eq!(slow_here(&threads, |_| true).0, 6);
 }

@@ -505,6 +505,7 @@ pub(crate) fn publish(
 ) {
     let space = listeners.first().map(|node| &node.space);
     let _encoded = space.and_then(|space| Scope::open(space, event));
+    local::ran(u32::try_from(listeners.len()).unwrap_or(u32::MAX));
     for node in listeners {
         let want = Want::new(false, None, source.map(tokio::sync::broadcast::Sender::subscribe), None);
         let mut outcome = Ok(None);

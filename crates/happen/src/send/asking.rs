@@ -17,6 +17,7 @@ use crate::context::Yielding;
 use crate::flow::Outcome;
 use crate::link::Away;
 use crate::local;
+use crate::space;
 
 /// The worse of what was told of several nodes: the first that went wrong, for one that takes nothing must not keep the
 /// others from it.
@@ -131,7 +132,7 @@ impl<T: Payload, R: Answer> Future for Asking<'_, T, R> {
             return waiting.as_mut().poll(task);
         }
         if local::should_yield() {
-            task.waker().wake_by_ref();
+            space::give_way(task);
             return Poll::Pending;
         }
         let State::New(sending) = std::mem::replace(&mut self.state, State::Over) else {
@@ -187,6 +188,11 @@ impl Future for Acceptance {
     #[inline]
     fn poll(mut self: Pin<&mut Self>, task: &mut std::task::Context<'_>) -> Poll<Result<Sent>> {
         match &mut self.state {
+            // The event has left already: giving way holds up its sender and nothing else.
+            Accepted::Now(_) if local::should_yield() => {
+                space::give_way(task);
+                Poll::Pending
+            }
             Accepted::Now(sent) => Poll::Ready(sent.take().unwrap_or_else(|| Err(told_already()))),
             Accepted::Later(waiting) => waiting.as_mut().poll(task),
         }

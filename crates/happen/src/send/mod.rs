@@ -332,6 +332,7 @@ impl<'s, T: Payload> Sending<'s, T> {
     fn forget_one(self) {
         let Self { sender, to, parcel, extras } = self;
         let (space, extras) = (sender.space(), extras.as_deref());
+        local::ran(1);
         let copy = parcel.clone();
         let node = match resolve(space, &to) {
             Err(error) if away(space, &error) => {
