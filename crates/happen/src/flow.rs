@@ -25,7 +25,7 @@ use crate::dispatch::Place;
 use crate::local;
 use crate::node::NodeInner;
 use crate::stream::{Sink, Source};
-use crate::sync::{Mutex, lock};
+use crate::sync::{Mutex, kept_going, lock};
 use crate::table::{Entry, StepEntry, Table};
 
 /// What a flow ends with: a value, nothing, or a failure.
@@ -184,7 +184,7 @@ impl FlowInner {
         if self.used.load(Ordering::Relaxed) {
             self.used.store(false, Ordering::Relaxed);
             let vars = std::mem::take(&mut *lock(&self.vars));
-            drop(vars);
+            kept_going("values that a flow left behind", || drop(vars));
         }
     }
 

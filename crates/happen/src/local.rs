@@ -14,6 +14,7 @@ use crate::dispatch::Place;
 use crate::flow::FlowInner;
 use crate::limits;
 use crate::space::SpaceInner;
+use crate::sync::kept_going;
 use crate::web::Ring;
 
 scoped_thread_local! {
@@ -234,7 +235,7 @@ impl Drop for Depth {
 fn run_deferred() {
     while let Some(work) = DEFERRED.with_borrow_mut(VecDeque::pop_front) {
         // Counted until it has run, so that what it sends itself waits behind what was put off before.
-        work();
+        kept_going("what was put off", work);
         DEFERRED_LEN.set(DEFERRED_LEN.get() - 1);
         ran(1);
     }

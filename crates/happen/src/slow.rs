@@ -1,14 +1,13 @@
 //! Plain handlers that prove slow: where they run so that they hold up nobody who sends to them. Owns the count of slow
 //! runs and the lane they then take, in order.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::gate::Gate;
 use crate::limits;
 use crate::local;
 use crate::space::SpaceInner;
-use crate::sync::{AtomicU32, Ordering};
+use crate::sync::{AtomicU32, Ordering, kept_going};
 
 /// The lane of one registration.
 pub(crate) struct SlowLane {
@@ -87,11 +86,7 @@ impl SlowLane {
     pub(crate) fn drain(&self) {
         while let Some(job) = self.gate.next(1) {
             self.gate.started();
-            // A panic of the handler is its flow's failure already. What is left are values that panic when they are
-            // dropped, and those must not take the lane with them.
-            if catch_unwind(AssertUnwindSafe(job)).is_err() {
-                tracing::error!(target: "happen", "a value panicked while it was dropped after its event");
-            }
+            kept_going("a slow lane", job);
             // The one that drains is the one that leaves, so nobody else has to be told.
             let _drain = self.gate.leave();
         }

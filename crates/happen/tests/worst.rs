@@ -12,7 +12,9 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context as Task, Poll, Waker};
 
 use happen::{Config, Context, Event, Node, Result, Space, limits, millis, secs, with};
+use happen_core::env::Env;
 use happen_testing::Simulator;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 struct Counting;
@@ -366,10 +368,11 @@ async fn a_long_queue_is_drained_in_turns() {
     let space = Space::memory();
     let handled: Arc<AtomicU64> = Arc::default();
     let gate = Arc::new(tokio::sync::Semaphore::new(0));
-    let handler = async |(handled, gate): (Arc<AtomicU64>, Arc<tokio::sync::Semaphore>), _: Event<u32>, _: Context| {
-        gate.acquire().await.unwrap().forget();
-        handled.fetch_add(1, Ordering::Relaxed);
-    };
+    let handler =
+        async |(handled, gate): (Arc<AtomicU64>, Arc<tokio::sync::Semaphore>), _: Event<u32>, _: Context| {
+            gate.acquire().await.unwrap().forget();
+            handled.fetch_add(1, Ordering::Relaxed);
+        };
     let node = space.node("node").serial();
     node.on("u32", with((Arc::clone(&handled), Arc::clone(&gate)), handler)).check().unwrap();
     space.start().await.unwrap();
@@ -390,14 +393,11 @@ fn a_flood_of_handlers_that_take_a_while_gives_way_by_time() {
     let space = Space::memory();
     let env = Arc::clone(space.env());
     let handled: Arc<AtomicU64> = Arc::default();
-    let busy = move |handled: Arc<AtomicU64>, _: &Event<u32>, _: &Context| {
-        let end = env.monotonic() + millis(1);
-        while env.monotonic() < end {
-            std::hint::spin_loop();
-        }
+    let takes_a_while = move |handled: Arc<AtomicU64>, _: &Event<u32>, _: &Context| {
+        busy(&*env, 1);
         handled.fetch_add(1, Ordering::Relaxed);
     };
-    space.node("node").on("u32", with(Arc::clone(&handled), busy)).check().unwrap();
+    space.node("node").on("u32", with(Arc::clone(&handled), takes_a_while)).check().unwrap();
     wait(space.start()).unwrap();
     let most = most_in_a_row(&handled, async || {
         for n in 0..100u32 {
@@ -411,9 +411,9 @@ fn a_flood_of_handlers_that_take_a_while_gives_way_by_time() {
 // ---- Slow plain handlers
 
 /// Keeps the processor busy for so many milliseconds.
-fn busy(space: &Space, ms: u64) {
-    let end = space.env().monotonic() + millis(ms);
-    while space.env().monotonic() < end {
+fn busy(env: &dyn Env, ms: u64) {
+    let end = env.monotonic() + millis(ms);
+    while env.monotonic() < end {
         std::hint::spin_loop();
     }
 }
@@ -424,19 +424,11 @@ const SLOW_MS: u64 = limits::SLOW_HANDLER_MS * 2;
 type Threads = Log<(u32, std::thread::ThreadId)>;
 
 /// A plain handler that is slow for the events that `is_slow` names. It keeps the space alive, which ends with the test.
-fn slow_on(
-    node: &Node,
-    space: &Space,
-    threads: &Threads,
-    is_slow: fn(u32) -> bool,
-) {
+fn slow_on(node: &Node, space: &Space, threads: &Threads, is_slow: fn(u32) -> bool) {
     let (env, threads) = (Arc::clone(space.env()), Arc::clone(threads));
     let handler = move |n: &Event<u32>, _: &Context| -> u32 {
         threads.lock().unwrap().push((**n, std::thread::current().id()));
-        let end = env.monotonic() + millis(if is_slow(**n) { SLOW_MS } else { 0 });
-        while env.monotonic() < end {
-            std::hint::spin_loop();
-        }
+        busy(&*env, if is_slow(**n) { SLOW_MS } else { 0 });
         **n
     };
     node.on("u32", handler).check().unwrap();
@@ -515,14 +507,253 @@ async fn an_async_handler_that_blocks_stays_on_its_senders_thread() {
     let space = Space::memory();
     let node = space.node("node");
     let threads = Threads::default();
-    let blocks = async |(threads, space): (Threads, happen::Node), n: Event<u32>, _: Context| {
+    let blocks = async |(threads, env): (Threads, Arc<dyn Env>), n: Event<u32>, _: Context| {
         threads.lock().unwrap().push((*n, std::thread::current().id()));
-        let _ = space;
+        busy(&*env, SLOW_MS);
     };
-    node.on("u32", with((Arc::clone(&threads), node.clone()), blocks)).check().unwrap();
+    node.on("u32", with((Arc::clone(&threads), Arc::clone(space.env())), blocks)).check().unwrap();
     space.start().await.unwrap();
-    for n in 0..6u32 {
+    let runs = limits::SLOW_RUNS_MAX as usize + UNSEEN + 1;
+    for n in 0..runs as u32 {
         space.send(&node, n).await.unwrap();
     }
-    assert_eq!(slow_here(&threads, |_| true).0, 6);
+    assert_eq!(slow_here(&threads, |_| true).0, runs);
+}
+
+// ---- Code of the user's that panics where nobody expects it
+
+/// Panics when it is dropped, if it is armed. One that is sent goes off where its copy is dropped, and not at its sender's.
+#[derive(Debug, Serialize, Deserialize)]
+struct Bomb {
+    armed: bool,
+    copy_armed: bool,
+}
+
+impl Clone for Bomb {
+    fn clone(&self) -> Self {
+        Self { armed: self.copy_armed, copy_armed: self.copy_armed }
+    }
+}
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        if self.armed && !std::thread::panicking() {
+            panic!("a bomb was dropped");
+        }
+    }
+}
+
+const BOMB: Bomb = Bomb { armed: true, copy_armed: false };
+
+#[derive(happen::Event, Clone, Debug, Serialize, Deserialize)]
+#[event("parcel")]
+struct Parcel {
+    number: u32,
+    bomb: Bomb,
+}
+
+fn parcel(number: u32, armed: bool) -> Parcel {
+    Parcel { number, bomb: Bomb { armed: false, copy_armed: armed } }
+}
+
+/// Whatever happened before on this thread, a node answers, also from deep inside.
+async fn assert_well(space: &Space) {
+    let name = format!("well-{}", space.nodes().len());
+    let node = space.node(&name);
+    let asks = async |name: String, n: Event<u32>, cx: Context| -> Result<u32> {
+        if *n == 0 {
+            return Ok(0);
+        }
+        Ok(*cx.send(name.as_str(), *n - 1).reply::<u32>().await? + 1)
+    };
+    node.on("u32", with(name, asks)).check().unwrap();
+    let reached: Log<u32> = Arc::default();
+    let forgets = |reached: Log<u32>, n: &Event<u64>, cx: &Context| {
+        reached.lock().unwrap().push(**n as u32);
+        if **n > 0 {
+            cx.send(&cx.node(), **n - 1).forget();
+        }
+    };
+    node.on("u64", with(Arc::clone(&reached), forgets)).check().unwrap();
+    assert_eq!(*space.send(&node, 100u32).reply::<u32>().within(secs(20)).await.unwrap(), 100);
+    space.send(&node, 100u64).await.unwrap();
+    assert_eq!(reached.lock().unwrap().len(), 101);
+    space.settled(secs(20)).await.unwrap();
+    assert_eq!(space.flows_under_way(), 0);
+}
+
+#[tokio::test]
+async fn a_payload_that_panics_when_dropped_takes_no_queue_with_it() {
+    for kind in [|node: Node| node.serial(), |node: Node| node.serial_by(|parcel: &Parcel| parcel.number % 2)]
+    {
+        let space = Space::memory();
+        let node = kind(space.node("node"));
+        let waits = async |parcel: Event<Parcel>, _: Context| {
+            tokio::task::yield_now().await;
+            parcel.number
+        };
+        node.on("parcel", waits).check().unwrap();
+        space.start().await.unwrap();
+        for number in 0..6 {
+            space.send(&node, parcel(number, number == 2)).await.unwrap();
+        }
+        space.settled(secs(20)).await.unwrap();
+        let reply = space.send(&node, parcel(7, false)).reply::<u32>().within(secs(20)).await.unwrap();
+        assert_eq!(*reply, 7);
+        assert_eq!(node.waiting(), 0);
+        assert_well(&space).await;
+    }
+}
+
+#[tokio::test]
+async fn a_payload_that_panics_when_dropped_takes_no_put_off_event_with_it() {
+    let space = Space::memory();
+    let node = space.node("node");
+    let deep = |parcel: &Event<Parcel>, cx: &Context| {
+        if parcel.number > 0 {
+            let number = parcel.number - 1;
+            cx.send(&cx.node(), crate::parcel(number, number == 5)).forget();
+        }
+    };
+    node.on("parcel", deep).check().unwrap();
+    space.start().await.unwrap();
+    space.send(&node, parcel(100, false)).await.unwrap();
+    assert_well(&space).await;
+}
+
+#[tokio::test]
+async fn a_payload_that_panics_when_dropped_takes_no_slow_lane_with_it() {
+    let space = Space::memory();
+    let node = space.node("node");
+    let env = Arc::clone(space.env());
+    let slow = move |parcel: &Event<Parcel>, _: &Context| -> u32 {
+        busy(&*env, if parcel.number < 10 { SLOW_MS } else { 0 });
+        parcel.number
+    };
+    node.on("parcel", slow).check().unwrap();
+    space.start().await.unwrap();
+    for number in 0..limits::SLOW_RUNS_MAX + UNSEEN as u32 {
+        space.send(&node, parcel(number, false)).await.unwrap();
+    }
+    for number in 10..20 {
+        space.send(&node, parcel(number, number == 12)).await.unwrap();
+    }
+    assert_eq!(*space.send(&node, parcel(20, false)).reply::<u32>().within(secs(20)).await.unwrap(), 20);
+    assert_well(&space).await;
+}
+
+#[tokio::test]
+async fn what_a_flow_leaves_behind_may_panic_when_it_is_dropped() {
+    let space = Space::memory();
+    let node = space.node("node");
+    let keeps = |n: &Event<u32>, cx: &Context| -> Result<u32> {
+        cx.put("bomb", BOMB)?;
+        Ok(**n)
+    };
+    let keeps_and_waits = async |n: Event<u64>, cx: Context| -> Result<u32> {
+        cx.put("bomb", BOMB)?;
+        tokio::task::yield_now().await;
+        Ok(*n as u32)
+    };
+    let local = async |n: Event<i64>, _: Context| -> u32 {
+        let _bomb = BOMB;
+        tokio::task::yield_now().await;
+        *n as u32
+    };
+    node.on("u32", keeps).check().unwrap();
+    node.on("u64", keeps_and_waits).check().unwrap();
+    node.on("i64", local).check().unwrap();
+    space.start().await.unwrap();
+    // The value of the handler stands; what is dropped after it is nobody's answer.
+    assert_eq!(*space.send(&node, 1u32).reply::<u32>().within(secs(20)).await.unwrap(), 1);
+    assert_eq!(*space.send(&node, 1u64).reply::<u32>().within(secs(20)).await.unwrap(), 1);
+    let error = space.send(&node, 1i64).reply::<u32>().within(secs(20)).await.unwrap_err();
+    assert_eq!(error.code(), "panicked", "{error:?}");
+    assert_well(&space).await;
+}
+
+#[tokio::test]
+async fn a_future_that_panics_when_it_is_cancelled_frees_its_place() {
+    let space = Space::memory();
+    let node = space.node("node").serial();
+    let holds = async |n: Event<u32>, cx: Context| -> u32 {
+        let _bomb = Bomb { armed: *n == 0, copy_armed: false };
+        if *n == 0 {
+            cx.sleep(secs(1_000)).await;
+        }
+        *n
+    };
+    node.on("u32", holds).check().unwrap();
+    space.start().await.unwrap();
+    let first = space.send(&node, 0u32).await.unwrap().event_id();
+    let second = space.send(&node, 1u32).reply::<u32>();
+    let cancels = async {
+        tokio::task::yield_now().await;
+        assert_eq!(node.cancel(first), 1);
+    };
+    let (second, ()) = tokio::join!(second, cancels);
+    assert_eq!(*second.unwrap(), 1);
+    assert_well(&space).await;
+}
+
+#[derive(Debug)]
+struct Unspeakable;
+
+impl std::fmt::Display for Unspeakable {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("its text cannot be told");
+    }
+}
+
+impl std::error::Error for Unspeakable {}
+
+#[tokio::test]
+async fn an_error_whose_text_panics_is_a_failure_like_any() {
+    let space = Space::memory();
+    let node = space.node("node");
+    node.on("u32", |_: &Event<u32>, _: &Context| -> Result<u32> { Err(Unspeakable)? }).check().unwrap();
+    let waits = async |_: Event<u64>, _: Context| -> Result<u32> {
+        tokio::task::yield_now().await;
+        Err(Unspeakable)?
+    };
+    node.on("u64", waits).check().unwrap();
+    let heard: Log<String> = Arc::default();
+    let hears = |heard: Log<String>, failure: &Event<happen::Failure>, _: &Context| {
+        heard.lock().unwrap().push(failure.code.clone());
+    };
+    space.on("**.error", with(Arc::clone(&heard), hears)).check().unwrap();
+    space.start().await.unwrap();
+    assert_eq!(space.send(&node, 1u32).reply::<u32>().await.unwrap_err().code(), "failed");
+    let error = space.send(&node, 1u64).reply::<u32>().within(secs(20)).await.unwrap_err();
+    assert_eq!(error.code(), "failed");
+    assert_eq!(*heard.lock().unwrap(), ["failed", "failed"]);
+    assert_well(&space).await;
+}
+
+/// An error that says it is its own cause.
+#[derive(Debug)]
+struct Circular;
+
+impl std::fmt::Display for Circular {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("around")
+    }
+}
+
+impl std::error::Error for Circular {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(self)
+    }
+}
+
+#[tokio::test]
+async fn an_error_that_causes_itself_has_an_end() {
+    let space = Space::memory();
+    let node = space.node("node");
+    node.on("u32", |_: &Event<u32>, _: &Context| -> Result<u32> { Err(Circular)? }).check().unwrap();
+    space.start().await.unwrap();
+    let error = space.send(&node, 1u32).reply::<u32>().await.unwrap_err();
+    assert!((2..1_000).contains(&error.chain().len()));
+    assert!((2..1_000).contains(&error.duplicate().chain().len()));
+    assert!(error.find_cause::<Unspeakable>().is_none());
 }
