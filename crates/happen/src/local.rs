@@ -163,7 +163,8 @@ pub(crate) fn recycle(flow: Arc<FlowInner>) {
 
 /// Forgets the contexts kept by this thread, which may keep a closed space alive.
 pub(crate) fn forget_recycled() {
-    let recycled = LOCALS.with_borrow_mut(|locals| std::mem::take(&mut locals.recycled));
+    // A space that ends with its thread finds that what the thread kept has ended already.
+    let recycled = LOCALS.try_with(|locals| std::mem::take(&mut locals.borrow_mut().recycled));
     drop(recycled);
 }
 

@@ -855,16 +855,17 @@ impl SpaceInner {
         }
         // First, so that whoever waits beyond the link learns that it closed, and not of flows that were cancelled.
         drop(self.leave_link());
+        // The maps are emptied slot by slot, here and in the index, and not cleared: a space that ends with its thread
+        // finds the thread's own memory gone, which `pin` and `clear` need.
+        let names = self.by_name.pin_owned();
         // In the order they were made: the order of the map is another in every process.
-        let mut nodes = self.all_nodes();
+        let mut nodes: Vec<_> = names.values().filter_map(|slot| slot.0.load_full()).collect();
         nodes.sort_unstable_by_key(|node| node.key);
         for node in nodes {
             node.close();
         }
         self.index.clear();
-        let names = self.by_name.pin();
         names.values().for_each(|slot| slot.0.store(None));
-        names.clear();
         drop(names);
         self.hooks.store(None);
         for ring in lock(&self.rings).iter() {

@@ -757,3 +757,261 @@ async fn an_error_that_causes_itself_has_an_end() {
     assert!((2..1_000).contains(&error.duplicate().chain().len()));
     assert!(error.find_cause::<Unspeakable>().is_none());
 }
+
+// ---- Lifecycles that end in the middle
+
+#[tokio::test]
+async fn a_handler_may_end_its_own_node_and_its_own_space() {
+    type Ends = fn(&Context);
+    let stops: Ends = |cx| cx.node().stop();
+    let destroys: Ends = |cx| cx.node().destroy();
+    for ends in [stops, destroys] {
+        let space = Space::memory();
+        let plain = |ends: Ends, n: &Event<u32>, cx: &Context| -> u32 {
+            ends(cx);
+            **n
+        };
+        let waits = async |ends: Ends, n: Event<u32>, cx: Context| -> Result<u32> {
+            tokio::task::yield_now().await;
+            ends(&cx);
+            tokio::task::yield_now().await;
+            Ok(*n)
+        };
+        space.node("plain").on("u32", with(ends, plain)).check().unwrap();
+        space.node("waits").serial().on("u32", with(ends, waits)).check().unwrap();
+        space.start().await.unwrap();
+        assert_eq!(*space.send("plain", 1u32).reply::<u32>().await.unwrap(), 1);
+        assert!(space.send("plain", 2u32).await.is_err());
+        let (first, second) = tokio::join!(
+            space.send("waits", 1u32).reply::<u32>().within(secs(20)),
+            space.send("waits", 2u32).reply::<u32>().within(secs(20)),
+        );
+        match first {
+            Ok(value) => assert_eq!(*value, 1),
+            Err(error) => assert_eq!(error.code(), "cancelled", "{error:?}"),
+        }
+        assert_eq!(second.unwrap_err().code(), "closed");
+        assert_well(&space).await;
+    }
+}
+
+#[tokio::test]
+async fn the_last_handle_of_a_space_may_be_dropped_inside_a_handler() {
+    for deep in [false, true] {
+        let space = Space::memory();
+        let held = Arc::new(Mutex::new(None));
+        let node = space.node("node");
+        let drops = |held: Arc<Mutex<Option<Space>>>, n: &Event<u32>, cx: &Context| -> u32 {
+            if **n > 0 {
+                cx.send(&cx.node(), **n - 1).forget();
+                return **n;
+            }
+            let space = held.lock().unwrap().take();
+            drop(space);
+            // Whatever follows is refused and nothing else.
+            cx.send(&cx.node(), 1u32).forget();
+            let _refused = cx.broadcast(1u64);
+            **n
+        };
+        node.on("u32", with(Arc::clone(&held), drops)).check().unwrap();
+        space.start().await.unwrap();
+        let levels = if deep { 2 * limits::INLINE_DEPTH_MAX } else { 0 };
+        let sender = space.node("sender");
+        *held.lock().unwrap() = Some(space);
+        let reply = sender.send(&node, levels).reply::<u32>().within(secs(20)).await;
+        assert_eq!(*reply.unwrap(), levels);
+        assert!(held.lock().unwrap().is_none());
+        assert_eq!(sender.send(&node, 0u32).await.unwrap_err().code(), "closed");
+    }
+}
+
+#[tokio::test]
+async fn who_asks_learns_that_the_space_was_dropped() {
+    let space = Space::memory();
+    let node = space.node("node").serial();
+    node.on("u32", async |_: Event<u32>, cx: Context| cx.sleep(secs(1_000)).await).check().unwrap();
+    space.start().await.unwrap();
+    let sender = space.node("sender");
+    let asks = async {
+        tokio::join!(
+            sender.send(&node, 1u32).reply::<()>().within(secs(20)),
+            sender.send(&node, 2u32).reply::<()>().within(secs(20)),
+        )
+    };
+    let ends = async move {
+        tokio::task::yield_now().await;
+        drop(space);
+    };
+    let ((first, second), ()) = tokio::join!(asks, ends);
+    assert_eq!(first.unwrap_err().code(), "cancelled");
+    assert_eq!(second.unwrap_err().code(), "closed");
+}
+
+/// A space that is kept by a thread and ends with it, after the thread's own memory of it has gone.
+#[test]
+fn a_space_may_end_with_its_thread() {
+    thread_local! {
+        static KEPT: std::cell::RefCell<Option<Space>> = const { std::cell::RefCell::new(None) };
+    }
+    for first in [false, true] {
+        let ended = std::thread::scope(|scope| {
+            let work = || {
+                if first {
+                    // Registered for destruction before what the framework keeps, so it outlives that.
+                    KEPT.set(None);
+                }
+                let space = Space::memory();
+                space.node("node").on("u32", |n: &Event<u32>, _: &Context| **n).check().unwrap();
+                wait(space.start()).unwrap();
+                assert_eq!(*wait(space.send("node", 1u32).reply::<u32>()).unwrap(), 1);
+                KEPT.set(Some(space));
+            };
+            std::thread::Builder::new().spawn_scoped(scope, work).unwrap().join()
+        });
+        assert!(ended.is_ok());
+    }
+}
+
+/// Without a runtime handlers that end at once run; one that waits is a panic of its sender, which leaves nothing behind.
+#[test]
+fn a_thread_without_a_runtime_sends_to_handlers_that_end_at_once() {
+    let space = Space::memory();
+    let node = space.node("node").serial();
+    let handler = async |n: Event<u32>, _: Context| {
+        if *n == 0 {
+            tokio::task::yield_now().await;
+        }
+        *n
+    };
+    node.on("u32", handler).check().unwrap();
+    wait(space.start()).unwrap();
+    assert_eq!(*wait(space.send(&node, 1u32).reply::<u32>()).unwrap(), 1);
+    let waits = std::panic::AssertUnwindSafe(|| wait(space.send(&node, 0u32).reply::<u32>()).map(drop));
+    let failed = std::panic::catch_unwind(waits);
+    assert!(failed.is_err());
+    assert_eq!(*wait(space.send(&node, 2u32).reply::<u32>()).unwrap(), 2);
+    assert_eq!((space.flows_under_way(), node.waiting()), (0, 0));
+}
+
+#[test]
+fn who_asks_when_the_runtime_has_ended_is_told() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let first = runtime();
+    let _inside = first.enter();
+    let space = Space::memory();
+    drop(_inside);
+    let node = space.node("node").serial();
+    let handler = async |n: Event<u32>, _: Context| {
+        tokio::task::yield_now().await;
+        *n
+    };
+    node.on("u32", handler).check().unwrap();
+    first.block_on(space.start()).unwrap();
+    assert_eq!(*first.block_on(space.send(&node, 1u32).reply::<u32>().into_future()).unwrap(), 1);
+    drop(first);
+    let second = runtime();
+    let asked = second.block_on(async {
+        // Not `within`: the timers of the space have ended with its runtime too.
+        let asks = async { space.send(&node, 2u32).reply::<u32>().await.map(|_| ()) };
+        let mut asks = pin!(asks);
+        for _ in 0..1_000 {
+            let polled = std::future::poll_fn(|task| Poll::Ready(asks.as_mut().poll(task))).await;
+            if let Poll::Ready(told) = polled {
+                return Some(told);
+            }
+            tokio::task::yield_now().await;
+        }
+        None
+    });
+    assert_eq!(asked.unwrap().unwrap_err().code(), "cancelled");
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is about real threads")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn threads_may_stop_and_resume_a_node_while_others_send_to_it() {
+    let space = Space::memory();
+    let node = space.node("node").max_concurrent(2);
+    let handled = Arc::new(AtomicU64::new(0));
+    let handler = async |handled: Arc<AtomicU64>, n: Event<u32>, _: Context| {
+        if n.is_multiple_of(3) {
+            tokio::task::yield_now().await;
+        }
+        handled.fetch_add(1, Ordering::Relaxed);
+        *n
+    };
+    node.on("u32", with(Arc::clone(&handled), handler)).check().unwrap();
+    space.start().await.unwrap();
+    let over = Arc::new(AtomicBool::new(false));
+    let togglers: Vec<_> = (0..2)
+        .map(|_| {
+            let (node, over) = (node.clone(), Arc::clone(&over));
+            tokio::spawn(async move {
+                while !over.load(Ordering::Relaxed) {
+                    node.stop();
+                    node.resume();
+                    tokio::task::yield_now().await;
+                }
+            })
+        })
+        .collect();
+    let senders: Vec<_> = (0..4)
+        .map(|_| {
+            let (space, node) = (space.clone(), node.clone());
+            tokio::spawn(async move {
+                let mut answered = 0;
+                for n in 0..2_000u32 {
+                    match space.send(&node, n).reply::<u32>().await {
+                        Ok(reply) => {
+                            assert_eq!(*reply, n);
+                            answered += 1;
+                        }
+                        Err(error) => assert_eq!(error.code(), "closed", "{error:?}"),
+                    }
+                }
+                answered
+            })
+        })
+        .collect();
+    let mut answered = 0;
+    for sender in senders {
+        answered += sender.await.unwrap();
+    }
+    over.store(true, Ordering::Relaxed);
+    for toggler in togglers {
+        toggler.await.unwrap();
+    }
+    assert_eq!(handled.load(Ordering::Relaxed), answered);
+    node.resume();
+    assert_eq!(*space.send(&node, 3u32).reply::<u32>().await.unwrap(), 3);
+    assert_well(&space).await;
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is about real threads")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn two_threads_may_start_and_stop_a_space_at_once() {
+    for round in 0..200u32 {
+        let space = Space::memory();
+        let node = space.node("node");
+        node.on("u32", |n: &Event<u32>, _: &Context| **n).check().unwrap();
+        let tasks: Vec<_> = (0..4u32)
+            .map(|index| {
+                let (space, node) = (space.clone(), node.clone());
+                tokio::spawn(async move {
+                    let result = match (index + round) % 4 {
+                        0 | 1 => space.start().await,
+                        2 => space.stop().await,
+                        _ => space.send(&node, 1u32).await.map(drop),
+                    };
+                    if let Err(error) = result {
+                        assert!(["closed", "not-started"].contains(&error.code()), "{error:?}");
+                    }
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.unwrap();
+        }
+        assert_eq!(space.send(&node, 1u32).await.unwrap_err().code(), "closed");
+        assert_eq!(space.start().await.unwrap_err().code(), "closed");
+    }
+}
