@@ -42,6 +42,10 @@ pub const REMEMBERED_EVENTS: usize = 4_096;
 /// Event types whose routes are kept. Beyond it they are found anew for every event.
 pub const TYPES_MAX: usize = 16_384;
 
+/// Names of nodes that were destroyed and are kept so that traces can tell them: as many as headers are remembered, for
+/// each of those names two nodes at most.
+pub const FORMER_NAMES_MAX: usize = REMEMBERED_EVENTS;
+
 /// Letters that could not be delivered and are kept for a look and another try.
 pub const DEAD_LETTERS_MAX: usize = 1_000;
 

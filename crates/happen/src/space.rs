@@ -77,6 +77,8 @@ pub(crate) struct SpaceInner {
     phase: AtomicU8,
     by_name: papaya::HashMap<Arc<str>, NodeSlot>,
     names: papaya::HashMap<u32, Arc<str>>,
+    /// Nodes that ended and whose names are kept, the oldest first.
+    former: Mutex<VecDeque<NodeKey>>,
     next_key: AtomicU32,
     next_registration: AtomicU64,
     index: Index,
@@ -151,6 +153,7 @@ impl Space {
             phase: AtomicU8::new(BUILDING),
             by_name: papaya::HashMap::new(),
             names: papaya::HashMap::new(),
+            former: Mutex::default(),
             next_key: AtomicU32::new(1),
             next_registration: AtomicU64::new(1),
             types: papaya::HashMap::new(),
@@ -527,8 +530,20 @@ impl SpaceInner {
         if let Some(slot) = names.get(&*node.name).filter(|slot| is_it(slot)) {
             slot.0.store(None);
             names.remove(&*node.name);
+            self.keep_former_name(node.key);
         }
         self.presence_changed();
+    }
+
+    /// Keeps the name of a node that ended for traces, for a while: nodes may come and go for as long as the space lives.
+    fn keep_former_name(&self, key: NodeKey) {
+        let mut former = lock(&self.former);
+        former.push_back(key);
+        if former.len() > limits::FORMER_NAMES_MAX
+            && let Some(oldest) = former.pop_front()
+        {
+            self.unname(oldest);
+        }
     }
 
     #[inline]

@@ -1015,3 +1015,285 @@ async fn two_threads_may_start_and_stop_a_space_at_once() {
         assert_eq!(space.start().await.unwrap_err().code(), "closed");
     }
 }
+
+// ---- Very many nodes, types, keys and registrations
+
+#[derive(happen::Event, Clone, Debug, Serialize, Deserialize)]
+#[event("ping")]
+struct Ping {
+    n: u64,
+}
+
+fn pong(ping: &Event<Ping>, _: &Context) -> u64 {
+    ping.n
+}
+
+const NODES: usize = 20_000;
+
+/// What a node with one registration may take, its id and its places in the maps of the space included: about a
+/// thousand bytes more than are measured, for a map may just have grown.
+const NODE_BYTES_MAX: i64 = 3_000;
+
+#[test]
+fn very_many_nodes_have_a_price_each_and_give_it_back() {
+    let before = HELD.get();
+    let (bytes, space) = bytes_kept(|| {
+        let space = Space::memory();
+        for index in 0..NODES {
+            let node = space.node(format!("node-{index}"));
+            node.on("ping", pong).check().unwrap();
+        }
+        wait(space.start()).unwrap();
+        space
+    });
+    let each = bytes / NODES as i64;
+    assert!(each <= NODE_BYTES_MAX, "{each} bytes for each node");
+    for index in (0..NODES).step_by(997) {
+        let name = format!("node-{index}");
+        assert_eq!(*wait(space.send(name.as_str(), Ping { n: 7 }).reply::<u64>()).unwrap(), 7);
+    }
+    drop(space);
+    let left = HELD.get() - before;
+    assert!(left < 1 << 20, "{left} bytes are left of {bytes}");
+}
+
+#[test]
+fn nodes_that_come_and_go_leave_nothing_behind() {
+    let space = Space::memory();
+    space.node("first").on("ping", pong).check().unwrap();
+    wait(space.start()).unwrap();
+    let come_and_go = |from: usize, to: usize| {
+        for index in from..to {
+            let node = space.node(format!("node-{index}"));
+            let registration = node.on("ping", pong);
+            let _added = node.on(format!("kind-{}.*", index % 7).as_str(), pong);
+            wait(space.send(&node, Ping { n: 1 })).unwrap();
+            registration.off();
+            node.destroy();
+        }
+    };
+    come_and_go(0, 5_000);
+    let (bytes, ()) = bytes_kept(|| come_and_go(5_000, 25_000));
+    assert!(bytes < 1 << 20, "{bytes} bytes are left of 20 000 nodes");
+    assert_eq!(space.nodes().len(), 1);
+}
+
+const TYPES: usize = 100_000;
+
+#[test]
+fn very_many_types_stay_within_their_tables() {
+    let space = Space::memory();
+    let heard: Arc<AtomicU64> = Arc::default();
+    let hears = |heard: Arc<AtomicU64>, event: &Event, _: &Context| -> u64 {
+        heard.fetch_add(1, Ordering::Relaxed);
+        event.get("n").and_then(serde_json::Value::as_u64).unwrap_or_default()
+    };
+    let node = space.node("node");
+    node.on("kind.**", with(Arc::clone(&heard), hears)).check().unwrap();
+    wait(space.start()).unwrap();
+    let send = |index: usize| {
+        let event = Event::new(&format!("kind.of-{index}.made"), json!({ "n": index }));
+        assert_eq!(*wait(space.send(&node, event).reply::<u64>()).unwrap(), index as u64);
+        let event = Event::new(&format!("kind.of-{index}.heard"), json!({ "n": index }));
+        space.broadcast(event).unwrap();
+    };
+    // Each number is one type that is sent and one that is broadcast, and the broadcast ones fill their table last.
+    let full = limits::TYPES_MAX;
+    (0..full + 1).for_each(send);
+    let (bytes, ()) = bytes_kept(|| (full + 1..TYPES / 2).for_each(send));
+    assert!(bytes < 1 << 20, "{bytes} bytes more for types beyond the limit");
+    // Those that found no room, and those that did, are all still handled.
+    for index in [0, full - 1, full, full + 1, TYPES / 2 - 1] {
+        send(index);
+    }
+    assert_eq!(heard.load(Ordering::Relaxed), (TYPES + 10) as u64);
+    // A registration made now is heard of, for types in the tables and beyond.
+    let late: Arc<AtomicU64> = Arc::default();
+    space.node("late").on("kind.**", with(Arc::clone(&late), hears)).check().unwrap();
+    send(0);
+    send(TYPES);
+    assert_eq!(late.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn the_tables_of_types_have_a_limit_that_is_configured() {
+    for types_max in [0, 1, 5] {
+        for types in [types_max.max(1) - 1, types_max, types_max + 1, 3 * types_max + 2] {
+            let space = Space::with(Config { types_max, ..Config::default() }).unwrap();
+            let heard: Arc<AtomicU64> = Arc::default();
+            let hears = |heard: Arc<AtomicU64>, _: &Event, _: &Context| {
+                heard.fetch_add(1, Ordering::Relaxed);
+            };
+            space.node("node").on("**", with(Arc::clone(&heard), hears)).check().unwrap();
+            wait(space.start()).unwrap();
+            for _ in 0..3 {
+                for index in 0..types {
+                    space.broadcast(Event::new(&format!("kind-{index}"), json!({}))).unwrap();
+                }
+            }
+            assert_eq!(heard.load(Ordering::Relaxed), 3 * types as u64, "{types} of {types_max}");
+        }
+    }
+}
+
+#[test]
+fn very_many_keys_give_their_memory_back() {
+    const KEYS: u32 = 100_000;
+    run(1, async |space| {
+        let node = space.node("node").serial_by(|n: &u32| *n);
+        node.on("u32", |n: &Event<u32>, _: &Context| **n).check().unwrap();
+        let held = space.node("held").serial_by(|n: &u32| *n);
+        held.on("u32", async |_: Event<u32>, cx: Context| cx.sleep(secs(1)).await).check().unwrap();
+        space.start().await.unwrap();
+        let one_by_one = async |keys: std::ops::Range<u32>| {
+            for n in keys {
+                assert_eq!(*space.send(&node, n).reply::<u32>().await.unwrap(), n);
+            }
+        };
+        let at_once = async |keys: std::ops::Range<u32>| {
+            for n in keys {
+                space.send(&held, n).await.unwrap();
+            }
+            space.settled(secs(10)).await.unwrap();
+        };
+        one_by_one(0..1_000).await;
+        at_once(0..1_000).await;
+        let before = HELD.get();
+        one_by_one(1_000..KEYS).await;
+        assert!(HELD.get() - before < 1 << 16, "{} bytes for keys one by one", HELD.get() - before);
+        at_once(1_000..KEYS / 5).await;
+        assert!(HELD.get() - before < 1 << 20, "{} bytes for keys at once", HELD.get() - before);
+    });
+}
+
+#[test]
+fn very_many_correlations_stay_within_their_list() {
+    let space = Space::memory();
+    space.node("node").on("ping", pong).check().unwrap();
+    wait(space.start()).unwrap();
+    let send = |n: u64| {
+        let sent = space.send("node", Ping { n }).correlation(format!("order-{n}"));
+        wait(sent.reply::<u64>()).unwrap();
+    };
+    (0..2 * limits::REMEMBERED_EVENTS as u64).for_each(send);
+    let (bytes, ()) = bytes_kept(|| (10_000..110_000).for_each(send));
+    assert!(bytes < 1 << 16, "{bytes} bytes more");
+    let trace = wait(space.trace("order-109999")).unwrap();
+    assert!(trace.to_string().contains("ping"), "{trace}");
+}
+
+#[test]
+fn a_node_with_a_thousand_registrations_runs_each_in_order() {
+    const MANY: usize = 1_000;
+    let space = Space::memory();
+    let node = space.node("node");
+    let order: Log<usize> = Arc::default();
+    let registrations: Vec<_> = (0..MANY)
+        .map(|index| {
+            let order = Arc::clone(&order);
+            let handler = move |_: &Event<Ping>, _: &Context| -> u64 {
+                order.lock().unwrap().push(index);
+                index as u64
+            };
+            // The later ones first.
+            node.on("ping", handler).priority(index as i32)
+        })
+        .collect();
+    wait(space.start()).unwrap();
+    let reply = wait(space.send(&node, Ping { n: 1 }).reply::<u64>()).unwrap();
+    assert_eq!(*reply, MANY as u64 - 1);
+    assert_eq!(*order.lock().unwrap(), (0..MANY).rev().collect::<Vec<_>>());
+    registrations.iter().skip(1).for_each(happen::Registration::off);
+    assert_eq!(*wait(space.send(&node, Ping { n: 1 }).reply::<u64>()).unwrap(), 0);
+    assert_eq!(order.lock().unwrap().len(), MANY + 1);
+}
+
+#[test]
+fn ten_thousand_patterns_reach_their_own_events_alone() {
+    const MANY: usize = 10_000;
+    let space = Space::memory();
+    let heard: Arc<AtomicU64> = Arc::default();
+    let hears = |heard: Arc<AtomicU64>, _: &Event, _: &Context| {
+        heard.fetch_add(1, Ordering::Relaxed);
+    };
+    let node = space.node("many");
+    let made: Vec<_> = (0..MANY / 10).map(|index| space.node(format!("node-{index}"))).collect();
+    for index in 0..MANY {
+        let pattern = match index % 5 {
+            0 => format!("kind-{index}.made"),
+            1 => format!("kind-{index}.*"),
+            2 => format!("*.kind-{index}"),
+            3 => format!("{{a-{index},b-{index}}}.made"),
+            _ => format!("**.kind-{index}.**"),
+        };
+        made[index / 10].on(pattern.as_str(), with(Arc::clone(&heard), hears)).check().unwrap();
+    }
+    drop(node);
+    wait(space.start()).unwrap();
+    for (event_type, reached) in [
+        ("kind-0.made", 1),
+        ("kind-1.made", 1),
+        ("kind-5.other", 0),
+        ("x.kind-2", 1),
+        ("x.y.kind-2", 0),
+        ("b-3.made", 1),
+        ("x.kind-9999.y", 1),
+        ("kind-9999.y", 0),
+        ("nothing.of.it", 0),
+    ] {
+        for _ in 0..2 {
+            heard.store(0, Ordering::Relaxed);
+            space.broadcast(Event::new(event_type, json!({}))).unwrap();
+            assert_eq!(heard.load(Ordering::Relaxed), reached, "{event_type}");
+        }
+    }
+}
+
+#[test]
+fn very_many_flows_under_way_are_listed_and_forgotten() {
+    const MANY: u32 = 30_000;
+    run(1, async |space| {
+        let node = space.node("node").max_concurrent(MANY);
+        node.on("u32", async |_: Event<u32>, cx: Context| cx.sleep(secs(1)).await).check().unwrap();
+        space.start().await.unwrap();
+        for n in 0..MANY {
+            space.send(&node, n).await.unwrap();
+        }
+        assert_eq!((node.flows().len(), space.flows_under_way()), (MANY as usize, MANY as usize));
+        space.settled(secs(10)).await.unwrap();
+        assert_eq!((node.flows().len(), space.flows_under_way()), (0, 0));
+    });
+}
+
+#[test]
+fn very_many_foreign_types_come_over_a_link() {
+    let sim = Simulator::new(1);
+    let hub = happen::Hub::in_env(sim.env());
+    let spaces = ["here", "there"].map(|name| {
+        let space = Space::in_env(Config::default(), sim.env()).unwrap();
+        space.join(hub.link(name)).unwrap();
+        space
+    });
+    sim.run(async {
+        let [here, there] = &spaces;
+        let heard: Arc<AtomicU64> = Arc::default();
+        let hears = |heard: Arc<AtomicU64>, _: &Event, _: &Context| {
+            heard.fetch_add(1, Ordering::Relaxed);
+        };
+        there.node("ear").on("foreign.**", with(Arc::clone(&heard), hears)).check().unwrap();
+        here.start().await.unwrap();
+        there.start().await.unwrap();
+        let send = async |numbers: std::ops::Range<usize>| {
+            for index in numbers {
+                let event = Event::new(&format!("foreign.kind-{index}"), json!({}));
+                here.send("ear", event).await.unwrap();
+            }
+        };
+        send(0..limits::TYPES_MAX + 1).await;
+        let before = HELD.get();
+        send(limits::TYPES_MAX + 1..TYPES / 2).await;
+        let bytes = HELD.get() - before;
+        assert!(bytes < 8 << 20, "{bytes} bytes for foreign types beyond the limit");
+        assert_eq!(heard.load(Ordering::Relaxed), (TYPES / 2) as u64);
+    });
+}
