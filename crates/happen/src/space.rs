@@ -934,7 +934,7 @@ pub(crate) async fn yield_now() {
 pub(crate) fn give_way(task: &mut std::task::Context<'_>) {
     let yielding = std::pin::pin!(tokio::task::yield_now());
     // Ready at once would mean that it need not be woken: then whoever polls does so by itself.
-    if std::future::Future::poll(yielding, task).is_ready() {
+    if yielding.poll(task).is_ready() {
         task.waker().wake_by_ref();
     }
 }
