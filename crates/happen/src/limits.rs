@@ -11,7 +11,7 @@ pub const DEFERRED_MAX: usize = 1_000_000;
 /// Dispatches in a row from one task before it lets others run.
 pub const INLINE_RUN_MAX: u32 = 1_024;
 
-/// Milliseconds of plain handlers in a row from one task before it lets others run, so that a timer beside a flood is
+/// Milliseconds of handlers in a row from one task before it lets others run, so that a timer beside a flood is
 /// late by this and the length of one handler at most. Measured by the coarse clock, which adds a tick.
 pub const INLINE_RUN_MS_MAX: u32 = 2;
 

@@ -63,8 +63,7 @@ impl SlowLane {
 
     #[cold]
     fn took(&self, ms: u64) {
-        // The time counts like as many events that take none: a sender in a loop gives way by time as by number.
-        local::ran(u32::try_from(ms).unwrap_or(u32::MAX).saturating_mul(RUNS_FOR_MS));
+        count_time(ms);
         if ms < limits::SLOW_HANDLER_MS {
             return self.was_quick();
         }
@@ -91,6 +90,12 @@ impl SlowLane {
             let _drain = self.gate.leave();
         }
     }
+}
+
+/// Counts the time of a handler like as many events that take none: who sends in a loop gives way by time as by number.
+#[cold]
+pub(crate) fn count_time(ms: u64) {
+    local::ran(u32::try_from(ms).unwrap_or(u32::MAX).saturating_mul(RUNS_FOR_MS));
 }
 
 /// What a slow run counts beside a quick one: a handler that is slow more often than one time in as many is found.

@@ -18,6 +18,7 @@ use crate::hooks::{Moment, Seen};
 use crate::link::Away;
 use crate::local;
 use crate::node::NodeInner;
+use crate::slow;
 use crate::stream::{Sink, Source};
 use crate::sync::isolated;
 use crate::table::{Entry, Lane, Phase, Route, Table};
@@ -406,15 +407,18 @@ fn run_flow(
     if entry.slow.is_slow() {
         return Flow::Slow(want, serial);
     }
-    let plain = entry.plain;
-    let before = if plain { node.space.now_unix_ms() } else { 0 };
+    let before = node.space.now_unix_ms();
     let context = Context::start(node, event, entry.id, serial, want);
-    if let Some(waiting) = flow::run(table, entry, event, context, outcome) {
-        return Flow::Waits(waiting);
+    let waiting = flow::run(table, entry, event, context, outcome);
+    // The coarse clock may have come to stand meanwhile, just because the handler took so long.
+    let ms = node.space.now_unix_ms().saturating_sub(before);
+    if entry.plain {
+        entry.slow.note(ms);
+    } else if ms != 0 {
+        slow::count_time(ms);
     }
-    if plain {
-        // The coarse clock may have come to stand meanwhile, just because the handler took so long.
-        entry.slow.note(node.space.now_unix_ms().saturating_sub(before));
+    if let Some(waiting) = waiting {
+        return Flow::Waits(waiting);
     }
     finish(node, table, entry, event, outcome);
     Flow::Ended

@@ -486,7 +486,8 @@ impl<'s, T: Payload> Sending<'s, T> {
                     &held
                 }
                 Err(error) if away(space, &error) => {
-                    let (event, away) = send_away(sender, to.name(), parcel, purpose, extras.as_deref(), told)?;
+                    let (event, away) =
+                        send_away(sender, to.name(), parcel, purpose, extras.as_deref(), told)?;
                     sent.event = event;
                     return Ok(Delivered::Away(away));
                 }
