@@ -359,7 +359,7 @@ async fn broadcasts_count_by_their_deliveries() {
         }
     });
     let most = most.await;
-    assert!(most <= 2 * u64::from(limits::INLINE_RUN_MAX), "{most} deliveries in a row");
+    assert!(most <= 1_000 + u64::from(limits::INLINE_RUN_MAX), "{most} deliveries in a row");
     assert_eq!(handled.load(Ordering::Relaxed), 100_000);
 }
 
@@ -519,7 +519,7 @@ async fn of_two_registrations_the_slow_one_moves_and_the_quick_one_stays() {
 }
 
 #[tokio::test]
-async fn a_broadcast_to_many_slow_handlers_returns_at_once() {
+async fn a_broadcast_to_many_slow_handlers_is_held_by_their_first_runs_alone() {
     const MANY: usize = 20;
     let space = Space::memory();
     let threads = Threads::default();
@@ -796,7 +796,7 @@ async fn an_error_that_causes_itself_has_an_end() {
 // ---- Lifecycles that end in the middle
 
 #[tokio::test]
-async fn a_handler_may_end_its_own_node_and_its_own_space() {
+async fn a_handler_may_end_its_own_node() {
     type Ends = fn(&Context);
     let stops: Ends = |cx| cx.node().stop();
     let destroys: Ends = |cx| cx.node().destroy();
@@ -1065,9 +1065,9 @@ fn pong(ping: &Event<Ping>, _: &Context) -> u64 {
 
 const NODES: usize = 20_000;
 
-/// What a node with one registration may take, its id and its places in the maps of the space included: about a
-/// thousand bytes more than are measured, for a map may just have grown.
-const NODE_BYTES_MAX: i64 = 3_000;
+/// What a node with one registration may take, its id and its places in the maps of the space included. Measured: 973
+/// for a million; the maps may just have grown.
+const NODE_BYTES_MAX: i64 = 1_300;
 
 #[test]
 fn very_many_nodes_have_a_price_each_and_give_it_back() {
@@ -1082,7 +1082,7 @@ fn very_many_nodes_have_a_price_each_and_give_it_back() {
         space
     });
     let each = bytes / NODES as i64;
-    assert!(each <= NODE_BYTES_MAX, "{each} bytes for each node");
+    assert!((1..=NODE_BYTES_MAX).contains(&each), "{each} bytes for each node");
     for index in (0..NODES).step_by(997) {
         let name = format!("node-{index}");
         assert_eq!(*wait(space.send(name.as_str(), Ping { n: 7 }).reply::<u64>()).unwrap(), 7);
