@@ -13,6 +13,7 @@ use crate::context::Context;
 use crate::dispatch::Place;
 use crate::flow::FlowInner;
 use crate::limits;
+use crate::slow;
 use crate::space::SpaceInner;
 use crate::sync::kept_going;
 use crate::web::Ring;
@@ -240,6 +241,7 @@ fn run_deferred() {
         DEFERRED_LEN.set(DEFERRED_LEN.get() - 1);
         ran(1);
     }
+    slow::forget_nested();
 }
 
 /// Puts work off until the outermost handler on this thread has returned.

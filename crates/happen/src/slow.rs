@@ -1,6 +1,7 @@
 //! Plain handlers that prove slow: where they run so that they hold up nobody who sends to them. Owns the count of slow
 //! runs and the lane they then take, in order.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use crate::gate::Gate;
@@ -63,7 +64,7 @@ impl SlowLane {
 
     #[cold]
     fn took(&self, ms: u64) {
-        count_time(ms);
+        let ms = count_time(ms);
         if ms < limits::SLOW_HANDLER_MS {
             return self.was_quick();
         }
@@ -92,10 +93,30 @@ impl SlowLane {
     }
 }
 
-/// Counts the time of a handler like as many events that take none: who sends in a loop gives way by time as by number.
+/// Counts the time of a handler like as many events that take none, so who sends in a loop gives way by time as by
+/// number. Says how much of it was the handler's own: the rest is that of handlers which ran inline inside it, who must
+/// not make those slow that only sent to them.
 #[cold]
-pub(crate) fn count_time(ms: u64) {
-    local::ran(u32::try_from(ms).unwrap_or(u32::MAX).saturating_mul(RUNS_FOR_MS));
+pub(crate) fn count_time(ms: u64) -> u64 {
+    let depth = (local::depth() as usize).min(LEVELS - 2);
+    let own = NESTED_MS.with(|nested| {
+        let inner = nested[depth + 1].replace(0);
+        nested[depth].set(nested[depth].get().saturating_add(ms));
+        ms.saturating_sub(inner)
+    });
+    local::ran(u32::try_from(own).unwrap_or(u32::MAX).saturating_mul(RUNS_FOR_MS));
+    own
+}
+
+/// Forgets the time of what was put off: it ran inside no handler, though one level below the outermost.
+pub(crate) fn forget_nested() {
+    NESTED_MS.with(|nested| nested[(local::depth() as usize + 1).min(LEVELS - 1)].set(0));
+}
+
+thread_local! {
+    /// The time of handlers at each depth of this thread's stack since one at the depth above ended. A handler that
+    /// took no time has none below that did, so whatever is here belongs to the next one above that took some.
+    static NESTED_MS: [Cell<u64>; LEVELS] = const { [const { Cell::new(0) }; LEVELS] };
 }
 
 /// What a slow run counts beside a quick one: a handler that is slow more often than one time in as many is found.
@@ -104,6 +125,9 @@ const SLOW_RUN: u32 = 16;
 const PROVED: u32 = (limits::SLOW_RUNS_MAX - 1) * SLOW_RUN + 1;
 /// Events that a millisecond of a handler counts for: a sender gives way after [`limits::INLINE_RUN_MS_MAX`] of them.
 const RUNS_FOR_MS: u32 = limits::INLINE_RUN_MAX / limits::INLINE_RUN_MS_MAX;
+
+/// Depths of handlers inside one another, and one above and one below.
+const LEVELS: usize = limits::INLINE_DEPTH_MAX as usize + 2;
 
 #[cfg(test)]
 mod tests {
@@ -125,6 +149,23 @@ mod tests {
         assert_eq!(runs_until_slow(2, 100), Some(2 * limits::SLOW_RUNS_MAX));
         assert_eq!(runs_until_slow(SLOW_RUN, 10_000), Some(SLOW_RUN * (PROVED - SLOW_RUN + 1)));
         assert_eq!(runs_until_slow(SLOW_RUN + 1, 100_000), None);
+    }
+
+    #[test]
+    fn the_time_inside_a_handler_is_not_its_own() {
+        let outer = local::deeper();
+        let inner = local::deeper();
+        assert_eq!(count_time(7), 7);
+        assert_eq!(count_time(5), 5, "beside the one before");
+        drop(inner);
+        assert_eq!(count_time(20), 20 - 12);
+        assert_eq!(count_time(20), 20);
+        let inner = local::deeper();
+        assert_eq!(count_time(9), 9);
+        drop(inner);
+        forget_nested();
+        assert_eq!(count_time(20), 20, "what was put off is nobody's");
+        drop(outer);
     }
 
     #[test]

@@ -519,6 +519,27 @@ async fn of_two_registrations_the_slow_one_moves_and_the_quick_one_stays() {
 }
 
 #[tokio::test]
+async fn who_only_sends_to_a_slow_handler_is_not_slow() {
+    let space = Space::memory();
+    let (slow, forwards) = (Threads::default(), Threads::default());
+    slow_on(&space.node("slow"), &space, &slow, |_| true);
+    let forward = |threads: Threads, n: &Event<u32>, cx: &Context| {
+        threads.lock().unwrap().push((**n, std::thread::current().id()));
+        cx.send("slow", **n).forget();
+    };
+    space.node("forwards").on("u32", with(Arc::clone(&forwards), forward)).check().unwrap();
+    space.start().await.unwrap();
+    for n in 0..20u32 {
+        space.send("forwards", n).await.unwrap();
+    }
+    space.settled(secs(60)).await.unwrap();
+    assert_eq!(slow_here(&forwards, |_| true), (20, (0..20).collect()));
+    let (held, order) = slow_here(&slow, |_| true);
+    assert!(held <= limits::SLOW_RUNS_MAX as usize + UNSEEN, "{held} slow runs");
+    assert_eq!(order, (0..20).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn a_broadcast_to_many_slow_handlers_is_held_by_their_first_runs_alone() {
     const MANY: usize = 20;
     let space = Space::memory();

@@ -415,7 +415,7 @@ fn run_flow(
     if entry.plain {
         entry.slow.note(ms);
     } else if ms != 0 {
-        slow::count_time(ms);
+        let _own = slow::count_time(ms);
     }
     if let Some(waiting) = waiting {
         return Flow::Waits(waiting);
