@@ -7,6 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::id::EventId;
+use crate::limits::ERROR_CAUSES_MAX;
 use crate::pattern::PatternError;
 use crate::value::Value;
 
@@ -344,14 +345,7 @@ impl Error {
     /// The cause of this type, anywhere in the chain of causes.
     #[must_use]
     pub fn find_cause<E: StdError + 'static>(&self) -> Option<&E> {
-        let mut cause: Option<&(dyn StdError + 'static)> = self.source().map(|source| source as _);
-        while let Some(error) = cause {
-            if let Some(found) = error.downcast_ref() {
-                return Some(found);
-            }
-            cause = error.source();
-        }
-        None
+        causes(self.source().map(|source| source as _)).find_map(|error| error.downcast_ref())
     }
 
     /// The error and its causes as one line each, for text that leaves the process.
@@ -363,10 +357,7 @@ impl Error {
         if matches!(self.kind(), ErrorKind::Failed) {
             cause = cause.and_then(StdError::source);
         }
-        while let Some(error) = cause {
-            lines.push(error.to_string());
-            cause = error.source();
-        }
+        lines.extend(causes(cause).map(text_of));
         lines
     }
 
@@ -494,7 +485,7 @@ impl fmt::Display for Error {
             write!(f, "{line}: ")?;
         }
         match (&self.0.kind, &self.0.source) {
-            (ErrorKind::Failed, Some(source)) => fmt::Display::fmt(source, f),
+            (ErrorKind::Failed, Some(source)) => f.write_str(&text_of(&**source)),
             (kind, _) => fmt::Display::fmt(kind, f),
         }
     }
@@ -582,10 +573,30 @@ struct Copied {
 
 impl Copied {
     fn boxed(error: &(dyn StdError + 'static)) -> Box<dyn StdError + Send + Sync> {
-        fn copy(error: &(dyn StdError + 'static)) -> Copied {
-            Copied { text: error.to_string(), source: error.source().map(|source| Box::new(copy(source))) }
-        }
-        Box::new(copy(error))
+        let below: Vec<_> = causes(error.source()).map(text_of).collect();
+        let source = below.into_iter().rfold(None, |source, text| Some(Box::new(Self { text, source })));
+        Box::new(Self { text: text_of(error), source })
+    }
+}
+
+/// An error and its causes, as far as they are looked at.
+fn causes<'e>(
+    first: Option<&'e (dyn StdError + 'static)>,
+) -> impl Iterator<Item = &'e (dyn StdError + 'static)> {
+    std::iter::successors(first, |&error| error.source()).take(ERROR_CAUSES_MAX)
+}
+
+/// The text of an error of whatever kind. One that panics, or fails, while it is told is told so: a failure that cannot
+/// be told would be lost, and whoever tells it with it.
+pub(crate) fn text_of(error: &(dyn StdError + 'static)) -> String {
+    let told = || {
+        let mut text = String::new();
+        let ended = fmt::Write::write_fmt(&mut text, format_args!("{error}"));
+        ended.map(|()| text)
+    };
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(told)) {
+        Ok(Ok(text)) => text,
+        Ok(Err(fmt::Error)) | Err(_) => "an error whose text could not be told".to_owned(),
     }
 }
 

@@ -42,6 +42,10 @@ pub const PERMISSIONS_MAX: usize = 256;
 /// wire.
 pub const UNKNOWN_FIELDS_MAX: usize = 32;
 
+/// The most causes of one error that are looked at. A chain of causes is somebody else's code; one that leads back to
+/// itself has no end.
+pub const ERROR_CAUSES_MAX: usize = 256;
+
 /// The most lines of each list in an error that crosses a link: context, causes, names.
 ///
 /// A reader of an error looks at the first lines. The last one says so when there were more.

@@ -371,13 +371,13 @@ impl Context {
 
 /// A future that a flow waits for: it gives the place of whichever flow polls it to others meanwhile.
 pub(crate) struct Yielding<F> {
-    future: Pin<Box<F>>,
+    future: F,
     given: Option<Weak<Place>>,
 }
 
-impl<F: Future> Yielding<F> {
-    pub(crate) fn new(future: F) -> Self {
-        Self { future: Box::pin(future), given: None }
+impl<F: Future + Unpin> Yielding<F> {
+    pub(crate) const fn new(future: F) -> Self {
+        Self { future, given: None }
     }
 }
 
@@ -389,11 +389,11 @@ impl<F> Yielding<F> {
     }
 }
 
-impl<F: Future> Future for Yielding<F> {
+impl<F: Future + Unpin> Future for Yielding<F> {
     type Output = F::Output;
 
     fn poll(mut self: Pin<&mut Self>, task: &mut std::task::Context<'_>) -> Poll<F::Output> {
-        let polled = self.future.as_mut().poll(task);
+        let polled = Pin::new(&mut self.future).poll(task);
         if polled.is_ready() {
             self.take_back();
         } else if let Some(place) = local::current_place() {

@@ -25,7 +25,7 @@ use crate::dispatch::{Place, Want};
 use crate::lent::Lent;
 use crate::node::NodeInner;
 use crate::stream::{Sink, Source};
-use crate::sync::{Mutex, lock};
+use crate::sync::{Mutex, kept_going, lock};
 use crate::table::{Entry, StepEntry, Table};
 
 /// What the steps of one flow share, and what is sent by them inherits from.
@@ -66,6 +66,16 @@ pub(crate) struct Held {
     pub(crate) node: Arc<str>,
     pub(crate) gate: GateId,
     pub(crate) up: Option<Arc<Self>>,
+}
+
+impl Drop for Held {
+    /// One by one: a chain is as long as asking went deep, and dropping it link inside link would need as long a stack.
+    fn drop(&mut self) {
+        let mut next = self.up.take();
+        while let Some(mut held) = next.and_then(Arc::into_inner) {
+            next = held.up.take();
+        }
+    }
 }
 
 /// A serial gate: its node, and the key of its lane.
@@ -191,7 +201,7 @@ impl FlowInner {
         if self.used.load(Ordering::Relaxed) {
             self.used.store(false, Ordering::Relaxed);
             let vars = std::mem::take(&mut *lock(&self.vars));
-            drop(vars);
+            kept_going("values that a flow left behind", || drop(vars));
         }
     }
 

@@ -161,9 +161,8 @@ impl Index {
     pub(crate) fn clear(&self) {
         let mut patterns = lock(&self.patterns);
         let all = std::mem::take(&mut *patterns);
-        let cache = self.cache.pin();
+        let cache = self.cache.pin_owned();
         cache.values().for_each(|answer| answer.0.store(None));
-        cache.clear();
         drop(patterns);
         drop(all);
     }

@@ -17,6 +17,7 @@ use crate::dispatch::Want;
 use crate::flow::FlowInner;
 use crate::local;
 use crate::node::NodeInner;
+use crate::table::Entry;
 
 /// A node and an envelope, borrowed or owned.
 pub(crate) struct Lent {
@@ -114,7 +115,7 @@ impl Context {
         node: &Arc<NodeInner>,
         event: &dyn ErasedEvent,
         batch: bool,
-        registration: u64,
+        entry: &Entry,
         serial: Option<u64>,
         want: Want,
         work: impl FnOnce(&Self) -> Option<R>,
@@ -125,7 +126,7 @@ impl Context {
         // SAFETY: both are borrowed for longer than this call. Whatever outlives it is a clone of the context, and
         // cloning keeps; the context itself is ended here, or kept before it is given away.
         unsafe { flow.lent.lend(node, event.envelope()) };
-        flow.begin(event, batch, registration, serial, want);
+        flow.begin(event, batch, entry.id, serial, want);
         let context = Self::of(flow);
         match work(&context) {
             None => {

@@ -8,8 +8,14 @@ pub const INLINE_DEPTH_MAX: u32 = 32;
 /// Events on one thread that wait for the stack to unwind.
 pub const DEFERRED_MAX: usize = 1_000_000;
 
-/// Dispatches in a row from one task before it lets others run.
-pub const INLINE_RUN_MAX: u32 = 1_024;
+/// Dispatches in a row from one task before it lets others run. Tokio looks at its timers after some sixty turns of
+/// tasks that are ready, so as many tasks that each send without an end hold a timer up by sixty times this: 16 000
+/// events, below five milliseconds for quick handlers.
+pub const INLINE_RUN_MAX: u32 = 256;
+
+/// Milliseconds of handlers in a row from one task before it lets others run, so that a timer beside a flood is
+/// late by this and the length of one handler. Measured by the coarse clock, which adds a tick.
+pub const INLINE_RUN_MS_MAX: u32 = 1;
 
 /// Flows of one node that may be under way at once.
 pub const MAX_CONCURRENT: u32 = 100;
@@ -38,6 +44,10 @@ pub const REMEMBERED_EVENTS: usize = 4_096;
 /// Event types whose routes are kept. Beyond it they are found anew for every event.
 pub const TYPES_MAX: usize = 16_384;
 
+/// Names of nodes that were destroyed and are kept so that traces can tell them: as many as headers are remembered, for
+/// each of those names two nodes at most.
+pub const FORMER_NAMES_MAX: usize = REMEMBERED_EVENTS;
+
 /// Letters that could not be delivered and are kept for a look and another try.
 pub const DEAD_LETTERS_MAX: usize = 1_000;
 
@@ -65,7 +75,9 @@ pub const EVENT_BYTES_MAX: usize = 1 << 20;
 /// Milliseconds a plain handler may take before it counts as slow.
 pub const SLOW_HANDLER_MS: u64 = 10;
 
-/// Slow runs in a row that move a plain handler off its caller's thread.
+/// Slow runs in a row that move a plain handler off its caller's thread. Each quick run between makes up
+/// for a sixteenth of a slow one, so a handler that is slow every other time is moved as soon, and one that is slow
+/// every sixteenth time at its eighteenth slow run.
 pub const SLOW_RUNS_MAX: u32 = 3;
 
 /// Events that may wait for a plain handler that was moved off its caller's thread.

@@ -15,7 +15,9 @@ use crate::dispatch::Place;
 use crate::flow::FlowInner;
 use crate::limits;
 use crate::published::Claim;
+use crate::slow;
 use crate::space::SpaceInner;
+use crate::sync::kept_going;
 use crate::table::Table;
 use crate::web::Ring;
 
@@ -181,7 +183,8 @@ pub(crate) fn recycle(flow: UniqueArc<FlowInner>) {
 
 /// Forgets the contexts kept by this thread, which may keep a closed space alive.
 pub(crate) fn forget_recycled() {
-    let recycled = LOCALS.with_borrow_mut(|locals| std::mem::take(&mut locals.recycled));
+    // A space that ends with its thread finds that what the thread kept has ended already.
+    let recycled = LOCALS.try_with(|locals| std::mem::take(&mut locals.borrow_mut().recycled));
     drop(recycled);
 }
 
@@ -238,9 +241,11 @@ impl Drop for Depth {
 fn run_deferred() {
     while let Some(work) = DEFERRED.with_borrow_mut(VecDeque::pop_front) {
         // Counted until it has run, so that what it sends itself waits behind what was put off before.
-        work();
+        kept_going("what was put off", work);
         DEFERRED_LEN.set(DEFERRED_LEN.get() - 1);
+        ran(1);
     }
+    slow::forget_nested();
 }
 
 /// Puts work off until the outermost handler on this thread has returned.
@@ -269,6 +274,12 @@ pub(crate) fn should_yield() -> bool {
     }
     RUN.set(0);
     true
+}
+
+/// Counts work in a row that no `should_yield` saw, so that whoever made it gives way the sooner at its next wait.
+#[inline]
+pub(crate) fn ran(dispatches: u32) {
+    RUN.set(RUN.get().saturating_add(dispatches));
 }
 
 /// Begins the count of dispatches anew, for a space that was just made: what ran on this thread before must not decide

@@ -60,9 +60,40 @@ struct Aside {
     keys: Mutex<HashMap<u64, Arc<Gate<Job>>>>,
     /// Events that wait for their keys, all keys together.
     keyed: AtomicUsize,
-    /// With the number of the build that each belongs to.
-    under_way: Mutex<Vec<Option<(Context, u64)>>>,
+    under_way: Mutex<Flows>,
     pub(crate) states: crate::state::States,
+}
+
+/// The flows of a node that go on as tasks, each with the number of the build it belongs to.
+#[derive(Default)]
+struct Flows {
+    places: Vec<Option<(Context, u64)>>,
+    /// Places to use again: looking for one costs nothing, however many flows there are.
+    free: Vec<usize>,
+}
+
+impl Flows {
+    fn insert(&mut self, flow: (Context, u64)) -> usize {
+        if let Some(index) = self.free.pop() {
+            self.places[index] = Some(flow);
+            return index;
+        }
+        self.places.push(Some(flow));
+        self.places.len() - 1
+    }
+
+    fn remove(&mut self, index: usize) -> Option<(Context, u64)> {
+        let flow = self.places[index].take();
+        self.free.push(index);
+        if self.free.len() == self.places.len() && self.places.len() > IDLE_PLACES_MAX {
+            *self = Self::default();
+        }
+        flow
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &(Context, u64)> {
+        self.places.iter().flatten()
+    }
 }
 
 /// Whether there is room for an event that has to wait for its key.
@@ -173,6 +204,11 @@ impl NodeInner {
             && gate.waiting() == 0
         {
             keys.remove(&key);
+            // A map keeps its memory: after very many keys at once most of it would never be used again.
+            if keys.capacity() > IDLE_PLACES_MAX && keys.len() < keys.capacity() / 8 {
+                let len = keys.len();
+                keys.shrink_to(2 * len);
+            }
         }
     }
 
@@ -180,17 +216,11 @@ impl NodeInner {
     pub(crate) fn under_way(self: &Arc<Self>, context: &Context, build: u64) -> UnderWay {
         self.space.flow_began();
         let mut flows = lock(&self.aside().under_way);
-        let index = match flows.iter().position(Option::is_none) {
-            Some(index) => index,
-            None => {
-                flows.push(None);
-                flows.len() - 1
-            }
-        };
-        flows[index] = Some((context.clone(), build));
+        let index = flows.insert((context.clone(), build));
         drop(flows);
         // Either whoever ended that build saw the flow listed, or the flow sees here that its build has ended.
-        if self.table.load().build() != build {
+        let now = self.table.read(&self.space.readers, self.space.here(), Table::build);
+        if now != build {
             context.cancel();
         }
         UnderWay { node: Arc::clone(self), index }
@@ -198,9 +228,7 @@ impl NodeInner {
 
     fn flows(&self) -> Vec<Context> {
         match self.aside.get() {
-            Some(aside) => {
-                lock(&aside.under_way).iter().flatten().map(|(context, _)| context.clone()).collect()
-            }
+            Some(aside) => lock(&aside.under_way).iter().map(|(context, _)| context.clone()).collect(),
             None => Vec::new(),
         }
     }
@@ -208,7 +236,7 @@ impl NodeInner {
     /// Asks the flows of builds up to this one to stop.
     pub(crate) fn cancel_build(&self, last: u64) {
         let Some(aside) = self.aside.get() else { return };
-        let flows: Vec<_> = lock(&aside.under_way).iter().flatten().cloned().collect();
+        let flows: Vec<_> = lock(&aside.under_way).iter().cloned().collect();
         for (flow, _) in flows.iter().filter(|(_, build)| *build <= last) {
             flow.cancel();
         }
@@ -275,7 +303,7 @@ impl NodeInner {
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        let flow = lock(&self.node.aside().under_way)[self.index].take();
+        let flow = lock(&self.node.aside().under_way).remove(self.index);
         drop(flow);
         self.node.space.flow_ended();
     }
@@ -791,3 +819,6 @@ impl fmt::Debug for Registration {
         write!(f, "Registration({:?} of {})", self.id, self.node.name)
     }
 }
+
+/// Places for flows and keys that a node keeps although nobody is in them.
+const IDLE_PLACES_MAX: usize = 1_024;

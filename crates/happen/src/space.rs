@@ -79,6 +79,8 @@ pub(crate) struct SpaceInner {
     phase: AtomicU8,
     by_name: papaya::HashMap<Arc<str>, NodeSlot>,
     names: papaya::HashMap<u32, Arc<str>>,
+    /// Nodes that ended and whose names are kept, the oldest first.
+    former: Mutex<VecDeque<NodeKey>>,
     next_key: AtomicU32,
     next_registration: AtomicU64,
     index: Index,
@@ -154,6 +156,7 @@ impl Space {
             phase: AtomicU8::new(BUILDING),
             by_name: papaya::HashMap::new(),
             names: papaya::HashMap::new(),
+            former: Mutex::default(),
             next_key: AtomicU32::new(1),
             next_registration: AtomicU64::new(1),
             types: papaya::HashMap::new(),
@@ -534,8 +537,20 @@ impl SpaceInner {
         if let Some(slot) = names.get(&*node.name).filter(|slot| is_it(slot)) {
             slot.0.store(None);
             names.remove(&*node.name);
+            self.keep_former_name(node.key);
         }
         self.presence_changed();
+    }
+
+    /// Keeps the name of a node that ended for traces, for a while: nodes may come and go for as long as the space lives.
+    fn keep_former_name(&self, key: NodeKey) {
+        let mut former = lock(&self.former);
+        former.push_back(key);
+        if former.len() > limits::FORMER_NAMES_MAX
+            && let Some(oldest) = former.pop_front()
+        {
+            self.unname(oldest);
+        }
     }
 
     /// Brings an event to everyone here who listens.
@@ -876,16 +891,17 @@ impl SpaceInner {
         }
         // First, so that whoever waits beyond the link learns that it closed, and not of flows that were cancelled.
         drop(self.leave_link());
+        // The maps are emptied slot by slot, here and in the index, and not cleared: a space that ends with its thread
+        // finds the thread's own memory gone, which `pin` and `clear` need.
+        let names = self.by_name.pin_owned();
         // In the order they were made: the order of the map is another in every process.
-        let mut nodes = self.all_nodes();
+        let mut nodes: Vec<_> = names.values().filter_map(|slot| slot.0.load_full()).collect();
         nodes.sort_unstable_by_key(|node| node.key);
         for node in nodes {
             node.close();
         }
         self.index.clear();
-        let names = self.by_name.pin();
         names.values().for_each(|slot| slot.0.store(None));
-        names.clear();
         drop(names);
         self.hooks.store(None);
         for ring in lock(&self.rings).iter() {
@@ -927,10 +943,21 @@ pub(crate) async fn yield_now() {
         if std::mem::replace(&mut yielded, true) {
             return Poll::Ready(());
         }
-        task.waker().wake_by_ref();
+        give_way(task);
         Poll::Pending
     })
     .await;
+}
+
+/// Has the task polled again after the others, and after the runtime has looked at its timers. A task that just wakes
+/// itself is polled some sixty times before tokio looks at them. Outside of tokio it is that.
+#[cold]
+pub(crate) fn give_way(task: &mut std::task::Context<'_>) {
+    let yielding = std::pin::pin!(tokio::task::yield_now());
+    // Ready at once would mean that it need not be woken: then whoever polls does so by itself.
+    if yielding.poll(task).is_ready() {
+        task.waker().wake_by_ref();
+    }
 }
 
 #[cold]

@@ -14,6 +14,14 @@ pub(crate) fn isolated<T>(what: &str, work: impl FnOnce() -> T) -> Result<T> {
         .map_err(|panic| Error::panicked(&*panic).context(format!("in {what}")))
 }
 
+/// Runs work whose panics are told elsewhere already, except those of values of the user's that are dropped meanwhile.
+/// Such a panic must not take along whoever has more to do.
+pub(crate) fn kept_going(what: &str, work: impl FnOnce()) {
+    if let Err(panic) = isolated(what, work) {
+        tracing::error!(target: "happen", "{panic}");
+    }
+}
+
 /// Locks, also when a panic happened inside: what is guarded here is changed in single steps, so it is whole.
 #[inline]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -278,6 +278,8 @@ async fn what_is_sent_meanwhile_leaves_the_bytes_alone() {
         .check()
         .unwrap();
     assert_eq!(*space.send(&nodes[0], reading(5)).reply::<u64>().await.unwrap(), 5);
+    // A panic is slow to tell, so its handler may have moved off this thread.
+    space.settled(happen::secs(60)).await.unwrap();
     // Each level sends itself and broadcasts to both: 2^n readings by `down`, and half as many by `other`.
     assert_eq!(reads.load(Ordering::Relaxed), 63 + 31);
     let failures = failures.lock().unwrap();

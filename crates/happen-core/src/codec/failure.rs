@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 use std::time::Duration;
 
 use crate::codec::msgpack::{Head, put_head, put_number, put_text};
-use crate::error::{Error, ErrorKind, told_causes};
+use crate::error::{Error, ErrorKind, text_of, told_causes};
 use crate::id::EventId;
 use crate::limits::{ERROR_LINES_MAX, ERROR_TEXT_BYTES_MAX};
 use crate::raw::RawPayload;
@@ -34,7 +34,7 @@ impl<'a> WireError<'a> {
         let mut cause: Option<&(dyn StdError + 'static)> = error.source().map(|source| source as _);
         // One more than the limit, so that it shows when there are more.
         while let Some(found) = cause.filter(|_| causes.len() <= ERROR_LINES_MAX) {
-            causes.push(found.to_string());
+            causes.push(text_of(found));
             cause = found.source();
         }
         Self {

@@ -21,6 +21,7 @@ use crate::link::Away;
 use crate::local;
 use crate::node::NodeInner;
 use crate::published::Here;
+use crate::slow;
 use crate::stream::{Sink, Source};
 use crate::sync::isolated;
 use crate::table::{Entry, Lane, Phase, Route, Table};
@@ -440,17 +441,19 @@ fn run_flow(
     if entry.slow.is_slow() {
         return Flow::Slow(want, serial);
     }
-    let plain = entry.plain;
-    let before = if plain { node.space.now_unix_ms() } else { 0 };
-    let waits = Context::lent_to(&mut Spare::take(), node, event, batch, entry.id, serial, want, |context| {
+    let before = node.space.now_unix_ms();
+    let waits = Context::lent_to(&mut Spare::take(), node, event, batch, entry, serial, want, |context| {
         flow::run(Some(table), entry, event, context, outcome)
     });
+    // The coarse clock may have come to stand meanwhile, just because the handler took so long.
+    let ms = node.space.now_unix_ms().saturating_sub(before);
+    if entry.plain {
+        entry.slow.note(ms);
+    } else if ms != 0 {
+        let _own = slow::count_time(ms);
+    }
     if let Some((context, paused)) = waits {
         return Flow::Waits(context, paused);
-    }
-    if plain {
-        // The coarse clock may have come to stand meanwhile, just because the handler took so long.
-        entry.slow.note(node.space.now_unix_ms().saturating_sub(before));
     }
     finish(node, table, entry, event, outcome);
     Flow::Ended

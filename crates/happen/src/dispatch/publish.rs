@@ -72,7 +72,7 @@ impl Listener {
         }
         let _depth = local::deeper()?;
         let before = node.space.now_unix_ms();
-        let waits = Context::lent_to(spare, node, event, false, entry.id, None, Want::default(), |context| {
+        let waits = Context::lent_to(spare, node, event, false, entry, None, Want::default(), |context| {
             flow::run(None, entry, event, context, outcome)
         });
         if let Some((context, paused)) = waits {
@@ -103,6 +103,7 @@ pub(crate) fn publish(
     let here = first.node.space.here();
     let envelope = event.envelope();
     let straight = source.is_none() && !event.is_batch();
+    local::ran(u32::try_from(listeners.len()).unwrap_or(u32::MAX));
     let (mut old, mut spare) = (false, Spare::take());
     // What happens meanwhile on this thread is written to the same ring, one after the other.
     let ring = local::with_local(&first.node.space, |local| Arc::clone(&local.ring));

@@ -10,7 +10,9 @@ use super::reply::{Reply, later};
 use super::{Delivered, Want, again};
 use crate::flow::GateId;
 use crate::gate::Queued;
+use crate::local;
 use crate::node::{KeyedWait, NodeInner, Room};
+use crate::sync::kept_going;
 use crate::table::Table;
 
 /// An event that waits for a node.
@@ -228,9 +230,10 @@ pub(crate) fn spawn_drain(node: &Arc<NodeInner>, key: Option<u64>) {
             };
             drop(table);
             let Some(job) = next else { return };
-            again(&node, job, Some(Permit::counted(&node, key)));
+            let permit = Permit::counted(&node, key);
+            kept_going("what waited", || again(&node, job, Some(permit)));
             run += 1;
-            if run % DRAIN_RUN == 0 {
+            if run % DRAIN_RUN == 0 || local::should_yield() {
                 crate::space::yield_now().await;
             }
         }

@@ -16,7 +16,7 @@ use crate::limits;
 use crate::local;
 use crate::node::NodeInner;
 use crate::sync::{Mutex, lock};
-use crate::table::{Entry, Table};
+use crate::table::{Entry, Phase, Table};
 
 /// Lets a flow that waits go on as a task of its own.
 #[cold]
@@ -78,15 +78,23 @@ pub(super) fn run_slow(
     let overflow_event = Arc::clone(&event);
     let shared = Arc::new(Mutex::new(Some(reply)));
     let reply = Arc::clone(&shared);
+    let under_way = crate::slow::UnderWay::new(&node.space);
     let job: crate::slow::SlowJob = Box::new(move || {
+        // Last, as for a flow that waits: a space that stops waits for what is under way.
+        let _under_way = under_way;
         let table = at.table.load();
+        if table.phase == Phase::Closed {
+            drop(place);
+            let reply = lock(&reply).take().unwrap_or(Reply::Nobody);
+            return at.space.undelivered(&*event, &at.name, at.closed_error(Phase::Closed), reply);
+        }
         let mut outcome = Ok(None);
         let waits = Context::lent_to(
             &mut Spare::take(),
             &at,
             &*event,
             event.is_batch(),
-            lane.id,
+            &lane,
             serial,
             want,
             |context| flow::run(Some(&table), &lane, &*event, context, &mut outcome),
@@ -106,14 +114,7 @@ pub(super) fn run_slow(
     match entry.slow.gate.queue(job, 0, 1, limits::SLOW_QUEUE_LIMIT, order, reject) {
         Queued::Drain => {
             let lane = Arc::clone(&entry.slow);
-            node.space.env.spawn_blocking(Box::new(move || {
-                while let Some(job) = lane.gate.next(1) {
-                    lane.gate.started();
-                    job();
-                    // The one that drains is the one that leaves, so nobody else has to be told.
-                    let _drain = lane.gate.leave();
-                }
-            }));
+            node.space.env.spawn_blocking(Box::new(move || lane.drain()));
         }
         Queued::Waits | Queued::Instead(_) => {}
         Queued::Full(job) => {

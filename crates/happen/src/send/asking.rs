@@ -17,6 +17,7 @@ use crate::context::Yielding;
 use crate::flow::Outcome;
 use crate::link::Away;
 use crate::local;
+use crate::space;
 
 /// The worse of what was told of several nodes: the first that went wrong, for one that takes nothing must not keep the
 /// others from it.
@@ -37,19 +38,29 @@ pub(super) fn answer<R: Answer>(event: EventId, outcome: Outcome) -> Result<Repl
 
 pub(super) enum Answered<R> {
     Now(Result<Reply<R>>),
-    Later(BoxFuture<'static, Result<Reply<R>>>),
+    Later(Later<R>),
 }
 
-impl<R: Answer> Answered<R> {
+/// An answer that is on its way.
+pub(super) struct Later<R> {
+    event: EventId,
+    waiting: Yielding<Waiting>,
+    answer: PhantomData<fn() -> R>,
+}
+
+impl<R> Later<R> {
     #[cold]
-    pub(super) fn later(
-        sender: Sender<'_>,
-        event: EventId,
-        from: Answering,
-        within: Option<Duration>,
-    ) -> Self {
-        let waiting = Waiting::new(sender, from, within);
-        Self::Later(Box::pin(Yielding::new(async move { answer(event, waiting.await) })))
+    pub(super) fn new(sender: Sender<'_>, event: EventId, from: Answering, within: Option<Duration>) -> Self {
+        let waiting = Yielding::new(Waiting::new(sender, from, within));
+        Self { event, waiting, answer: PhantomData }
+    }
+}
+
+impl<R: Answer> Future for Later<R> {
+    type Output = Result<Reply<R>>;
+
+    fn poll(mut self: Pin<&mut Self>, task: &mut std::task::Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.waiting).poll(task).map(|outcome| answer(self.event, outcome))
     }
 }
 
@@ -103,7 +114,7 @@ pub struct Asking<'s, T, R> {
 
 enum State<'s, T, R> {
     New(Sending<'s, T>),
-    Waits(BoxFuture<'static, Result<Reply<R>>>),
+    Waits(Later<R>),
     Over,
 }
 
@@ -129,11 +140,11 @@ impl<T: Payload, R: Answer> Future for Asking<'_, T, R> {
     fn poll(mut self: Pin<&mut Self>, task: &mut std::task::Context<'_>) -> Poll<Self::Output> {
         let sending = match &mut self.state {
             State::New(sending) => sending,
-            State::Waits(waiting) => return waiting.as_mut().poll(task),
+            State::Waits(waiting) => return Pin::new(waiting).poll(task),
             State::Over => return Poll::Ready(Err(told_already())),
         };
         if local::should_yield() {
-            task.waker().wake_by_ref();
+            space::give_way(task);
             return Poll::Pending;
         }
         match sending.start::<R>() {
@@ -142,7 +153,7 @@ impl<T: Payload, R: Answer> Future for Asking<'_, T, R> {
                 Poll::Ready(reply)
             }
             Answered::Later(mut waiting) => {
-                let polled = waiting.as_mut().poll(task);
+                let polled = Pin::new(&mut waiting).poll(task);
                 self.state = State::Waits(waiting);
                 polled
             }
@@ -177,9 +188,12 @@ impl Acceptance {
     #[cold]
     pub(super) fn later(sender: Sender<'_>, event: EventId, away: Away, within: Option<Duration>) -> Self {
         let waiting = Waiting::new(sender, Answering::Away(Box::pin(away.outcome())), within);
-        let taken =
-            async move { waiting.await.map(|_| Sent { event }).map_err(|error| error.at_event(event)) };
-        Self { state: Accepted::Later(Box::pin(Yielding::new(taken))) }
+        let waiting = Yielding::new(waiting);
+        Self {
+            state: Accepted::Later(Box::pin(async move {
+                waiting.await.map(|_| Sent { event }).map_err(|error| error.at_event(event))
+            })),
+        }
     }
 }
 
@@ -189,6 +203,11 @@ impl Future for Acceptance {
     #[inline]
     fn poll(mut self: Pin<&mut Self>, task: &mut std::task::Context<'_>) -> Poll<Result<Sent>> {
         match &mut self.state {
+            // The event has left already: giving way holds up its sender and nothing else.
+            Accepted::Now(_) if local::should_yield() => {
+                space::give_way(task);
+                Poll::Pending
+            }
             Accepted::Now(sent) => Poll::Ready(sent.take().unwrap_or_else(|| Err(told_already()))),
             Accepted::Later(waiting) => waiting.as_mut().poll(task),
         }

@@ -34,7 +34,7 @@ use crate::space::SpaceInner;
 use crate::stamp::{self, Cause, bare, stamped};
 use crate::stream::{Items, Sink};
 use crate::web;
-use asking::{Accepted, Answered, Answering, answer, worse};
+use asking::{Accepted, Answered, Answering, Later, answer, worse};
 use target::{To, one_destination};
 
 pub use asking::{Acceptance, Asking};
@@ -343,6 +343,7 @@ impl<'s, T: Payload> Sending<'s, T> {
         let Self { sender, to, parcel, extras } = self;
         let (space, extras) = (sender.space(), extras.as_deref());
         let Some(parcel) = parcel else { return };
+        local::ran(1);
         let copy = parcel.clone();
         let node = match resolve(space, &to) {
             Err(error) if away(space, &error) => {
@@ -489,7 +490,7 @@ impl<'s, T: Payload> Sending<'s, T> {
     #[cold]
     fn answered_later<R: Answer>(&self, event: EventId, from: Answering) -> Answered<R> {
         let within = self.extras.as_ref().and_then(|extras| extras.within);
-        Answered::later(self.sender, event, from, within)
+        Answered::Later(Later::new(self.sender, event, from, within))
     }
 
     /// Stamps the event and brings it to its one destination.
