@@ -6,6 +6,9 @@
     reason = "counting the node and copying the envelope for every event cost a fifth of an ask (docs/performance.md)"
 )]
 
+use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -17,7 +20,8 @@ use crate::dispatch::Want;
 use crate::flow::FlowInner;
 use crate::local;
 use crate::node::NodeInner;
-use crate::table::Entry;
+use crate::published::Here;
+use crate::table::Table;
 
 /// A node and an envelope, borrowed or owned.
 pub(crate) struct Lent {
@@ -87,56 +91,80 @@ impl Lent {
     }
 }
 
-/// The context of a flow that has ended, to be used again: by the next delivery of the same event, or by this thread.
-pub(crate) struct Spare(Option<triomphe::UniqueArc<FlowInner>>);
+/// What a delivery needs of the thread it runs on: where to read tables, and the context of a flow that has ended, to be
+/// used again.
+pub(crate) struct Way<'s> {
+    pub(crate) here: Here<'s, Table>,
+    pub(crate) spare: Option<triomphe::UniqueArc<FlowInner>>,
+}
 
-impl Spare {
-    #[inline]
-    pub(crate) fn take() -> Self {
-        Self(local::take_recycled())
+impl Way<'_> {
+    /// Before anything is known.
+    pub(crate) const fn new() -> Self {
+        Self { here: Here::NOWHERE, spare: None }
     }
 }
 
-impl Drop for Spare {
+impl Drop for Way<'_> {
     #[inline]
     fn drop(&mut self) {
-        if let Some(flow) = self.0.take() {
+        if let Some(flow) = self.spare.take() {
             local::recycle(flow);
         }
     }
 }
 
-impl Context {
-    /// Runs `work` in the context of a new flow, which is used again afterwards unless somebody kept it. Something left
-    /// to do is given back together with the context, which is then its own.
+/// The context of a new flow, which borrows its node and its event. It is used again afterwards unless somebody kept it.
+pub(crate) struct Lease<'l, 's> {
+    context: ManuallyDrop<Context>,
+    way: &'l mut Way<'s>,
+    lent: PhantomData<&'l ()>,
+}
+
+impl<'l, 's> Lease<'l, 's> {
     #[inline(always)]
-    pub(crate) fn lent_to<R>(
-        spare: &mut Spare,
-        node: &Arc<NodeInner>,
-        event: &dyn ErasedEvent,
-        batch: bool,
-        entry: &Entry,
+    pub(crate) fn new(
+        way: &'l mut Way<'s>,
+        node: &'l Arc<NodeInner>,
+        (event, batch): (&'l dyn ErasedEvent, bool),
+        registration: u64,
         serial: Option<u64>,
         want: Want,
-        work: impl FnOnce(&Self) -> Option<R>,
-    ) -> Option<(Self, R)> {
-        let mut flow = spare.0.take().unwrap_or_else(|| {
+    ) -> Self {
+        let mut flow = way.spare.take().unwrap_or_else(|| {
             triomphe::UniqueArc::new(FlowInner::new(Arc::clone(node), event.envelope().clone()))
         });
-        // SAFETY: both are borrowed for longer than this call. Whatever outlives it is a clone of the context, and
-        // cloning keeps; the context itself is ended here, or kept before it is given away.
+        // SAFETY: both are borrowed for longer than the lease lives. Whatever outlives it is a clone of the context, and
+        // cloning keeps; the context itself ends with the lease, or is kept when it is given away.
         unsafe { flow.lent.lend(node, event.envelope()) };
-        flow.begin(event, batch, entry.id, serial, want);
-        let context = Self::of(flow);
-        match work(&context) {
-            None => {
-                spare.0 = context.end();
-                None
-            }
-            Some(rest) => {
-                context.keep();
-                Some((context, rest))
-            }
-        }
+        flow.begin(event, batch, registration, serial, want);
+        Self { context: ManuallyDrop::new(Context::of(flow)), way, lent: PhantomData }
+    }
+
+    /// The context, which owns what it needs from now on.
+    #[cold]
+    pub(crate) fn keep(self) -> Context {
+        self.context.keep();
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: the lease is not dropped and not used again.
+        unsafe { ManuallyDrop::take(&mut this.context) }
+    }
+}
+
+impl Deref for Lease<'_, '_> {
+    type Target = Context;
+
+    #[inline(always)]
+    fn deref(&self) -> &Context {
+        &self.context
+    }
+}
+
+impl Drop for Lease<'_, '_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        // SAFETY: it was there until now, and nobody asks for it after this.
+        let context = unsafe { ManuallyDrop::take(&mut self.context) };
+        self.way.spare = context.end();
     }
 }

@@ -22,7 +22,7 @@ use crate::table::Table;
 use crate::web::Ring;
 
 thread_local! {
-    static LOCALS: RefCell<Locals> = const { RefCell::new(Locals { spaces: Vec::new(), recycled: Vec::new() }) };
+    static LOCALS: RefCell<Locals> = const { RefCell::new(Locals::new()) };
     static DEPTH: Cell<u32> = const { Cell::new(0) };
     static RUN: Cell<u32> = const { Cell::new(0) };
     static DEFERRED_LEN: Cell<usize> = const { Cell::new(0) };
@@ -33,8 +33,43 @@ thread_local! {
 pub(crate) type Deferred = Box<dyn FnOnce()>;
 
 struct Locals {
+    /// The space used last, and this thread's part of it. Most threads know one.
+    id: u64,
+    local: Option<Box<Local>>,
+    /// The others.
     spaces: Vec<(u64, Box<Local>)>,
     recycled: Vec<UniqueArc<FlowInner>>,
+}
+
+impl Locals {
+    const fn new() -> Self {
+        Self { id: 0, local: None, spaces: Vec::new(), recycled: Vec::new() }
+    }
+
+    #[inline]
+    fn of(&mut self, space: &SpaceInner) -> (&mut Local, &mut Vec<UniqueArc<FlowInner>>) {
+        if self.id != space.id {
+            self.bring_forward(space);
+        }
+        // It is there whenever the id is that of a space.
+        (self.local.get_or_insert_with(|| Local::boxed(space)), &mut self.recycled)
+    }
+
+    #[cold]
+    fn bring_forward(&mut self, space: &SpaceInner) {
+        let known = self.spaces.iter().position(|(id, _)| *id == space.id);
+        let next = match known {
+            Some(index) => self.spaces.swap_remove(index).1,
+            None => {
+                self.spaces.retain(|(_, local)| !local.ring.is_closed());
+                Local::boxed(space)
+            }
+        };
+        if let Some(before) = self.local.replace(next) {
+            self.spaces.push((self.id, before));
+        }
+        self.id = space.id;
+    }
 }
 
 /// One thread's part of one space.
@@ -50,8 +85,10 @@ pub(crate) struct Local {
 }
 
 impl Local {
-    fn new(space: &SpaceInner) -> Self {
-        Self {
+    #[cold]
+    #[inline(never)]
+    fn boxed(space: &SpaceInner) -> Box<Self> {
+        Box::new(Self {
             ids: IdBlock::new(space.env.random_u64()),
             ring: space.ring(),
             slots: space.readers.claim(),
@@ -59,7 +96,7 @@ impl Local {
             steps_seen: Seen::new(),
             types_seen: Seen::new(),
             _token: space.token(),
-        }
+        })
     }
 
     #[inline]
@@ -136,32 +173,19 @@ impl Seen {
 /// Runs `work` with this thread's part of the space.
 #[inline]
 pub(crate) fn with_local<R>(space: &SpaceInner, work: impl FnOnce(&mut Local) -> R) -> R {
-    LOCALS.with_borrow_mut(|locals| {
-        let spaces = &mut locals.spaces;
-        // The space used last stands first; most threads know one.
-        match spaces.first_mut() {
-            Some((id, local)) if *id == space.id => work(local),
-            _ => work(bring_forward(spaces, space)),
-        }
-    })
+    LOCALS.with_borrow_mut(|locals| work(locals.of(space).0))
 }
 
-#[cold]
-fn bring_forward<'l>(spaces: &'l mut Vec<(u64, Box<Local>)>, space: &SpaceInner) -> &'l mut Local {
-    match spaces.iter().position(|(id, _)| *id == space.id) {
-        Some(index) => spaces.swap(0, index),
-        None => {
-            spaces.retain(|(_, local)| !local.ring.is_closed());
-            spaces.insert(0, (space.id, Box::new(Local::new(space))));
-        }
-    }
-    &mut spaces[0].1
-}
-
-/// A context to use again, when this thread has one.
+/// The same, with the contexts that are to be used again.
 #[inline]
-pub(crate) fn take_recycled() -> Option<UniqueArc<FlowInner>> {
-    LOCALS.with_borrow_mut(|locals| locals.recycled.pop())
+pub(crate) fn with_recycled<R>(
+    space: &SpaceInner,
+    work: impl FnOnce(&mut Local, &mut Vec<UniqueArc<FlowInner>>) -> R,
+) -> R {
+    LOCALS.with_borrow_mut(|locals| {
+        let (local, recycled) = locals.of(space);
+        work(local, recycled)
+    })
 }
 
 /// Keeps a context for later use.

@@ -59,6 +59,11 @@ pub(crate) struct Claim<T> {
     _slots: Arc<Slots<T>>,
 }
 
+impl<T> Here<'_, T> {
+    /// For a thread that has no slots.
+    pub(crate) const NOWHERE: Self = Self(None, PhantomData);
+}
+
 impl<T> Clone for Here<'_, T> {
     fn clone(&self) -> Self {
         *self

@@ -27,9 +27,10 @@ use crate::gate::Gate;
 use crate::handler::{Argument, Handler};
 use crate::hooks::{Hooks, Moment, Seen};
 use crate::index::Index;
+use crate::lent::Way;
 use crate::limits;
 use crate::link::{Hashes, Linked, RESERVED, RemoteNames};
-use crate::local;
+use crate::local::{self, Local};
 use crate::node::{Node, NodeInner, Registration};
 use crate::published::{Here, Readers};
 use crate::send::{Broadcasting, Sender, Sending, Target};
@@ -357,8 +358,8 @@ impl Space {
                 sent => sent.map(drop),
             },
             Some(node) => {
-                let here = inner.here();
-                dispatch::deliver(&node, here, &*letter.event, Want::default(), &mut Ok(None)).map(drop)
+                dispatch::deliver(&node, &mut inner.way(), &*letter.event, Want::default(), &mut Ok(None))
+                    .map(drop)
             }
         };
         result.map_err(|error| {
@@ -616,21 +617,59 @@ impl SpaceInner {
         local::with_local(self, |local| self.readers.here(local.slots.as_ref()))
     }
 
-    /// Remembers an event that leaves, and says where this thread goes on with it.
+    /// What an event needs of this thread to be delivered.
     #[inline]
-    pub(crate) fn remember_sent(&self, envelope: &Envelope, to: NodeKey) -> (Mark, Here<'_, Table>) {
-        local::with_local(self, |local| {
-            if local.sees_type(envelope.event_type.hash()) {
-                self.name_type(&envelope.event_type);
-            }
-            let mark = local.ring.sent(envelope, to, web::SENT_ON);
-            if let Some(extra) = &envelope.extra {
-                for &cause in &extra.more_causes {
-                    local.ring.cause(envelope.id, cause);
-                }
-            }
-            (mark, self.readers.here(local.slots.as_ref()))
+    pub(crate) fn way(&self) -> Way<'_> {
+        local::with_recycled(self, |local, recycled| Way {
+            here: self.readers.here(local.slots.as_ref()),
+            spare: recycled.pop(),
         })
+    }
+
+    /// Remembers an event that leaves for a node here, and prepares its way.
+    #[inline]
+    pub(crate) fn set_out<'s>(&'s self, envelope: &Envelope, to: NodeKey, way: &mut Way<'s>) -> Mark {
+        local::with_recycled(self, |local, recycled| {
+            way.here = self.readers.here(local.slots.as_ref());
+            way.spare = recycled.pop();
+            self.note_sent(local, envelope, to)
+        })
+    }
+
+    /// Remembers what became of such an event.
+    #[inline]
+    pub(crate) fn arrived(&self, mark: Mark, way: &mut Way<'_>, what: u8) {
+        let left = local::with_recycled(self, |local, recycled| {
+            local.ring.settle(mark, what);
+            let flow = way.spare.take()?;
+            if recycled.len() < limits::RECYCLED_MAX {
+                recycled.push(flow);
+                return None;
+            }
+            Some(flow)
+        });
+        // Outside: it may own a node, and with it anything the user captured.
+        drop(left);
+    }
+
+    /// Remembers an event that leaves.
+    #[inline]
+    pub(crate) fn remember_sent(&self, envelope: &Envelope, to: NodeKey) -> Mark {
+        local::with_local(self, |local| self.note_sent(local, envelope, to))
+    }
+
+    #[inline]
+    fn note_sent(&self, local: &mut Local, envelope: &Envelope, to: NodeKey) -> Mark {
+        if local.sees_type(envelope.event_type.hash()) {
+            self.name_type(&envelope.event_type);
+        }
+        let mark = local.ring.sent(envelope, to, web::SENT_ON);
+        if let Some(extra) = &envelope.extra {
+            for &cause in &extra.more_causes {
+                local.ring.cause(envelope.id, cause);
+            }
+        }
+        mark
     }
 
     #[inline]
@@ -786,7 +825,7 @@ impl SpaceInner {
         cause.more_causes.extend(others.map(|event| event.envelope().id));
         let cause = Context::owned(cause);
         let result = stamp_failure(&cause, error_type, &failure).map(|envelope| {
-            let (mark, _) = self.remember_sent(&envelope, NodeKey(0));
+            let mark = self.remember_sent(&envelope, NodeKey(0));
             self.settle(mark, web::PUBLISHED);
             let event = Event::from_parts(envelope, failure);
             self.publish_away(Sender::Flow(&cause), &event);

@@ -16,11 +16,10 @@ use crate::context::Context;
 use crate::encoded::Scope;
 use crate::flow::{self, Held, Outcome, Paused};
 use crate::hooks::{Moment, Seen};
-use crate::lent::Spare;
+use crate::lent::{Lease, Way};
 use crate::link::Away;
 use crate::local;
 use crate::node::NodeInner;
-use crate::published::Here;
 use crate::slow;
 use crate::stream::{Sink, Source};
 use crate::sync::isolated;
@@ -114,18 +113,19 @@ pub(crate) enum Delivered {
 #[inline(never)]
 pub(crate) fn deliver(
     node: &Arc<NodeInner>,
-    here: Here<'_, Table>,
+    way: &mut Way<'_>,
     event: &dyn ErasedEvent,
     want: Want,
     outcome: &mut Outcome,
 ) -> Result<Delivered> {
-    node.table.read(&node.space.readers, here, |table| deliver_by(node, table, event, want, outcome))
+    node.table.read(&node.space.readers, way.here, |table| deliver_by(node, table, way, event, want, outcome))
 }
 
 #[inline(always)]
 fn deliver_by(
     node: &Arc<NodeInner>,
     table: &Table,
+    way: &mut Way<'_>,
     event: &dyn ErasedEvent,
     want: Want,
     outcome: &mut Outcome,
@@ -164,7 +164,7 @@ fn deliver_by(
         return run_many(node, table, &route.entries, event, &want, Reply::Nobody, permit);
     };
     let wants_reply = want.reply;
-    match run_flow(node, table, entry, (event, batch), want, permit.serial_key(table), outcome) {
+    match run_flow(node, table, way, entry, (event, batch), want, permit.serial_key(table), outcome) {
         Flow::Ended => Ok(Delivered::Now),
         flow => {
             let (reply, receiver) = later(Reply::Nobody, wants_reply);
@@ -247,8 +247,7 @@ fn put_off(node: &Arc<NodeInner>, event: &dyn ErasedEvent, want: Want) -> Result
 }
 /// Handles a job whose sender has gone on. With a permit it has been admitted already.
 fn again(node: &Arc<NodeInner>, job: Job, permit: Option<Permit<'_>>) {
-    let here = node.space.here();
-    node.table.read(&node.space.readers, here, |table| again_by(node, table, job, permit));
+    node.table.read(&node.space.readers, node.space.here(), |table| again_by(node, table, job, permit));
 }
 
 fn again_by(node: &Arc<NodeInner>, table: &Table, job: Job, permit: Option<Permit<'_>>) {
@@ -425,13 +424,14 @@ fn run_flow_aside(
     serial: Option<u64>,
     outcome: &mut Outcome,
 ) -> Flow {
-    run_flow(node, table, entry, (event, event.is_batch()), want, serial, outcome)
+    run_flow(node, table, &mut node.space.way(), entry, (event, event.is_batch()), want, serial, outcome)
 }
 
 #[inline(always)]
 fn run_flow(
     node: &Arc<NodeInner>,
     table: &Table,
+    way: &mut Way<'_>,
     entry: &Arc<Entry>,
     (event, batch): (&dyn ErasedEvent, bool),
     want: Want,
@@ -442,9 +442,15 @@ fn run_flow(
         return Flow::Slow(want, serial);
     }
     let before = node.space.now_unix_ms();
-    let waits = Context::lent_to(&mut Spare::take(), node, event, batch, entry, serial, want, |context| {
-        flow::run(Some(table), entry, event, context, outcome)
-    });
+    let lease = Lease::new(way, node, (event, batch), entry.id, serial, want);
+    let paused = flow::run(Some(table), entry, event, &lease, outcome);
+    let waits = match paused {
+        None => {
+            drop(lease);
+            None
+        }
+        Some(paused) => Some((lease.keep(), paused)),
+    };
     // The coarse clock may have come to stand meanwhile, just because the handler took so long.
     let ms = node.space.now_unix_ms().saturating_sub(before);
     if entry.plain {

@@ -8,10 +8,9 @@ use tokio::sync::broadcast;
 
 use super::queue::Permit;
 use super::{Delivered, Flow, Reply, Want, deliver, fail, go_on, what};
-use crate::context::Context;
 use crate::encoded::Scope;
 use crate::flow::{self, Outcome};
-use crate::lent::Spare;
+use crate::lent::{Lease, Way};
 use crate::local;
 use crate::node::NodeInner;
 use crate::table::Entry;
@@ -55,7 +54,7 @@ impl Listener {
     #[inline]
     fn run_straight(
         &self,
-        spare: &mut Spare,
+        way: &mut Way<'_>,
         event: &dyn ErasedEvent,
         envelope: &Envelope,
         outcome: &mut Outcome,
@@ -72,15 +71,14 @@ impl Listener {
         }
         let _depth = local::deeper()?;
         let before = node.space.now_unix_ms();
-        let waits = Context::lent_to(spare, node, event, false, entry, None, Want::default(), |context| {
-            flow::run(None, entry, event, context, outcome)
-        });
-        if let Some((context, paused)) = waits {
+        let lease = Lease::new(way, node, (event, false), entry.id, None, Want::default());
+        if let Some(paused) = flow::run(None, entry, event, &lease, outcome) {
+            let flow = Flow::Waits(lease.keep(), paused);
             let place = Permit::uncounted(node).into_place();
-            let flow = Flow::Waits(context, paused);
             go_on(node, &node.table.load(), entry, event, flow, Reply::Nobody, place);
             return Some(false);
         }
+        drop(lease);
         // The coarse clock may have come to stand meanwhile, just because the handler took so long.
         entry.slow.note(node.space.now_unix_ms().saturating_sub(before));
         if outcome.is_err() {
@@ -100,23 +98,23 @@ pub(crate) fn publish(
 ) -> bool {
     let Some(first) = listeners.first() else { return false };
     let _encoded = Scope::open(&first.node.space, event);
-    let here = first.node.space.here();
+    let mut way = first.node.space.way();
     let envelope = event.envelope();
     let straight = source.is_none() && !event.is_batch();
     local::ran(u32::try_from(listeners.len()).unwrap_or(u32::MAX));
-    let (mut old, mut spare) = (false, Spare::take());
+    let mut old = false;
     // What happens meanwhile on this thread is written to the same ring, one after the other.
     let ring = local::with_local(&first.node.space, |local| Arc::clone(&local.ring));
     for listener in listeners {
         let node = &listener.node;
         let mut outcome = Ok(None);
-        if straight && let Some(ended) = listener.run_straight(&mut spare, event, envelope, &mut outcome) {
+        if straight && let Some(ended) = listener.run_straight(&mut way, event, envelope, &mut outcome) {
             ring.handled(id, node.key, if ended { what(&outcome) } else { web::WAITING });
             continue;
         }
         old |= listener.is_old();
         let want = Want::new(false, None, source.map(broadcast::Sender::subscribe), None);
-        match deliver(node, here, event, want, &mut outcome) {
+        match deliver(node, &mut way, event, want, &mut outcome) {
             Ok(Delivered::Now) => node.space.settled(event, node.key, &outcome),
             Ok(Delivered::Later(_) | Delivered::Away(_)) => node.space.remember(id, node.key, web::WAITING),
             // Every guard of the node said no, or it stopped listening since the list was made.

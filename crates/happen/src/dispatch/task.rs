@@ -11,7 +11,7 @@ use super::{Want, finish};
 use crate::context::Context;
 use crate::flow::{self, Drive, Paused};
 use crate::gate::Queued;
-use crate::lent::Spare;
+use crate::lent::Lease;
 use crate::limits;
 use crate::local;
 use crate::node::NodeInner;
@@ -89,20 +89,16 @@ pub(super) fn run_slow(
             return at.space.undelivered(&*event, &at.name, at.closed_error(Phase::Closed), reply);
         }
         let mut outcome = Ok(None);
-        let waits = Context::lent_to(
-            &mut Spare::take(),
-            &at,
-            &*event,
-            event.is_batch(),
-            &lane,
-            serial,
-            want,
-            |context| flow::run(Some(&table), &lane, &*event, context, &mut outcome),
-        );
-        if let Some(waiting) = waits {
+        let mut way = at.space.way();
+        let lease = Lease::new(&mut way, &at, (&*event, event.is_batch()), lane.id, serial, want);
+        if let Some(paused) = flow::run(Some(&table), &lane, &*event, &lease, &mut outcome) {
+            let waiting = (lease.keep(), paused);
+            drop(way);
             let reply = lock(&reply).take().unwrap_or(Reply::Nobody);
             return spawn_flow(&at, &table, &lane, waiting, event, reply, place);
         }
+        drop(lease);
+        drop(way);
         finish(&at, &table, &lane, &*event, &mut outcome);
         at.space.settled(&*event, at.key, &outcome);
         drop(place);

@@ -130,8 +130,7 @@ impl SpaceInner {
             self.remember_arrived(later.envelope(), node.key);
         }
         let mark = self.remember_arrived(event.envelope(), node.key);
-        let here = self.here();
-        match dispatch::deliver(&node, here, event, want, outcome) {
+        match dispatch::deliver(&node, &mut self.way(), event, want, outcome) {
             Ok(delivered) => {
                 let what = match &delivered {
                     Delivered::Now => dispatch::what(outcome),
@@ -152,7 +151,7 @@ impl SpaceInner {
             // The root may never come here, so the name leads to what did.
             self.name_correlation(name, envelope.id);
         }
-        self.remember_sent(envelope, to).0
+        self.remember_sent(envelope, to)
     }
 
     fn answer(self: &Arc<Self>, to: &str, frame: &[u8]) -> Answers {

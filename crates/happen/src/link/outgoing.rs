@@ -31,7 +31,7 @@ impl SpaceInner {
         let id = event.envelope().id;
         let node = self.key_of(to);
         for single in (0..event.len()).filter_map(|index| event.single(index)) {
-            let (mark, _) = self.remember_sent(single.envelope(), node);
+            let mark = self.remember_sent(single.envelope(), node);
             self.settle(mark, web::WAITING);
         }
         let sent = self.linked(to).and_then(|linked| {

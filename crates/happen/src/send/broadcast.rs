@@ -84,7 +84,7 @@ pub(crate) fn spread<T: Payload>(
 ) -> EventId {
     let space = sender.space();
     let id = event.id();
-    let (mark, _) = space.remember_sent(event.envelope(), NodeKey(0));
+    let mark = space.remember_sent(event.envelope(), NodeKey(0));
     space.settle(mark, web::PUBLISHED);
     if reach == Reach::Everywhere && space.link.get().is_some() {
         // Before the listeners here, whose handlers may send what it causes.

@@ -27,6 +27,7 @@ use crate::context::Context;
 use crate::current;
 use crate::dispatch::{self, Delivered, Want};
 use crate::flow::{Held, Outcome};
+use crate::lent::Way;
 use crate::link::Away;
 use crate::local;
 use crate::node::NodeInner;
@@ -358,7 +359,7 @@ impl<'s, T: Payload> Sending<'s, T> {
                 bring_batch(node, event, want, &mut Ok(None)).map(drop)
             }
             Err(error) => {
-                let (mark, _) = space.remember_sent(event.envelope(), NodeKey(0));
+                let mark = space.remember_sent(event.envelope(), NodeKey(0));
                 space.settle(mark, web::failed(error.code()));
                 Err(error.duplicate().at_event(event.envelope().id))
             }
@@ -586,7 +587,7 @@ fn nowhere<T: Payload>(
     let space = sender.space();
     let remember = |event: &dyn ErasedEvent| {
         for single in (0..event.len()).filter_map(|index| event.single(index)) {
-            let (mark, _) = space.remember_sent(single.envelope(), NodeKey(0));
+            let mark = space.remember_sent(single.envelope(), NodeKey(0));
             space.settle(mark, web::failed(error.code()));
         }
         event.envelope().id
@@ -616,7 +617,7 @@ fn lost<T: Payload>(sender: Sender<'_>, name: &str, parcel: &Parcel<T>, error: &
         let space = sender.space();
         let envelope = bare(sender, payload.event_type(), Purpose::Send);
         let to = space.find(name).map_or(NodeKey(0), |node| node.key);
-        space.settle(space.remember_sent(&envelope, to).0, web::failed(error.code()));
+        space.settle(space.remember_sent(&envelope, to), web::failed(error.code()));
         sender.space().bury(&Event::from_parts(envelope, payload.clone()), name, error);
     }
 }
@@ -670,9 +671,10 @@ fn bring(
     want: Want,
     outcome: &mut Outcome,
 ) -> Result<Delivered> {
-    let (mark, here) = space.remember_sent(event.envelope(), node.key);
-    let delivered = dispatch::deliver(node, here, event, want, outcome);
-    space.settle(mark, what_became(&delivered, outcome));
+    let mut way = Way::new();
+    let mark = space.set_out(event.envelope(), node.key, &mut way);
+    let delivered = dispatch::deliver(node, &mut way, event, want, outcome);
+    space.arrived(mark, &mut way, what_became(&delivered, outcome));
     delivered.map_err(|error| error.at_event(event.envelope().id).at_node(&node.name))
 }
 
