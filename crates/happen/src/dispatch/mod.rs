@@ -164,7 +164,7 @@ fn deliver_by(
         return run_many(node, table, &route.entries, event, &want, Reply::Nobody, permit);
     };
     let wants_reply = want.reply;
-    match run_flow(node, table, way, entry, (event, batch), want, permit.serial_key(table), outcome) {
+    match run_flow(node, table, way, entry, (event, batch), (want, permit.serial_key(table)), outcome) {
         Flow::Ended => Ok(Delivered::Now),
         flow => {
             let (reply, receiver) = later(Reply::Nobody, wants_reply);
@@ -413,7 +413,7 @@ enum Flow {
     Slow(Want, Option<u64>),
 }
 
-/// The same out of line, for events that did not come straight from their sender.
+/// As [`run_flow`], out of line, for events that did not come straight from their sender.
 #[inline(never)]
 fn run_flow_aside(
     node: &Arc<NodeInner>,
@@ -424,7 +424,7 @@ fn run_flow_aside(
     serial: Option<u64>,
     outcome: &mut Outcome,
 ) -> Flow {
-    run_flow(node, table, &mut node.space.way(), entry, (event, event.is_batch()), want, serial, outcome)
+    run_flow(node, table, &mut node.space.way(), entry, (event, event.is_batch()), (want, serial), outcome)
 }
 
 #[inline(always)]
@@ -434,8 +434,7 @@ fn run_flow(
     way: &mut Way<'_>,
     entry: &Arc<Entry>,
     (event, batch): (&dyn ErasedEvent, bool),
-    want: Want,
-    serial: Option<u64>,
+    (want, serial): (Want, Option<u64>),
     outcome: &mut Outcome,
 ) -> Flow {
     if entry.slow.is_slow() {

@@ -57,7 +57,9 @@ pub(super) fn spawn_flow(
         node.space.settled(&*event, node.key, &outcome);
         // The place first: whoever gets the reply may send the next event at once and finds it free.
         drop(place);
-        context.end().map(local::recycle);
+        if let Some(flow) = context.end() {
+            local::recycle(flow);
+        }
         reply.send(outcome);
         // Last: a space that stops waits for what is under way and then leaves its link, which takes the reply along.
         drop(under_way);
