@@ -1,5 +1,6 @@
-//! The gate under a model checker: arrivals, leavers and drainers in every order the checker thinks of. The file of
-//! the gate is the one the crate uses; only the synchronisation types are the checker's.
+//! What is shared without a common lock, under a model checker: the gate with its arrivals, leavers and drainers, and the
+//! published value with its readers and changers, in every order the checker thinks of. The files are those the crate
+//! uses; only the synchronisation types are the checker's.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::HashSet;
@@ -9,7 +10,9 @@ use shuttle::thread;
 
 /// The checker's types in the place of the standard ones.
 mod sync {
-    pub(crate) use shuttle::sync::atomic::{AtomicU32, Ordering};
+    pub(crate) use shuttle::sync::atomic::{
+        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering,
+    };
     pub(crate) use shuttle::sync::{Mutex, MutexGuard};
 
     pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -38,8 +41,13 @@ mod config {
 #[path = "../src/gate.rs"]
 mod gate;
 
+#[expect(dead_code, reason = "the crate uses more of it than the model")]
+#[path = "../src/published.rs"]
+mod published;
+
 use config::{Overflow, QueueOrder};
 use gate::{Gate, Queued};
+use published::{Published, Readers};
 use sync::{AtomicU32, Mutex, Ordering};
 
 struct World {
@@ -172,4 +180,63 @@ fn a_place_given_back_while_waiting_for_a_reply_is_taken_by_others() {
         },
         3_000,
     );
+}
+
+/// A value that knows whether it was dropped: what tells is outside of it, and outlives it.
+struct Watched {
+    number: usize,
+    dropped: Arc<Vec<AtomicU32>>,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        let before = self.dropped[self.number].fetch_add(1, Ordering::SeqCst);
+        assert_eq!(before, 0, "a value is dropped once");
+    }
+}
+
+/// Readers beside a changer: nobody uses a value that was dropped, and every replaced value is dropped in the end.
+fn published(readers_len: usize, changes: usize) {
+    let dropped: Arc<Vec<AtomicU32>> = Arc::new((0..=changes).map(|_| AtomicU32::new(0)).collect());
+    let value = |number| Watched { number, dropped: Arc::clone(&dropped) };
+    let all = Arc::new((Readers::new(), Published::new(value(0))));
+    let threads: Vec<_> = (0..readers_len)
+        .map(|_| {
+            let (all, dropped) = (Arc::clone(&all), Arc::clone(&dropped));
+            thread::spawn(move || {
+                let (readers, published) = &*all;
+                let claim = readers.claim();
+                let mut last = 0;
+                for _ in 0..2 {
+                    let here = readers.here(claim.as_ref());
+                    published.read(readers, here, |outer| {
+                        let number = outer.number;
+                        assert!(number >= last, "a value came back that was replaced");
+                        last = number;
+                        // Inside one another, as handlers are.
+                        published.read(readers, here, |inner| {
+                            assert!(inner.number >= number);
+                            assert_eq!(dropped[inner.number].load(Ordering::SeqCst), 0, "in use");
+                        });
+                        assert_eq!(dropped[number].load(Ordering::SeqCst), 0, "in use");
+                    });
+                }
+            })
+        })
+        .collect();
+    for number in 1..=changes {
+        all.1.change(&all.0, |_| value(number));
+    }
+    for thread in threads {
+        thread.join().unwrap();
+    }
+    let left: Vec<_> = (0..changes).filter(|&number| dropped[number].load(Ordering::SeqCst) == 0).collect();
+    assert!(left.is_empty(), "nobody reads any more and these are left: {left:?}");
+    assert_eq!(all.1.load().number, changes);
+}
+
+#[test]
+fn a_published_value_lives_as_long_as_it_is_read_and_no_longer() {
+    shuttle::check_random(|| published(2, 2), 5_000);
+    shuttle::check_pct(|| published(3, 1), 5_000, 3);
 }
