@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed test may end by any panic")]
 #![expect(clippy::disallowed_methods, reason = "these tests want the threads of tokio")]
 
+use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -156,6 +157,77 @@ async fn handlers_come_and_go_while_events_flow() -> Result<()> {
     space.send(&node, Job(0)).await?;
     assert_eq!(sometimes.load(Ordering::SeqCst), after);
     Ok(())
+}
+
+#[test]
+fn what_a_handler_captured_is_dropped_with_its_registration() {
+    let space = Space::memory();
+    let node = space.node("node");
+    let other = space.node("other");
+    other.on("job", |_: &Event<Job>, _: &Context| {});
+    // The start is ready at once: there is no link to attach.
+    assert!(ready_value(space.start()).is_ok());
+    for turn in 0..50 {
+        let captured = Arc::new(turn);
+        let watched = Arc::downgrade(&captured);
+        let registration = node.on("job", move |_: &Event<Job>, _: &Context| {
+            let _mine = &captured;
+        });
+        // Threads that have used it and go on to live, idle or busy elsewhere, must not keep it.
+        let (used, gone) = (std::sync::Barrier::new(4), std::sync::Barrier::new(4));
+        std::thread::scope(|scope| {
+            for thread in 0..3 {
+                let (space, other, used, gone) = (&space, &other, &used, &gone);
+                scope.spawn(move || {
+                    space.send("node", Job(1)).forget();
+                    space.broadcast(Job(2)).unwrap();
+                    if thread == 0 {
+                        space.send(other, Job(3)).forget();
+                    }
+                    used.wait();
+                    gone.wait();
+                });
+            }
+            used.wait();
+            registration.off();
+            assert!(watched.upgrade().is_none(), "turn {turn}");
+            gone.wait();
+        });
+    }
+}
+
+#[test]
+fn what_a_running_handler_captured_is_dropped_when_it_has_returned() {
+    let space = Space::memory();
+    let node = space.node("node");
+    assert!(ready_value(space.start()).is_ok());
+    let captured = Arc::new(());
+    let watched = Arc::downgrade(&captured);
+    let (inside, leave) = (Arc::new(std::sync::Barrier::new(2)), Arc::new(std::sync::Barrier::new(2)));
+    let (at_inside, at_leave) = (Arc::clone(&inside), Arc::clone(&leave));
+    let registration = node.on("job", move |_: &Event<Job>, _: &Context| {
+        let _mine = &captured;
+        at_inside.wait();
+        at_leave.wait();
+    });
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| space.send(&node, Job(1)).forget());
+        inside.wait();
+        registration.off();
+        assert!(watched.upgrade().is_some(), "it runs");
+        leave.wait();
+        sender.join().unwrap();
+        assert!(watched.upgrade().is_none(), "it has returned");
+    });
+}
+
+/// The value of a future that is ready at once.
+fn ready_value<T>(future: impl Future<Output = T>) -> T {
+    let mut task = std::task::Context::from_waker(std::task::Waker::noop());
+    match std::pin::pin!(future).poll(&mut task) {
+        std::task::Poll::Ready(value) => value,
+        std::task::Poll::Pending => panic!("it waits"),
+    }
 }
 
 #[tokio::test]
