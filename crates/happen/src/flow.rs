@@ -196,13 +196,18 @@ impl FlowInner {
         self.ended.load(Ordering::Acquire)
     }
 
-    #[inline]
+    #[inline(always)]
     fn clear_vars(&self) {
         if self.used.load(Ordering::Relaxed) {
-            self.used.store(false, Ordering::Relaxed);
-            let vars = std::mem::take(&mut *lock(&self.vars));
-            kept_going("values that a flow left behind", || drop(vars));
+            self.clear_used();
         }
+    }
+
+    #[cold]
+    fn clear_used(&self) {
+        self.used.store(false, Ordering::Relaxed);
+        let vars = std::mem::take(&mut *lock(&self.vars));
+        kept_going("values that a flow left behind", || drop(vars));
     }
 
     #[inline]

@@ -64,8 +64,11 @@ impl Want {
         source: Option<Source>,
         held: Option<Arc<Held>>,
     ) -> Self {
-        let plain = sink.is_none() && source.is_none() && held.is_none();
-        let along = if plain { None } else { Some(Box::new(Along { sink, source, held, waits: None })) };
+        let along = match (sink, source, held) {
+            // Nothing is left here that would have to be dropped.
+            (None, None, None) => None,
+            (sink, source, held) => Some(Box::new(Along { sink, source, held, waits: None })),
+        };
         Self { reply, along }
     }
 

@@ -767,7 +767,7 @@ impl<'s> Sender<'s> {
 }
 
 /// The serial gates that wait while this flow waits.
-#[inline]
+#[inline(always)]
 fn held_by(flow: Option<Cause<'_>>) -> Option<Arc<Held>> {
     let flow = flow?;
     let Some(key) = flow.serial else { return flow.held.clone() };
