@@ -144,3 +144,37 @@ pub const LINK_NAMES_MAX: usize = 16_384;
 /// Hashes of events that crossed a link or were asked for, so that effects can tell the hashes of their causes; about
 /// 150 bytes each. Effects mostly follow at once, so few of the newest are ever needed.
 pub const LINK_HASHES_MAX: usize = 16_384;
+
+/// Calls that wait for the writer of an embedded store; the next caller waits for a place. Far more than one group
+/// takes, so that the disk never waits for callers, and few enough that the last of them waits for some tens of
+/// milliseconds.
+pub const STORE_CALLS_MAX: usize = 1_024;
+
+/// Bytes of records and documents after which a group of commits takes no further call. A group is one transaction,
+/// which SQLite holds in memory and everybody in it waits for.
+pub const STORE_GROUP_BYTES_MAX: usize = 16 << 20;
+
+/// Threads that read from an embedded store, unless its options say otherwise: one may wait for the disk while the
+/// other answers from memory.
+pub const STORE_READERS: usize = 2;
+
+/// Reads that wait for a reader of an embedded store; the next caller waits for a place.
+pub const STORE_READS_MAX: usize = 1_024;
+
+/// Names of nodes, types, senders and shapes that each thread of an embedded store remembers, some 100 bytes each.
+/// Beyond it all are forgotten and looked up again.
+pub const STORE_NAMES_MAX: usize = 16_384;
+
+/// Records, or revisions, that one slice of a pruning looks at. A commit that comes meanwhile waits for the slice, so
+/// it is about what a small group of commits takes.
+pub const STORE_PRUNE_SLICE_MAX: usize = 32;
+
+/// Microseconds after which a slice of a pruning ends. As long as a sync of a fast disk takes, so that a commit which
+/// carries a slice takes at most twice as long.
+pub const STORE_PRUNE_SLICE_US_MAX: u64 = 400;
+
+/// Places that `SqliteStore::verify` names before it only counts on.
+pub const STORE_DAMAGES_MAX: usize = 100;
+
+/// Milliseconds between two looks of a watch at a store that another process writes.
+pub const STORE_FOLLOW_MS: u64 = 20;
