@@ -154,6 +154,10 @@ pub const STORE_CALLS_MAX: usize = 1_024;
 /// which SQLite holds in memory and everybody in it waits for.
 pub const STORE_GROUP_BYTES_MAX: usize = 16 << 20;
 
+/// Turns in a row that the writer of an embedded store gives away to those whom it has just answered, before it goes on
+/// without them. A turn takes about a microsecond unless somebody needs it.
+pub const STORE_GATHER_TURNS_MAX: usize = 32;
+
 /// Threads that read from an embedded store, unless its options say otherwise: one may wait for the disk while the
 /// other answers from memory.
 pub const STORE_READERS: usize = 2;

@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::thread;
 
 use happen_core::env::Env;
 use happen_core::store::{
@@ -91,14 +92,38 @@ impl Writer {
     /// Writes until nobody can ask any more.
     pub(super) fn run(mut self) {
         let mut waiting = Vec::new();
+        let mut answered = 0;
         loop {
+            if waiting.is_empty() {
+                self.gather(&mut waiting, answered);
+            }
             if waiting.is_empty() && !self.wait(&mut waiting) {
                 break;
             }
+            let asked = waiting.len();
             waiting = self.group(waiting);
+            answered = asked - waiting.len();
         }
         // The last connection to close carries the write-ahead log over, so that one file has all.
         drop(self.queries.connection.close());
+    }
+
+    /// Lets those who were just answered ask again before the next group begins. Without it the first of them would have
+    /// a group, and a sync, of its own, and all others the next one. It ends as soon as nobody comes any more.
+    fn gather(&mut self, waiting: &mut Vec<Call>, answered: usize) {
+        let mut in_vain = 0;
+        while answered > 1 && waiting.len() < answered && in_vain < limits::STORE_GATHER_TURNS_MAX {
+            match self.calls.try_recv() {
+                Ok(call) => {
+                    waiting.push(call);
+                    in_vain = 0;
+                }
+                Err(_) => {
+                    in_vain += 1;
+                    thread::yield_now();
+                }
+            }
+        }
     }
 
     /// Takes what waits. While there is something to sweep it does not wait itself. False when all is over.
