@@ -22,6 +22,12 @@ impl StoreBench for Folders {
     fn open(&self) -> Arc<dyn Store> {
         Arc::new(open(self.0.path()).unwrap())
     }
+
+    fn reopen(&self, store: Arc<dyn Store>) -> Arc<dyn Store> {
+        assert_eq!(Arc::strong_count(&store), 1, "somebody still has the store");
+        drop(store);
+        self.open()
+    }
 }
 
 happen_testing::store_contract!(Folders::new());

@@ -148,7 +148,7 @@ impl SqliteStore {
     /// Dropping the future leaves a store that opens and closes again.
     pub async fn open(folder: impl AsRef<Path>, options: SqliteOptions) -> Result<Self> {
         let folder = folder.as_ref().to_owned();
-        on_a_thread("open a store", move || Self::open_now(folder, options)).await
+        on_a_thread("open a store", move || Self::open_now(folder, &options)).await
     }
 
     /// Opens the store in this folder to read only, also while another process writes it. What that one commits is
@@ -159,7 +159,7 @@ impl SqliteStore {
     /// As [`SqliteStore::open`], but for [`ErrorKind::Busy`].
     pub async fn open_read_only(folder: impl AsRef<Path>, options: SqliteOptions) -> Result<Self> {
         let folder = folder.as_ref().to_owned();
-        on_a_thread("open a store", move || Self::open_to_read(folder, options)).await
+        on_a_thread("open a store", move || Self::open_to_read(folder, &options)).await
     }
 
     /// The folder.
@@ -182,7 +182,7 @@ impl SqliteStore {
         );
     }
 
-    fn open_now(folder: PathBuf, options: SqliteOptions) -> Result<Self> {
+    fn open_now(folder: PathBuf, options: &SqliteOptions) -> Result<Self> {
         fs::create_dir_all(&folder).map_err(|error| fault::file("make", &folder, error))?;
         let lock = take_lock(&folder)?;
         schema::create(&folder)?;
@@ -207,7 +207,7 @@ impl SqliteStore {
         })
     }
 
-    fn open_to_read(folder: PathBuf, options: SqliteOptions) -> Result<Self> {
+    fn open_to_read(folder: PathBuf, options: &SqliteOptions) -> Result<Self> {
         let readers = Readers::new();
         let threads = start_readers(&readers, &folder, options.readers)?;
         let follower = Follower::new(&folder);
