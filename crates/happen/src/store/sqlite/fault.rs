@@ -155,3 +155,13 @@ pub(super) fn file(doing: &str, path: &Path, error: std::io::Error) -> Error {
 pub(super) fn closed() -> Error {
     Error::new(ErrorKind::Closed { what: "the store".to_owned() })
 }
+
+/// A second error that says the same, and whose cause can still be told by its type.
+#[cold]
+pub(super) fn again(error: &Error) -> Error {
+    let copy = error.duplicate();
+    match error.find_cause::<StoreFault>() {
+        Some(cause) => copy.with_source(cause.clone()),
+        None => copy,
+    }
+}

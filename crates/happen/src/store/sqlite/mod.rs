@@ -90,7 +90,9 @@ pub struct SqliteStore {
     readers: Arc<Readers>,
     news: watch::Receiver<i64>,
     follower: Option<Arc<Follower>>,
+    /// The threads that read.
     threads: Mutex<Vec<JoinHandle<()>>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
     access: Access,
     /// Held as long as the store is open.
     _lock: Option<File>,
@@ -171,15 +173,9 @@ impl SqliteStore {
     /// Closes the store: what was asked for is done, and then everybody is told that it is closed. Dropping the store
     /// does the same and waits for it, for the few milliseconds that takes, on the thread that drops.
     pub async fn close(&self) {
-        let threads = self.end();
-        // A store whose threads cannot be waited for elsewhere is waited for here.
-        drop(
-            on_a_thread("close a store", move || {
-                join(threads);
-                Ok(())
-            })
-            .await,
-        );
+        let ending = self.end();
+        // Without a thread to wait on there is nothing to wait for either: it ends by itself.
+        drop(on_a_thread("close a store", move || Ok(ending.wait())).await);
     }
 
     fn open_now(folder: PathBuf, options: &SqliteOptions) -> Result<Self> {
@@ -192,9 +188,9 @@ impl SqliteStore {
         let (calls, waiting) = mpsc::channel(limits::STORE_CALLS_MAX);
         let (tell, news) = watch::channel(0);
         let writer = Writer::new(connection, Arc::clone(&options.env), waiting, tell)?;
-        let mut threads = vec![start("happen-store", move || writer.run())?];
         let readers = Readers::new();
-        threads.extend(start_readers(&readers, &folder, options.readers)?);
+        let threads = start_readers(&readers, &folder, options.readers)?;
+        let writer = start("happen-store", move || writer.run()).inspect_err(|_| readers.close())?;
         Ok(Self {
             folder,
             calls: Mutex::new(Some(calls)),
@@ -202,6 +198,7 @@ impl SqliteStore {
             news,
             follower: None,
             threads: Mutex::new(threads),
+            writer: Mutex::new(Some(writer)),
             access: Access::ReadWrite,
             _lock: Some(lock),
         })
@@ -218,6 +215,7 @@ impl SqliteStore {
             readers,
             follower: Some(follower),
             threads: Mutex::new(threads),
+            writer: Mutex::default(),
             access: Access::ReadOnly,
             _lock: None,
         })
@@ -232,15 +230,33 @@ impl SqliteStore {
         lock(&self.calls).clone().ok_or_else(fault::closed)
     }
 
-    /// Tells all threads that nobody will ask any more.
-    fn end(&self) -> Vec<JoinHandle<()>> {
-        drop(lock(&self.calls).take());
+    /// Lets nobody ask any more; gives what is left to wait for.
+    fn end(&self) -> Ending {
+        let calls = lock(&self.calls).take();
         self.readers.close();
-        let mut threads = std::mem::take(&mut *lock(&self.threads));
-        if let Some(follower) = &self.follower {
-            threads.extend(follower.close());
+        let mut readers = std::mem::take(&mut *lock(&self.threads));
+        readers.extend(self.follower.as_ref().and_then(|follower| follower.close()));
+        Ending { calls, readers, writer: lock(&self.writer).take() }
+    }
+}
+
+/// A store that closes.
+struct Ending {
+    calls: Option<mpsc::Sender<Call>>,
+    readers: Vec<JoinHandle<()>>,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl Ending {
+    /// Waits until all is done. The writer's connection closes last, because only it may carry the write-ahead log
+    /// over, and the last one has to.
+    fn wait(self) {
+        for reader in self.readers {
+            // A thread that panicked has ended too.
+            drop(reader.join());
         }
-        threads
+        drop(self.calls);
+        drop(self.writer.map(JoinHandle::join));
     }
 }
 
@@ -253,7 +269,7 @@ impl Store for SqliteStore {
             }
             let calls = match self.calls() {
                 Ok(calls) => calls,
-                Err(error) => return (0..len).map(|_| Err(error.duplicate())).collect(),
+                Err(error) => return (0..len).map(|_| Err(fault::again(&error))).collect(),
             };
             let (answer, answered) = oneshot::channel();
             let bytes = writer::bytes_of(&batches);
@@ -309,7 +325,7 @@ impl Store for SqliteStore {
 
 impl Drop for SqliteStore {
     fn drop(&mut self) {
-        join(self.end());
+        self.end().wait();
     }
 }
 
@@ -355,7 +371,9 @@ fn start_readers(readers: &Arc<Readers>, folder: &Path, count: usize) -> Result<
         let readers = Arc::clone(readers);
         start("happen-store-read", move || readers.serve(queries))
     };
-    (0..count).map(start_one).collect()
+    let started: Result<_> = (0..count).map(start_one).collect();
+    // Those that were started before one was not have nothing to do.
+    started.inspect_err(|_| readers.close())
 }
 
 /// Starts a thread of the store. The environment has tasks, and none that may live as long as a store does: a runtime
@@ -365,13 +383,6 @@ fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
     started.map_err(|error| {
         Error::new(ErrorKind::Io { what: format!("start the thread `{name}`") }).with_source(error)
     })
-}
-
-fn join(threads: Vec<JoinHandle<()>>) {
-    for thread in threads {
-        // A thread that panicked has ended too.
-        drop(thread.join());
-    }
 }
 
 /// Does something that waits for the disk on a thread of its own.

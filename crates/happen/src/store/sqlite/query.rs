@@ -8,7 +8,7 @@ use happen_core::limits::{PAGE_BYTES_MAX, PAGE_RECORDS_MAX};
 use happen_core::store::{
     Content, Document, History, Key, List, Order, Page, Position, Read, Record, Select, Start, Tag, Until,
 };
-use happen_core::{EventId, Result};
+use happen_core::{Error, ErrorKind, EventId, Result};
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension as _, Row};
 
@@ -85,9 +85,14 @@ impl Queries {
             let mut page = Filling::new(read.records_max.min(PAGE_RECORDS_MAX));
             if page.max > 0 {
                 let range = queries.range(read, &horizon)?;
-                match &read.select {
-                    Select::All => queries.all(range, read.order, &horizon, &mut page)?,
-                    Select::Tagged(tags) => queries.tagged(tags, range, read.order, &horizon, &mut page)?,
+                let filled = match &read.select {
+                    Select::All => queries.all(range, read.order, &horizon, &mut page),
+                    Select::Tagged(tags) => queries.tagged(tags, range, read.order, &horizon, &mut page),
+                };
+                match filled {
+                    // What lies before damage is given first; the next page begins with the damage and tells of it.
+                    Err(error) if is_damage(&error) && !page.records.is_empty() => page.more = true,
+                    filled => filled?,
                 }
             }
             let next = page.records.last().filter(|_| page.more).map(|last| last.position);
@@ -374,6 +379,10 @@ impl Queries {
     }
 }
 
+fn is_damage(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Damaged { .. })
+}
+
 fn in_list(list: &List, key: &Key) -> bool {
     *key >= list.prefix && list.after.as_ref().is_none_or(|after| key > after || **after < *list.prefix)
 }
@@ -391,7 +400,7 @@ fn record(connection: &Connection, names: &mut HashMap<i64, Arc<str>>, row: &Row
 /// Why a row is no record or document.
 enum Undecodable {
     Row,
-    Other(happen_core::Error),
+    Other(Error),
 }
 
 impl From<rusqlite::Error> for Undecodable {
@@ -660,5 +669,61 @@ pub(super) fn column(kind: u8) -> Option<(&'static str, &'static str)> {
         rows::TYPE => Some(by_column!("type")),
         rows::SENDER => Some(by_column!("sender")),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sqlite::{schema, writer};
+
+    fn plan(connection: &Connection, sql: &str) -> String {
+        let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        // What the parameters are does not change the plan, and they may stay empty.
+        let mut rows = explain.raw_query();
+        let mut plan = String::new();
+        while let Some(row) = rows.next().unwrap() {
+            plan += &row.get::<_, String>(3).unwrap();
+            plan += "\n";
+        }
+        plan
+    }
+
+    /// Each selects by an index, in the order of that index: nothing is sorted and no table is gone through.
+    #[test]
+    fn every_question_has_an_index() {
+        let folder = tempfile::tempdir().unwrap();
+        schema::create(folder.path()).unwrap();
+        let connection = schema::reader(folder.path()).unwrap();
+        let kinds = rows::EVENT..=rows::SENDER;
+        let by_column = kinds.filter_map(column).flat_map(|(forward, backward)| [forward, backward]);
+        let others = [
+            TAG_ROWS.0,
+            TAG_ROWS.1,
+            RECORD,
+            ALL_FORWARD,
+            ALL_BACKWARD,
+            DOCUMENT,
+            LIST_FROM,
+            LIST_AFTER,
+            REVISIONS,
+            NAME,
+            NAME_ID,
+            LOG,
+            writer::REVISION,
+        ];
+        for sql in by_column.chain(others) {
+            let plan = plan(&connection, sql);
+            let searches = plan.lines().all(|line| line.starts_with("SEARCH "));
+            assert!(searches && !plan.is_empty(), "{sql}\n{plan}");
+        }
+        // The ends of the log are the ends of its table, so the walk ends with its first row.
+        for sql in [FIRST, LAST] {
+            assert_eq!(plan(&connection, sql), "SCAN records\n", "{sql}");
+        }
+        for (kind, index) in [(rows::EVENT, "event"), (rows::SENDER, "sender")] {
+            let plan = plan(&connection, column(kind).unwrap().1);
+            assert!(plan.contains(&format!("COVERING INDEX records_by_{index}")), "{plan}");
+        }
     }
 }

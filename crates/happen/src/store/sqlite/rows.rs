@@ -270,3 +270,67 @@ pub(super) fn prune_checksum(before: i64, selected: Option<&[u8]>, keep: &[u8], 
     sum.number(before).number(i64::from(selected.is_some())).bytes(selected.unwrap_or_default());
     sum.bytes(keep).bytes(histories).end()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn declared(text: &str) -> Tag {
+        Tag::Declared(text.into())
+    }
+
+    fn event(number: u64) -> EventId {
+        EventId::from_halves(7, number).unwrap()
+    }
+
+    /// The list as a reader gets it back, with what the columns have.
+    fn back(tags: &[Tag]) -> Vec<Tag> {
+        let columns = Columns::of(tags);
+        match &columns.list {
+            Some(list) => super::tags(list, |kind| columns.first(kind).cloned()).unwrap(),
+            None => (EVENT..=SENDER).filter_map(|kind| columns.first(kind).cloned()).collect(),
+        }
+    }
+
+    #[test]
+    fn tags_come_back_in_their_order_whatever_they_are() {
+        let (node, kind) = (Tag::Node("a".into()), Tag::Type("b".into()));
+        let cases = [
+            vec![],
+            vec![Tag::Event(event(1)), Tag::Cause(event(2)), node.clone(), kind.clone()],
+            vec![kind.clone(), node.clone()],
+            vec![node.clone(), node.clone()],
+            vec![Tag::Cause(event(1)), Tag::Cause(event(2)), declared("x"), Tag::Event(event(3))],
+            vec![declared(""), declared(&"é".repeat(512)), declared(""), Tag::Sender("s".into())],
+            vec![Tag::Correlation(event(1).to_string().into()), Tag::Correlation("order 7".into())],
+        ];
+        for tags in cases {
+            assert_eq!(back(&tags), tags);
+            assert_eq!(super::tags(&put_tags(&tags), |_| None).unwrap(), tags);
+        }
+        // The common case needs no list.
+        assert_eq!(Columns::of(&[Tag::Event(event(1)), node, kind]).list, None);
+    }
+
+    #[test]
+    fn a_list_that_is_none_is_refused() {
+        let list = put_tags(&[declared("ab"), Tag::Event(event(9))]);
+        for len in 1..list.len() {
+            let cut = super::tags(&list[..len], |_| None);
+            assert!(cut.is_none_or(|tags| tags.len() == 1), "{len}");
+        }
+        for bad in [&[0x88][..], &[8], &[0x87, 255, 255, 0], &[0x87, 1, 0, 0xff]] {
+            assert_eq!(super::tags(bad, |_| None), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_correlation_is_an_id_only_when_it_is_shown_so_again() {
+        let id = event(5).to_string();
+        let value = |text: &str| matches!(TagValue::of(&Tag::Correlation(text.into())), TagValue::Id(_));
+        assert!(value(&id));
+        assert!(!value(&id.replace('-', "")));
+        assert!(!value(&id.to_uppercase().replace('0', "A")));
+        assert!(!value("order 7"));
+    }
+}

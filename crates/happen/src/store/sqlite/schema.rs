@@ -280,7 +280,7 @@ fn check_version(folder: &Path, connection: &Connection) -> Result<()> {
         return Err(fault::not_a_store(&folder.join(DATABASE)));
     }
     match version {
-        FORMAT_VERSION => Ok(()),
+        FORMAT_VERSION => check_tables(folder, connection),
         found if found > FORMAT_VERSION => {
             let source = StoreFault::NewerFormat { found, known: FORMAT_VERSION };
             let what = format!(
@@ -295,6 +295,33 @@ fn check_version(folder: &Path, connection: &Connection) -> Result<()> {
             folder.display()
         ))),
     }
+}
+
+/// Checks that the tables are those that were made: SQLite keeps their text, and what it says is how it reads them.
+fn check_tables(folder: &Path, connection: &Connection) -> Result<()> {
+    let what = || format!("read what tables the store in {} has", folder.display());
+    // In any order, because a copy has them in another one.
+    let mut select =
+        connection.prepare("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL").during(what)?;
+    let mut rows = select.query([]).during(what)?;
+    let mut found: Vec<(String, String)> = Vec::new();
+    while let Some(row) = rows.next().during(what)? {
+        found.push((row.get(0).during(what)?, row.get(1).during(what)?));
+    }
+    let expected = TABLES.split(";\n").map(str::trim).filter(|table| !table.is_empty());
+    let expected: Vec<_> = expected.collect();
+    let is_there = |table: &&str| {
+        let name = table.split_whitespace().nth(2);
+        found.iter().any(|(named, text)| text == table && name == Some(&**named))
+    };
+    if found.len() == expected.len() && expected.iter().all(is_there) {
+        return Ok(());
+    }
+    Err(fault::damaged(format!(
+        "the store in {}: its tables are not those of format {FORMAT_VERSION}; keep a copy of the folder and restore a \
+         backup",
+        folder.display()
+    )))
 }
 
 pub(super) const PUT_LOG: &str =

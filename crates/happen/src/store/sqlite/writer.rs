@@ -208,7 +208,7 @@ impl Writer {
     /// Commits one call without sweeping, after both together failed.
     fn commit_one(&mut self, batches: &[Batch], failed: &Error) -> Vec<Result<Committed>> {
         let again = if self.sweeps.is_empty() {
-            Err(GivenUp(failed.duplicate()))
+            Err(GivenUp(fault::again(failed)))
         } else {
             self.transaction(|writer| writer.batches(batches))
         };
@@ -217,7 +217,7 @@ impl Writer {
                 self.give_up_sweeping(failed);
                 results
             }
-            Err(GivenUp(error)) => batches.iter().map(|_| Err(error.duplicate())).collect(),
+            Err(GivenUp(error)) => batches.iter().map(|_| Err(fault::again(&error))).collect(),
         }
     }
 
@@ -486,7 +486,7 @@ impl Writer {
     fn give_up_sweeping(&mut self, error: &Error) {
         for (_, answer) in self.sweeps.drain(..) {
             if let Some(answer) = answer {
-                let error = error.duplicate().context(
+                let error = fault::again(error).context(
                     "what was pruned is forgotten, and its room is freed when the store is opened next",
                 );
                 drop(answer.send(Err(error)));
