@@ -154,10 +154,6 @@ pub const STORE_CALLS_MAX: usize = 1_024;
 /// which SQLite holds in memory and everybody in it waits for.
 pub const STORE_GROUP_BYTES_MAX: usize = 16 << 20;
 
-/// Turns in a row that the writer of an embedded store gives away to those whom it has just answered, before it goes on
-/// without them. A turn takes about a microsecond unless somebody needs it.
-pub const STORE_GATHER_TURNS_MAX: usize = 32;
-
 /// Threads that read from an embedded store, unless its options say otherwise: one may wait for the disk while the
 /// other answers from memory.
 pub const STORE_READERS: usize = 2;
@@ -173,9 +169,20 @@ pub const STORE_NAMES_MAX: usize = 16_384;
 /// it is about what a small group of commits takes.
 pub const STORE_PRUNE_SLICE_MAX: usize = 32;
 
-/// Microseconds after which a slice of a pruning ends. As long as a sync of a fast disk takes, so that a commit which
-/// carries a slice takes at most twice as long.
+/// Microseconds after which a slice of a pruning ends: about what a commit takes, so that who comes meanwhile waits for
+/// one more commit.
 pub const STORE_PRUNE_SLICE_US_MAX: u64 = 400;
+
+/// Microseconds without a call after which the writer of an embedded store takes up a pruning.
+pub const STORE_PRUNE_PAUSE_US: u64 = 200;
+
+/// Groups of commits, without a pause between them, after which one carries a slice of a pruning. Fewer than one in a
+/// hundred commits then notices, so the 99th percentile does not.
+pub const STORE_PRUNE_GROUPS: u64 = 512;
+
+/// How many times larger such a slice is: so much that a pruning gets on, and about as long as SQLite takes every some
+/// hundred commits anyway to carry its log over.
+pub const STORE_PRUNE_RARE: usize = 16;
 
 /// Places that `SqliteStore::verify` names before it only counts on.
 pub const STORE_DAMAGES_MAX: usize = 100;

@@ -242,7 +242,7 @@ fn a_flipped_bit_is_told_or_does_no_harm() {
     let bytes = fs::read(&database).unwrap();
     let (mut told, mut harmless, mut hidden) = (0, 0, 0);
     // A step that is no divisor of a page's size, so that all parts of pages are met.
-    for at in (0..bytes.len()).step_by(bytes.len() / FLIPS | 1) {
+    for at in (0..bytes.len()).step_by((bytes.len() / FLIPS) | 1) {
         let mut flipped = bytes.clone();
         flipped[at] ^= 1 << (at % 8);
         let folder = copy_of(&[("happen.db", &flipped)]);
@@ -371,7 +371,7 @@ fn damage_in_the_middle_of_the_write_ahead_log_is_told() {
     let found = everything(&open(crashed.path()).unwrap()).unwrap();
     assert_eq!(found.records.len() as u64, STEPS, "all was in the log");
     let (mut told, mut last) = (0, 0);
-    for at in (32..log.len()).step_by(log.len() / 150 | 1) {
+    for at in (32..log.len()).step_by((log.len() / 150) | 1) {
         let mut flipped = log.clone();
         flipped[at] ^= 1 << (at % 8);
         let folder = copy_of(&[("happen.db", &database), ("happen.db-wal", &flipped)]);
@@ -531,10 +531,13 @@ fn a_closed_store_says_so() {
     let store = open(folder.path()).unwrap();
     let mut watch = wait(store.watch(Select::All, Position::START)).unwrap();
     wait(store.close());
+    // It is nobody's now, also while somebody still has the value.
+    let other = open(folder.path()).unwrap();
     assert_eq!(code_of(wait(store.commit(vec![step(1)])).remove(0)), "closed");
     assert_eq!(code_of(wait(store.read(Read::forward(Select::All)))), "closed");
     assert_eq!(code_of(wait(store.prune(prune_all(Position::START)))), "closed");
     assert_eq!(code_of(wait(watch.next())), "closed");
+    assert_eq!(codes(&wait(other.commit(vec![step(1)]))), ["ok"]);
 }
 
 /// Not a check of the store: what other tests start this program again for. Without a role it has nothing to do.

@@ -94,8 +94,8 @@ pub struct SqliteStore {
     threads: Mutex<Vec<JoinHandle<()>>>,
     writer: Mutex<Option<JoinHandle<()>>>,
     access: Access,
-    /// Held as long as the store is open.
-    _lock: Option<File>,
+    /// What keeps other processes away, held until all threads have ended.
+    lock: Mutex<Option<File>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -175,12 +175,16 @@ impl SqliteStore {
     pub async fn close(&self) {
         let ending = self.end();
         // Without a thread to wait on there is nothing to wait for either: it ends by itself.
-        drop(on_a_thread("close a store", move || Ok(ending.wait())).await);
+        let wait = move || {
+            ending.wait();
+            Ok(())
+        };
+        drop(on_a_thread("close a store", wait).await);
     }
 
     fn open_now(folder: PathBuf, options: &SqliteOptions) -> Result<Self> {
         fs::create_dir_all(&folder).map_err(|error| fault::file("make", &folder, error))?;
-        let lock = take_lock(&folder)?;
+        let held = take_lock(&folder)?;
         schema::create(&folder)?;
         log_file::check(&folder.join(schema::WRITE_AHEAD_LOG))?;
         let pages_max = options.bytes_max.map(|bytes| bytes / PAGE_BYTES);
@@ -200,7 +204,7 @@ impl SqliteStore {
             threads: Mutex::new(threads),
             writer: Mutex::new(Some(writer)),
             access: Access::ReadWrite,
-            _lock: Some(lock),
+            lock: Mutex::new(Some(held)),
         })
     }
 
@@ -217,7 +221,7 @@ impl SqliteStore {
             threads: Mutex::new(threads),
             writer: Mutex::default(),
             access: Access::ReadOnly,
-            _lock: None,
+            lock: Mutex::default(),
         })
     }
 
@@ -236,7 +240,7 @@ impl SqliteStore {
         self.readers.close();
         let mut readers = std::mem::take(&mut *lock(&self.threads));
         readers.extend(self.follower.as_ref().and_then(|follower| follower.close()));
-        Ending { calls, readers, writer: lock(&self.writer).take() }
+        Ending { calls, readers, writer: lock(&self.writer).take(), lock: lock(&self.lock).take() }
     }
 }
 
@@ -245,6 +249,7 @@ struct Ending {
     calls: Option<mpsc::Sender<Call>>,
     readers: Vec<JoinHandle<()>>,
     writer: Option<JoinHandle<()>>,
+    lock: Option<File>,
 }
 
 impl Ending {
@@ -257,6 +262,7 @@ impl Ending {
         }
         drop(self.calls);
         drop(self.writer.map(JoinHandle::join));
+        drop(self.lock);
     }
 }
 

@@ -38,6 +38,15 @@ enum Stage {
     Done,
 }
 
+/// How long a pruning may keep others waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Slice {
+    /// Nobody waits, and who comes may come at any time.
+    Small,
+    /// Somebody always waits, and it happens seldom.
+    Rare,
+}
+
 /// How much of its slice is left.
 struct Budget<'e> {
     env: &'e dyn Env,
@@ -80,9 +89,14 @@ impl Sweep {
     }
 
     /// Deletes for a short time.
-    pub(super) fn slice(&mut self, queries: &mut Queries, env: &dyn Env) -> Result<()> {
-        let until = env.monotonic() + Duration::from_micros(limits::STORE_PRUNE_SLICE_US_MAX);
-        let mut budget = Budget { env, until, left: limits::STORE_PRUNE_SLICE_MAX };
+    pub(super) fn slice(&mut self, queries: &mut Queries, env: &dyn Env, slice: Slice) -> Result<()> {
+        let times = match slice {
+            Slice::Small => 1,
+            Slice::Rare => limits::STORE_PRUNE_RARE,
+        };
+        let us_max = limits::STORE_PRUNE_SLICE_US_MAX * times as u64;
+        let until = env.monotonic() + Duration::from_micros(us_max);
+        let mut budget = Budget { env, until, left: limits::STORE_PRUNE_SLICE_MAX * times };
         while !budget.is_spent() && !self.is_done() {
             match self.stage.clone() {
                 Stage::Records { after } => self.records(queries, after, &mut budget)?,

@@ -316,11 +316,11 @@ mod tests {
     fn a_list_that_is_none_is_refused() {
         let list = put_tags(&[declared("ab"), Tag::Event(event(9))]);
         for len in 1..list.len() {
-            let cut = super::tags(&list[..len], |_| None);
+            let cut = tags(&list[..len], |_| None);
             assert!(cut.is_none_or(|tags| tags.len() == 1), "{len}");
         }
         for bad in [&[0x88][..], &[8], &[0x87, 255, 255, 0], &[0x87, 1, 0, 0xff]] {
-            assert_eq!(super::tags(bad, |_| None), None, "{bad:?}");
+            assert_eq!(tags(bad, |_| None), None, "{bad:?}");
         }
     }
 

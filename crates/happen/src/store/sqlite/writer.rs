@@ -3,7 +3,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::thread;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::Duration;
 
 use happen_core::env::Env;
 use happen_core::store::{
@@ -16,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::fault::{self, Fault};
 use super::horizon::{Horizon, Pruning};
-use super::prune::Sweep;
+use super::prune::{Slice, Sweep};
 use super::query::{Head, Queries, Range, number, position};
 use super::rows::{self, Columns};
 use super::schema::PUT_LOG;
@@ -45,6 +47,24 @@ pub(super) struct Writer {
     /// Who waits for which pruning.
     sweeps: VecDeque<(Sweep, Option<oneshot::Sender<Result<Pruned>>>)>,
     found: Vec<Option<Found>>,
+    /// Groups committed so far.
+    groups: u64,
+}
+
+/// Calls that are committed together.
+#[derive(Default)]
+struct Group {
+    calls: Vec<(Vec<Batch>, Answer)>,
+    bytes: usize,
+}
+
+/// Wakes the writer.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
 }
 
 /// A document that is to be written, as it stands.
@@ -86,138 +106,111 @@ impl Writer {
             horizon,
             sweeps,
             found: Vec::new(),
+            groups: 0,
         })
     }
 
     /// Writes until nobody can ask any more.
     pub(super) fn run(mut self) {
-        let mut waiting = Vec::new();
-        let mut answered = 0;
-        loop {
-            if waiting.is_empty() {
-                self.gather(&mut waiting, answered);
+        let mut waiting = VecDeque::new();
+        while self.wait(&mut waiting) {
+            match waiting.pop_front() {
+                Some(Call::Prune { prune, answer }) => self.begin_prune(&prune, answer),
+                Some(commit) => {
+                    waiting.push_front(commit);
+                    self.groups += 1;
+                    let slice = self.groups.is_multiple_of(limits::STORE_PRUNE_GROUPS).then_some(Slice::Rare);
+                    self.group(&mut waiting, slice);
+                }
+                None => self.group(&mut waiting, Some(Slice::Small)),
             }
-            if waiting.is_empty() && !self.wait(&mut waiting) {
-                break;
-            }
-            let asked = waiting.len();
-            waiting = self.group(waiting);
-            answered = asked - waiting.len();
         }
         // The last connection to close carries the write-ahead log over, so that one file has all.
         drop(self.queries.connection.close());
     }
 
-    /// Lets those who were just answered ask again before the next group begins. Without it the first of them would have
-    /// a group, and a sync, of its own, and all others the next one. It ends as soon as nobody comes any more.
-    fn gather(&mut self, waiting: &mut Vec<Call>, answered: usize) {
-        let mut in_vain = 0;
-        while answered > 1 && waiting.len() < answered && in_vain < limits::STORE_GATHER_TURNS_MAX {
-            match self.calls.try_recv() {
-                Ok(call) => {
-                    waiting.push(call);
-                    in_vain = 0;
-                }
-                Err(_) => {
-                    in_vain += 1;
-                    thread::yield_now();
-                }
-            }
+    /// Waits for a call. False when there will be none.
+    ///
+    /// While there is something to sweep it only waits for a moment, so that sweeping has the time that nobody needs.
+    fn wait(&mut self, waiting: &mut VecDeque<Call>) -> bool {
+        if !waiting.is_empty() {
+            return true;
         }
-    }
-
-    /// Takes what waits. While there is something to sweep it does not wait itself. False when all is over.
-    fn wait(&mut self, waiting: &mut Vec<Call>) -> bool {
         if self.sweeps.is_empty() {
-            return self.calls.blocking_recv_many(waiting, limits::STORE_CALLS_MAX) > 0;
+            let call = self.calls.blocking_recv();
+            let is_open = call.is_some();
+            waiting.extend(call);
+            return is_open;
         }
-        loop {
-            match self.calls.try_recv() {
-                Ok(call) => waiting.push(call),
-                Err(mpsc::error::TryRecvError::Disconnected) => return !waiting.is_empty(),
-                Err(mpsc::error::TryRecvError::Empty) => return true,
+        let unpark = Waker::from(Arc::new(Unpark(thread::current())));
+        let mut task = Context::from_waker(&unpark);
+        let pause = Duration::from_micros(limits::STORE_PRUNE_PAUSE_US);
+        for turn in 0..2 {
+            match self.calls.poll_recv(&mut task) {
+                Poll::Ready(Some(call)) => {
+                    waiting.push_back(call);
+                    return true;
+                }
+                Poll::Ready(None) => return false,
+                Poll::Pending if turn == 0 => thread::park_timeout(pause),
+                Poll::Pending => {}
             }
-            if waiting.len() >= limits::STORE_CALLS_MAX {
-                return true;
+        }
+        true
+    }
+
+    /// Takes commits into a group: those that wait, up to a pruning, which has a transaction of its own.
+    fn take(&mut self, waiting: &mut VecDeque<Call>, group: &mut Group) {
+        while group.calls.len() < limits::STORE_CALLS_MAX && group.bytes < limits::STORE_GROUP_BYTES_MAX {
+            match waiting.pop_front().or_else(|| self.calls.try_recv().ok()) {
+                Some(Call::Commit { batches, bytes, answer }) => {
+                    group.calls.push((batches, answer));
+                    group.bytes += bytes;
+                }
+                Some(prune) => return waiting.push_front(prune),
+                None => return,
             }
         }
     }
 
-    /// Writes as many of the calls as one group takes, and a slice of what is to be swept; gives back the others.
-    fn group(&mut self, calls: Vec<Call>) -> Vec<Call> {
-        let mut commits = Vec::new();
-        let mut bytes = 0;
-        let mut calls = calls.into_iter();
-        let mut rest = Vec::new();
-        for call in calls.by_ref() {
-            match call {
-                Call::Commit { batches, bytes: more, answer } => {
-                    commits.push((batches, answer));
-                    bytes += more;
-                }
-                prune @ Call::Prune { .. } => {
-                    // What was asked before it is committed before it.
-                    rest.push(prune);
-                    break;
+    /// Commits what waits and what comes while that is written: all in one transaction, with one sync. So whoever is
+    /// answered and asks again at once is in the next group with all others, and nobody has to wait for it to fill.
+    fn group(&mut self, waiting: &mut VecDeque<Call>, slice: Option<Slice>) {
+        let mut group = Group::default();
+        let committed = self.transaction(|writer| {
+            let mut results = Vec::new();
+            loop {
+                writer.take(waiting, &mut group);
+                let Some(new) = group.calls.get(results.len()..).filter(|new| !new.is_empty()) else { break };
+                for (batches, _) in new {
+                    results.push(writer.batches(batches)?);
                 }
             }
-            if bytes >= limits::STORE_GROUP_BYTES_MAX {
-                break;
-            }
-        }
-        if commits.is_empty()
-            && let Some(Call::Prune { prune, answer }) = rest.pop()
-        {
-            self.begin_prune(&prune, answer);
-        } else {
-            self.commit_all(commits);
-        }
-        rest.extend(calls);
-        rest
-    }
-
-    fn commit_all(&mut self, commits: Vec<(Vec<Batch>, Answer)>) {
-        match self.transaction(|writer| {
-            let results: Vec<_> =
-                commits.iter().map(|(batches, _)| writer.batches(batches)).collect::<Result<_, GivenUp>>()?;
-            let swept = writer.sweep()?;
+            let swept = slice.map_or(Ok(None), |slice| writer.sweep(slice))?;
             Ok((results, swept))
-        }) {
+        });
+        match committed {
             Ok((results, swept)) => {
                 self.swept(swept);
-                for ((_, answer), results) in commits.into_iter().zip(results) {
+                for ((_, answer), results) in group.calls.into_iter().zip(results) {
                     // Whoever does not wait any more needs no answer.
                     drop(answer.send(results));
                 }
             }
-            Err(_) if commits.len() > 1 => {
-                // One of them may be what cannot be written, so each has a transaction of its own.
-                for commit in commits {
-                    self.commit_all(vec![commit]);
-                }
-            }
-            Err(GivenUp(error)) if commits.is_empty() => self.give_up_sweeping(&error),
+            Err(GivenUp(error)) if group.calls.is_empty() => self.give_up_sweeping(&error),
+            // One of them may be what cannot be written, or the sweep, so each has a transaction of its own.
             Err(GivenUp(error)) => {
-                for (batches, answer) in commits {
-                    drop(answer.send(self.commit_one(&batches, &error)));
+                let alone = group.calls.len() == 1 && (slice.is_none() || self.sweeps.is_empty());
+                for (batches, answer) in group.calls {
+                    let again = if alone {
+                        Err(GivenUp(fault::again(&error)))
+                    } else {
+                        self.transaction(|writer| writer.batches(&batches))
+                    };
+                    let failed = |error: Error| batches.iter().map(|_| Err(fault::again(&error))).collect();
+                    drop(answer.send(again.unwrap_or_else(|GivenUp(error)| failed(error))));
                 }
             }
-        }
-    }
-
-    /// Commits one call without sweeping, after both together failed.
-    fn commit_one(&mut self, batches: &[Batch], failed: &Error) -> Vec<Result<Committed>> {
-        let again = if self.sweeps.is_empty() {
-            Err(GivenUp(fault::again(failed)))
-        } else {
-            self.transaction(|writer| writer.batches(batches))
-        };
-        match again {
-            Ok(results) => {
-                self.give_up_sweeping(failed);
-                results
-            }
-            Err(GivenUp(error)) => batches.iter().map(|_| Err(fault::again(&error))).collect(),
         }
     }
 
@@ -461,10 +454,10 @@ impl Writer {
     }
 
     /// Deletes a slice of what the oldest pruning forgot; gives how it stands then.
-    fn sweep(&mut self) -> Result<Option<Sweep>, GivenUp> {
+    fn sweep(&mut self, slice: Slice) -> Result<Option<Sweep>, GivenUp> {
         let Some((sweep, _)) = self.sweeps.front() else { return Ok(None) };
         let mut sweep = sweep.clone();
-        sweep.slice(&mut self.queries, &*self.env)?;
+        sweep.slice(&mut self.queries, &*self.env, slice)?;
         Ok(Some(sweep))
     }
 
