@@ -8,12 +8,14 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use happen::EventId;
 use happen::env::RealEnv;
 use happen::store::{
-    Batch, Content, NewRecord, Past, Position, Prune, Read, Select, SqliteOptions, SqliteStore, Store, Tag, Write,
+    Batch, Content, NewRecord, Past, Position, Prune, Read, Select, SqliteOptions, SqliteStore, Store, Tag,
+    Write,
 };
 use rusqlite::{Connection, params};
 
@@ -26,7 +28,8 @@ fn id(number: u64) -> EventId {
     // Ids as they are made: the time first, then a counter, then what belongs to the block.
     let unix_ms = 1_760_000_000_000 + number / 10;
     let high = unix_ms << 16 | 0x7000 | (number % 10);
-    EventId::from_halves(high, 0x8000_0000_0000_0000 | number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 2).unwrap()
+    EventId::from_halves(high, 0x8000_0000_0000_0000 | number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 2)
+        .unwrap()
 }
 
 fn bytes(number: u64, len: usize) -> Vec<u8> {
@@ -126,8 +129,8 @@ impl Raw {
                 "UPDATE documents SET revision = ?2, position = ?3, at_unix_ms = ?4, checksum = ?5, name = 1, \
                  version = 1, content = ?6 WHERE key = ?1"
             } else {
-                "INSERT INTO documents (key, revision, position, at_unix_ms, checksum, name, version, content) \
-                 VALUES (?1, ?2, ?3, ?4, ?5, 1, 1, ?6)"
+                "INSERT INTO documents (key, past, revision, position, at_unix_ms, checksum, name, version, \
+                 content) VALUES (?1, 0, ?2, ?3, ?4, ?5, 1, 1, ?6)"
             };
             let row = params![key, revision, number as i64, now, checksum, content];
             connection.prepare_cached(sql).unwrap().execute(row).unwrap();
@@ -157,16 +160,16 @@ impl Ours {
     async fn in_flight(&mut self, flows: u64, time: Duration) -> f64 {
         let started = Instant::now();
         let first = self.next;
-        // Each flow has documents of its own, so that none waits for a revision.
-        let per_flow = 1_000_000;
+        // Ids are made when an event is, so those of flows beside each other lie beside each other; each flow has a
+        // document of its own, as every node has.
+        let next = Arc::new(AtomicU64::new(first));
         let tasks: Vec<_> = (0..flows)
             .map(|flow| {
-                let store = Arc::clone(&self.store);
+                let (store, next) = (Arc::clone(&self.store), Arc::clone(&next));
                 tokio::spawn(async move {
                     let mut done = 0;
                     while started.elapsed() < time {
-                        let number = first + flow * per_flow + done;
-                        let mut batch = step(number);
+                        let mut batch = step(next.fetch_add(1, Ordering::Relaxed));
                         batch.documents[0].key = format!("state/{first}/{flow}").into();
                         batch.documents[0].revision = done + 1;
                         store.commit(vec![batch]).await.remove(0).unwrap();
@@ -180,7 +183,7 @@ impl Ours {
         for task in tasks {
             steps += task.await.unwrap();
         }
-        self.next = first + flows * per_flow;
+        self.next = next.load(Ordering::Relaxed);
         self.next += (DOCUMENTS - self.next % DOCUMENTS) % DOCUMENTS;
         steps as f64 / started.elapsed().as_secs_f64()
     }
@@ -286,10 +289,8 @@ fn child(folder: &str, records: u64) {
         let store = SqliteStore::open(folder, options()).await.unwrap();
         let mut number = 1;
         while number <= records {
-            let calls = (number..(number + 500).min(records + 1)).map(|number| Batch {
-                records: vec![record(number)],
-                ..Batch::default()
-            });
+            let calls = (number..(number + 500).min(records + 1))
+                .map(|number| Batch { records: vec![record(number)], ..Batch::default() });
             for result in store.commit(calls.collect()).await {
                 result.unwrap();
             }
@@ -314,7 +315,8 @@ async fn large(records: u64) {
         .unwrap();
     let before = Instant::now();
     let mut line = String::new();
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut line).unwrap();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut line)
+        .unwrap();
     println!("filled with {records} records in {:.1} s", before.elapsed().as_secs_f64());
     child.kill().unwrap();
     child.wait().unwrap();
@@ -331,7 +333,10 @@ async fn large(records: u64) {
         assert_eq!(page.records.len(), 1);
     }
     let (p50, p99) = (percentile(&mut times, 0.5), percentile(&mut times, 0.99));
-    println!("read by event id: p50 {p50:.0} us, p99 {p99:.0} us, longest {:.0} us", percentile(&mut times, 1.0));
+    println!(
+        "read by event id: p50 {p50:.0} us, p99 {p99:.0} us, longest {:.0} us",
+        percentile(&mut times, 1.0)
+    );
     let before = Instant::now();
     let mut watch = store.watch(Select::All, Position::START).await.unwrap();
     let mut followed = 0;
@@ -342,13 +347,21 @@ async fn large(records: u64) {
             resident.push_back(resident_kib());
         }
     }
-    println!("followed the log: {:.0} records/s, resident KiB {resident:?}", records as f64 / before.elapsed().as_secs_f64());
+    println!(
+        "followed the log: {:.0} records/s, resident KiB {resident:?}",
+        records as f64 / before.elapsed().as_secs_f64()
+    );
     let info = store.info().await.unwrap();
     println!("{info:?}");
     prune(&store, records).await;
     let before = Instant::now();
     let verified = store.verify().await.unwrap();
-    println!("verified {} records in {:.1} s, {}", verified.records, before.elapsed().as_secs_f64(), verified.is_whole());
+    println!(
+        "verified {} records in {:.1} s, {}",
+        verified.records,
+        before.elapsed().as_secs_f64(),
+        verified.is_whole()
+    );
     let copy = tempfile::tempdir().unwrap();
     let before = Instant::now();
     store.backup(copy.path()).await.unwrap();
@@ -363,15 +376,15 @@ fn resident_kib() -> u64 {
 
 /// What writers feel of a pruning: each of four commits one step after the other.
 async fn prune(store: &Arc<SqliteStore>, records: u64) {
-    let writers = |name: u64, until: Arc<std::sync::atomic::AtomicBool>| {
+    let writers = |name: u64, until: Arc<AtomicBool>| {
         (0..4_u64).map(move |flow| {
             let store = Arc::clone(store);
             let until = Arc::clone(&until);
             tokio::spawn(async move {
                 let mut times = Vec::new();
                 let mut number = 0;
-                while !until.load(std::sync::atomic::Ordering::Relaxed) {
-                    let mut batch = step(10_000_000_000 + name * 1_000_000_000 + flow * 100_000_000 + number);
+                while !until.load(Ordering::Relaxed) {
+                    let mut batch = step(10_000_000_000 + name * 1_000_000_000 + number * 4 + flow);
                     batch.documents[0].key = format!("prune/{name}/{flow}").into();
                     batch.documents[0].revision = number + 1;
                     number += 1;
@@ -385,7 +398,7 @@ async fn prune(store: &Arc<SqliteStore>, records: u64) {
     };
     let mut figures = Vec::new();
     for round in 0..2 {
-        let until = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let until = Arc::new(AtomicBool::new(false));
         let tasks: Vec<_> = writers(round, Arc::clone(&until)).collect();
         let before = Instant::now();
         if round == 0 {
@@ -398,14 +411,23 @@ async fn prune(store: &Arc<SqliteStore>, records: u64) {
                 histories: Vec::new(),
                 documents: Vec::new(),
             };
-            println!("{:?} in {:.1} s beside four writers", store.prune(prune).await.unwrap(), before.elapsed().as_secs_f64());
+            println!(
+                "{:?} in {:.1} s beside four writers",
+                store.prune(prune).await.unwrap(),
+                before.elapsed().as_secs_f64()
+            );
         }
-        until.store(true, std::sync::atomic::Ordering::Relaxed);
+        until.store(true, Ordering::Relaxed);
         let mut times = Vec::new();
         for task in tasks {
             times.extend(task.await.unwrap());
         }
-        figures.push((percentile(&mut times, 0.5), percentile(&mut times, 0.99), percentile(&mut times, 0.999), times.len()));
+        figures.push((
+            percentile(&mut times, 0.5),
+            percentile(&mut times, 0.99),
+            percentile(&mut times, 0.999),
+            times.len(),
+        ));
     }
     let ((quiet50, quiet99, quiet999, _), (busy50, busy99, busy999, _)) = (figures[0], figures[1]);
     println!("writers without pruning: p50 {quiet50:.0} us, p99 {quiet99:.0} us, p99.9 {quiet999:.0} us");

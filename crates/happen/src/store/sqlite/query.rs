@@ -50,9 +50,9 @@ impl Queries {
     /// Runs questions that all see one point of the log.
     pub(super) fn snapshot<T>(&mut self, ask: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         let what = || "begin to read".to_owned();
-        self.connection.execute_batch("BEGIN").during(what)?;
+        run(&self.connection, "BEGIN").during(what)?;
         let asked = ask(self);
-        let ended = self.connection.execute_batch("COMMIT").during(what);
+        let ended = run(&self.connection, "COMMIT").during(what);
         let answer = asked?;
         ended?;
         Ok(answer)
@@ -377,6 +377,11 @@ impl Queries {
             Ok(page.documents)
         })
     }
+}
+
+/// Runs a statement that has no answer, prepared once.
+pub(super) fn run(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
+    connection.prepare_cached(sql)?.execute([]).map(drop)
 }
 
 fn is_damage(error: &Error) -> bool {

@@ -71,6 +71,7 @@ CREATE TABLE tags (
 CREATE TABLE documents (
     id INTEGER PRIMARY KEY,
     key TEXT NOT NULL UNIQUE,
+    past INTEGER NOT NULL,
     revision INTEGER NOT NULL,
     position INTEGER NOT NULL,
     at_unix_ms INTEGER NOT NULL,

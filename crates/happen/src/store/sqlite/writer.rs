@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::fault::{self, Fault};
 use super::horizon::{Horizon, Pruning};
 use super::prune::{Slice, Sweep};
-use super::query::{Head, Queries, Range, number, position};
+use super::query::{Head, Queries, Range, number, position, run};
 use super::rows::{self, Columns};
 use super::schema::PUT_LOG;
 use crate::limits;
@@ -74,6 +74,8 @@ struct Found {
     revision: u64,
     /// Whether it was deleted and the deletion is forgotten.
     forgotten: bool,
+    /// Whether it may have past revisions. Most have none, and then nothing needs to be looked for to drop them.
+    has_past: bool,
 }
 
 /// Why a transaction was given up: the store failed, and not what was asked.
@@ -219,19 +221,19 @@ impl Writer {
         let before = self.head;
         let last_record = self.last_record;
         let what = || "begin a transaction".to_owned();
-        self.queries.connection.execute_batch("BEGIN IMMEDIATE").during(what)?;
+        run(&self.queries.connection, "BEGIN IMMEDIATE").during(what)?;
         let done = work(self).and_then(|done| {
             // Where the log ends is written down unless its last record tells: that saves most commits a page.
             if self.head.position != before.position && self.last_record != self.head.position {
                 self.put_head()?;
             }
-            self.queries.connection.execute_batch("COMMIT").during(|| "commit to the store".to_owned())?;
+            run(&self.queries.connection, "COMMIT").during(|| "commit to the store".to_owned())?;
             Ok(done)
         });
         if done.is_err() {
             if !self.queries.connection.is_autocommit() {
                 // SQLite may have rolled back already; what is left is undone here, and a failure changes nothing.
-                drop(self.queries.connection.execute_batch("ROLLBACK"));
+                drop(run(&self.queries.connection, "ROLLBACK"));
             }
             self.head = before;
             self.last_record = last_record;
@@ -298,13 +300,15 @@ impl Writer {
         let what = || format!("read the revision of document `{key}`");
         let mut select = self.queries.connection.prepare_cached(REVISION).during(what)?;
         let row = select.query_row([key], |row| {
-            Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?, row.get::<_, bool>(3)?))
+            let (position, deleted) = (row.get(2)?, row.get::<_, bool>(3)?);
+            Ok(Found {
+                id: row.get(0)?,
+                revision: row.get::<_, i64>(1)? as u64,
+                forgotten: deleted && self.horizon.hides_deletion(key, position),
+                has_past: row.get(4)?,
+            })
         });
-        let found = row.optional().during(what)?.map(|(id, revision, position, deleted)| Found {
-            id,
-            revision: revision as u64,
-            forgotten: deleted && self.horizon.hides_deletion(key, position),
-        });
+        let found = row.optional().during(what)?;
         let revision = found.map_or(0, |found| if found.forgotten { 0 } else { found.revision });
         if revision == expected {
             Ok(found)
@@ -389,26 +393,31 @@ impl Writer {
             }
         };
         let connection = &self.queries.connection;
-        if let Some(Found { id, forgotten, .. }) = found {
-            let (sql, past): (&str, &str) = match write.past {
-                Past::Kept if !forgotten => (KEEP_PAST, "keep the past of a document"),
-                // What is forgotten and still there would be taken for the past of the new one.
-                _ => (DROP_PAST, "forget the past of a document"),
-            };
-            let past = || past.to_owned();
-            connection.prepare_cached(sql).during(past)?.execute([id]).during(past)?;
+        let mut has_past = false;
+        if let Some(Found { id, forgotten, has_past: had, .. }) = found {
+            if write.past == Past::Kept && !forgotten {
+                let what = || "keep the past of a document".to_owned();
+                connection.prepare_cached(KEEP_PAST).during(what)?.execute([id]).during(what)?;
+                has_past = true;
+            } else if had {
+                // Also what is forgotten and still there, which would be taken for the past of the new one.
+                let what = || "forget the past of a document".to_owned();
+                connection.prepare_cached(DROP_PAST).during(what)?.execute([id]).during(what)?;
+            }
         }
         let (revision, at) = (write.revision as i64, self.head.at_unix_ms as i64);
         match found {
             Some(Found { id, .. }) => {
                 let mut update = connection.prepare_cached(UPDATE_DOCUMENT).during(what)?;
-                let row = rusqlite::params![id, revision, place, at, checksum, name, version, bytes];
+                let row =
+                    rusqlite::params![id, has_past, revision, place, at, checksum, name, version, bytes];
                 update.execute(row).during(what)?;
             }
             None => {
                 let mut insert = connection.prepare_cached(INSERT_DOCUMENT).during(what)?;
                 let key = &*write.key;
-                let row = rusqlite::params![key, revision, place, at, checksum, name, version, bytes];
+                let row =
+                    rusqlite::params![key, has_past, revision, place, at, checksum, name, version, bytes];
                 insert.execute(row).during(what)?;
             }
         }
@@ -530,15 +539,15 @@ pub(super) fn closed(batches: usize) -> Vec<Result<Committed>> {
 }
 
 pub(super) const REVISION: &str =
-    "SELECT id, revision, position, content IS NULL FROM documents WHERE key = ?1";
+    "SELECT id, revision, position, content IS NULL, past FROM documents WHERE key = ?1";
 pub(super) const INSERT_RECORD: &str = "INSERT INTO records (position, at_unix_ms, checksum, event, cause, \
     correlation, node, type, sender, tags, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
 const INSERT_TAG: &str = "INSERT INTO tags (kind, value, position) VALUES (?1, ?2, ?3)";
 const INSERT_NAME: &str = "INSERT INTO names (name) VALUES (?1)";
-const INSERT_DOCUMENT: &str = "INSERT INTO documents (key, revision, position, at_unix_ms, checksum, name, \
-    version, content) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)";
-const UPDATE_DOCUMENT: &str = "UPDATE documents SET revision = ?2, position = ?3, at_unix_ms = ?4, \
-    checksum = ?5, name = ?6, version = ?7, content = ?8 WHERE id = ?1";
+const INSERT_DOCUMENT: &str = "INSERT INTO documents (key, past, revision, position, at_unix_ms, checksum, \
+    name, version, content) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+const UPDATE_DOCUMENT: &str = "UPDATE documents SET past = ?2, revision = ?3, position = ?4, at_unix_ms = ?5, \
+    checksum = ?6, name = ?7, version = ?8, content = ?9 WHERE id = ?1";
 const KEEP_PAST: &str = "INSERT INTO revisions (document, revision, position, at_unix_ms, checksum, name, \
     version, content) SELECT id, revision, position, at_unix_ms, checksum, name, version, content \
     FROM documents WHERE id = ?1";
