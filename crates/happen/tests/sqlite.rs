@@ -1,5 +1,5 @@
 //! The store in a folder keeps every promise of the seam, and what only it promises.
-#![cfg(feature = "embedded")]
+#![cfg(all(feature = "embedded", unix))]
 #![expect(
     clippy::disallowed_methods,
     reason = "processes are real, and so is the thread that reads their output"

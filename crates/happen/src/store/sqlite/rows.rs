@@ -324,6 +324,34 @@ mod tests {
         }
     }
 
+    /// The vectors of the document, which people who write other readers go by.
+    #[test]
+    fn checksums_are_those_of_the_document() {
+        let tags = [Tag::Event(event(9)), Tag::Type("order.created".into()), declared("order:7")];
+        let content = Content { name: "orders".into(), version: 2, bytes: (*b"paid").into() };
+        let mut document = Document {
+            key: "state/shop/orders".into(),
+            revision: 3,
+            position: happen_core::store::Position::from_number(17),
+            at_unix_ms: 1_750_000_000_000,
+            content: Some(content),
+        };
+        let with_content = document_checksum(&document, 17);
+        document.content = None;
+        let vectors = [
+            ("record", record_checksum(17, 1_750_000_000_000, &tags, b"paid")),
+            ("document", with_content),
+            ("deleted document", document_checksum(&document, 17)),
+            ("log", log_checksum(17, 1_750_000_000_000)),
+            ("pruning", prune_checksum(17, None, &put_tags(&tags[2..]), &put_keys(&["state/".into()]))),
+        ];
+        let format = include_str!("../../../../../docs/format.md");
+        for (what, checksum) in vectors {
+            let row = format!("| {what} | {checksum} |");
+            assert!(format.contains(&row), "docs/format.md lacks {row}");
+        }
+    }
+
     #[test]
     fn a_correlation_is_an_id_only_when_it_is_shown_so_again() {
         let id = event(5).to_string();
