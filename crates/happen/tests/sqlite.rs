@@ -708,7 +708,7 @@ impl Env for Clock {
         self.env.monotonic()
     }
 
-    fn clock(&self) -> &CoarseClock {
+    fn clock(&self) -> &Arc<CoarseClock> {
         self.env.clock()
     }
 
