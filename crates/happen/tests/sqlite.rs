@@ -1,5 +1,6 @@
 //! The store in a folder keeps every promise of the seam, and what only it promises.
 #![cfg(all(feature = "embedded", unix))]
+#![expect(clippy::unwrap_used, reason = "whatever is not there fails the test, wherever it is looked for")]
 #![expect(
     clippy::disallowed_methods,
     reason = "processes are real, and so is the thread that reads their output"

@@ -147,15 +147,17 @@ impl Writer {
         let unpark = Waker::from(Arc::new(Unpark(thread::current())));
         let mut task = Context::from_waker(&unpark);
         let pause = Duration::from_micros(limits::STORE_PRUNE_PAUSE_US);
-        for turn in 0..2 {
+        let since = self.env.monotonic();
+        // A call that came while the last group was written has left a wake-up behind, which ends the first turn.
+        for turn in 0..=2 {
             match self.calls.poll_recv(&mut task) {
                 Poll::Ready(Some(call)) => {
                     waiting.push_back(call);
                     return true;
                 }
                 Poll::Ready(None) => return false,
-                Poll::Pending if turn == 0 => thread::park_timeout(pause),
-                Poll::Pending => {}
+                Poll::Pending if turn == 2 || self.env.monotonic().saturating_sub(since) >= pause => break,
+                Poll::Pending => thread::park_timeout(pause),
             }
         }
         true
