@@ -176,6 +176,11 @@ pub enum ErrorKind {
         /// What was being done.
         what: String,
     },
+    /// What was stored is not what was written.
+    Damaged {
+        /// What is damaged, what of it is still readable, and what to do.
+        what: String,
+    },
 }
 
 struct Inner {
@@ -321,7 +326,8 @@ impl Error {
             | K::Runaway { .. }
             | K::Deadlock { .. }
             | K::Lagged { .. }
-            | K::Invalid { .. } => false,
+            | K::Invalid { .. }
+            | K::Damaged { .. } => false,
         }
     }
 
@@ -411,6 +417,7 @@ impl ErrorKind {
             Self::Invalid { .. } => "invalid",
             Self::Conflict { .. } => "conflict",
             Self::Io { .. } => "io",
+            Self::Damaged { .. } => "damaged",
         }
     }
 }
@@ -475,6 +482,7 @@ impl fmt::Display for ErrorKind {
             Self::Invalid { reason } => write!(f, "the event is not valid: {reason}"),
             Self::Conflict { what } => write!(f, "conflict: {what}"),
             Self::Io { what } => write!(f, "{what} failed"),
+            Self::Damaged { what } => write!(f, "damaged: {what}"),
         }
     }
 }

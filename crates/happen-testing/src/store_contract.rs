@@ -21,6 +21,14 @@ pub trait StoreBench: Sync {
     /// A new store with nothing in it.
     fn open(&self) -> Arc<dyn Store>;
 
+    /// The same store after everybody let go of it, as a process finds it that is started again. Nobody else has it.
+    ///
+    /// As given it is the store itself, which is all that one in memory can do. A store that outlives its process
+    /// overrides it: it closes this one and opens what is left.
+    fn reopen(&self, store: Arc<dyn Store>) -> Arc<dyn Store> {
+        store
+    }
+
     /// Runs a future to its end on the calling thread; from several threads at once.
     ///
     /// As given it needs no runtime. A store whose futures need one overrides it.
@@ -80,6 +88,11 @@ macro_rules! store_contract {
             a_watch_loses_nothing_when_its_future_is_dropped
             one_of_many_wins_under_contention
             documents_are_read_at_one_point
+            a_batch_is_never_seen_in_part
+            a_reader_misses_nothing_beside_many_writers
+            a_sum_over_documents_stays_under_contention
+            nobody_sees_half_of_a_pruning
+            what_was_committed_outlives_a_restart
         }
     };
     (@each $bench:expr; $($check:ident)+) => {
@@ -656,6 +669,315 @@ pub fn documents_are_read_at_one_point(bench: &dyn StoreBench) {
     });
 }
 
+/// Whoever reads beside a writer sees all records of a batch or none, and with them its documents.
+pub fn a_batch_is_never_seen_in_part(bench: &dyn StoreBench) {
+    let store = bench.open();
+    let done = AtomicBool::new(false);
+    thread::scope(|threads| {
+        let (store, done) = (&store, &done);
+        let reader = threads.spawn(move || {
+            bench.block_on(Box::pin(async {
+                loop {
+                    let ending = done.load(Ordering::SeqCst);
+                    let page = store.read(Read::backward(Select::All).at_most(PARTS * 2)).await.unwrap();
+                    assert_eq!(page.records.len() % PARTS, 0, "{:?}", texts(&page.records));
+                    for batch in page.records.chunks(PARTS) {
+                        let number = text(&batch[0].bytes);
+                        assert!(batch.iter().all(|record| text(&record.bytes) == number));
+                        assert!(batch.iter().all(|record| record.at_unix_ms == batch[0].at_unix_ms));
+                    }
+                    let seen = page.records.first().map(|record| text(&record.bytes));
+                    let seen: u64 = seen.map_or(0, |number| number.parse().unwrap());
+                    let revision = store.document("count").await.unwrap().map_or(0, |count| count.revision);
+                    assert!(revision >= seen, "batch {seen} was read and its document was not there");
+                    if ending {
+                        assert_eq!((seen, revision), (WRITES as u64, WRITES as u64));
+                        return;
+                    }
+                }
+            }));
+        });
+        bench.block_on(Box::pin(async {
+            for revision in 1..=WRITES as u64 {
+                let records = vec![record("part", &revision.to_string()); PARTS];
+                let batch =
+                    Batch { records, documents: vec![write("count", revision, "")], ..Batch::default() };
+                let results = store.commit(vec![batch]).await;
+                assert_eq!(codes(&results), ["ok"]);
+            }
+        }));
+        done.store(true, Ordering::SeqCst);
+        reader.join().unwrap();
+    });
+}
+
+/// However many write, a reader that goes on from the head of its last page gets each record once.
+pub fn a_reader_misses_nothing_beside_many_writers(bench: &dyn StoreBench) {
+    let store = bench.open();
+    let done = AtomicBool::new(false);
+    thread::scope(|threads| {
+        let (store, done) = (&store, &done);
+        let reader = threads.spawn(move || {
+            let mut seen: Vec<String> = Vec::new();
+            bench.block_on(Box::pin(async {
+                let mut after = Position::START;
+                loop {
+                    let ending = done.load(Ordering::SeqCst);
+                    let read = Read::forward(Select::All).start(Start::Position(after)).at_most(50);
+                    let page = store.read(read).await.unwrap();
+                    assert!(page.records.iter().all(|record| record.position > after));
+                    assert!(page.records.last().is_none_or(|last| last.position <= page.head));
+                    seen.extend(texts(&page.records));
+                    // At the end of what there is, the head stands for all that was not selected too.
+                    after = page.next.unwrap_or(page.head);
+                    if ending && page.next.is_none() {
+                        return;
+                    }
+                }
+            }));
+            seen
+        });
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                threads.spawn(move || {
+                    bench.block_on(Box::pin(async {
+                        for number in 0..WRITES {
+                            // Positions without a record between those with one.
+                            let key = format!("beside/{writer}");
+                            let call = vec![
+                                of(write(&key, number as u64 + 1, "")),
+                                Batch {
+                                    records: vec![record("a", &format!("{writer}/{number}"))],
+                                    ..Batch::default()
+                                },
+                            ];
+                            assert_eq!(codes(&store.commit(call).await), ["ok", "ok"]);
+                        }
+                    }));
+                })
+            })
+            .collect();
+        let failed = writers.into_iter().map(thread::ScopedJoinHandle::join).filter(Result::is_err).count();
+        done.store(true, Ordering::SeqCst);
+        assert_eq!(failed, 0, "writers failed");
+        let seen = reader.join().unwrap();
+        let different: HashSet<&String> = seen.iter().collect();
+        assert_eq!((seen.len(), different.len()), (WRITERS * WRITES, WRITERS * WRITES));
+    });
+}
+
+/// Many move amounts between the same few documents, and no amount is made or lost at any moment.
+pub fn a_sum_over_documents_stays_under_contention(bench: &dyn StoreBench) {
+    let store = bench.open();
+    let accounts: Vec<Arc<str>> = (0..ACCOUNTS).map(|number| format!("account/{number}").into()).collect();
+    bench.block_on(Box::pin(async {
+        let opened = accounts.iter().map(|key| of(write(key, 1, "100"))).collect();
+        assert_eq!(codes(&store.commit(opened).await), ["ok"; ACCOUNTS]);
+    }));
+    let balances = async |store: &Arc<dyn Store>| -> Vec<(u64, i64)> {
+        let documents = store.documents(accounts.clone()).await.unwrap();
+        let balance = |document: Option<Document>| {
+            let document = document.unwrap();
+            (document.revision, text(&document.content.unwrap().bytes).parse().unwrap())
+        };
+        documents.into_iter().map(balance).collect()
+    };
+    let moved: usize = thread::scope(|threads| {
+        let (store, accounts, balances) = (&store, &accounts, &balances);
+        let contenders: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                threads.spawn(move || {
+                    let mut moved = 0;
+                    bench.block_on(Box::pin(async {
+                        for number in 0..TRANSFERS {
+                            let from = (writer + number) % ACCOUNTS;
+                            let to = (from + 1 + writer % (ACCOUNTS - 1)) % ACCOUNTS;
+                            let found = balances(store).await;
+                            let sum: i64 = found.iter().map(|(_, balance)| balance).sum();
+                            assert_eq!(sum, 100 * ACCOUNTS as i64, "one point of the log: {found:?}");
+                            let change = |account: usize, by: i64| {
+                                let (revision, balance) = found[account];
+                                write(&accounts[account], revision + 1, &(balance + by).to_string())
+                            };
+                            let documents = vec![change(from, -7), change(to, 7)];
+                            let records = vec![record("moved", &format!("{from} to {to}"))];
+                            let batch = Batch { records, documents, ..Batch::default() };
+                            match codes(&store.commit(vec![batch]).await)[..] {
+                                ["ok"] => moved += 1,
+                                ["conflict"] => {}
+                                ref other => panic!("{other:?}"),
+                            }
+                        }
+                    }));
+                    moved
+                })
+            })
+            .collect();
+        contenders.into_iter().map(|contender| contender.join().unwrap()).sum()
+    });
+    bench.block_on(Box::pin(async {
+        let found = balances(&store).await;
+        assert_eq!(found.iter().map(|(_, balance)| balance).sum::<i64>(), 100 * ACCOUNTS as i64);
+        // Each that succeeded counts two revisions and one record, and each that did not leaves nothing.
+        let revisions: u64 = found.iter().map(|(revision, _)| revision - 1).sum();
+        assert_eq!(revisions, 2 * moved as u64);
+        assert_eq!(all(&store, "moved").await.len(), moved);
+        assert!(moved >= TRANSFERS, "somebody wins each time: {moved}");
+    }));
+}
+
+/// Whoever reads and writes beside a pruning sees all of what is forgotten or nothing of it.
+pub fn nobody_sees_half_of_a_pruning(bench: &dyn StoreBench) {
+    let store = bench.open();
+    let mut before = Position::START;
+    bench.block_on(Box::pin(async {
+        for _ in 0..PRUNED / 250 {
+            before = commit(&store, vec![record("old", "old"); 250]).await.position;
+        }
+        for revision in 1..=PRUNED as u64 / 10 {
+            before = position(&store.commit(vec![of(kept("past", revision))]).await[0]);
+        }
+        commit(&store, vec![record("new", "new")]).await;
+    }));
+    let done = AtomicBool::new(false);
+    thread::scope(|threads| {
+        let (store, done) = (&store, &done);
+        let readers: Vec<_> = (0..2)
+            .map(|reader| {
+                threads.spawn(move || {
+                    bench.block_on(Box::pin(async {
+                        let mut last = usize::MAX;
+                        loop {
+                            let ending = done.load(Ordering::SeqCst);
+                            let anchored = store.document("anchor").await.unwrap().is_some();
+                            let select = if reader == 0 {
+                                Select::All
+                            } else {
+                                Select::Tagged(vec![Tag::Declared("old".into()), Tag::Declared("new".into())])
+                            };
+                            let page = store.read(Read::forward(select)).await.unwrap();
+                            let old = page.records.iter().filter(|record| text(&record.bytes) == "old");
+                            let old = old.count();
+                            assert!(old == 0 || old == PRUNED, "{old} of {PRUNED} are seen");
+                            assert!(old == 0 || !anchored, "the anchor was there before");
+                            assert!(old <= last, "what was forgotten came back");
+                            last = old;
+                            let until = Until::Now;
+                            let history = History { key: "past".into(), until, documents_max: 1_000 };
+                            let past = store.history(history).await.unwrap().len();
+                            // Two after the first pruning, one after the second.
+                            assert!([PRUNED / 10, 2, 1].contains(&past), "{past} revisions are seen");
+                            if ending {
+                                assert_eq!((old, past), (0, 1));
+                                return;
+                            }
+                        }
+                    }));
+                })
+            })
+            .collect();
+        let writer = threads.spawn(move || {
+            bench.block_on(Box::pin(async {
+                let mut number = 0;
+                while !done.load(Ordering::SeqCst) {
+                    let claim = Batch {
+                        records: vec![record("claim", &number.to_string())],
+                        conditions: vec![Condition::NoneAfter {
+                            tag: format!("never:{number}").into(),
+                            after: Position::START,
+                        }],
+                        ..Batch::default()
+                    };
+                    assert_eq!(codes(&store.commit(vec![claim]).await), ["ok"]);
+                    number += 1;
+                }
+            }));
+        });
+        bench.block_on(Box::pin(async {
+            let prune = Prune {
+                before,
+                records: Select::All,
+                keep: Vec::new(),
+                histories: vec!["".into()],
+                documents: vec![write("anchor", 1, "hash")],
+            };
+            let pruned = store.prune(prune).await.unwrap();
+            // The last revision but one was replaced at the position itself, so it stays until the next pruning.
+            assert_eq!(pruned.records, PRUNED as u64);
+            assert_eq!(pruned.revisions, PRUNED as u64 / 10 - 2);
+            let free = Batch {
+                conditions: vec![Condition::NoneAfter { tag: "old".into(), after: Position::START }],
+                ..Batch::default()
+            };
+            let last = Prune {
+                before: Position::from_number(before.number() + 1),
+                records: Select::Tagged(Vec::new()),
+                keep: Vec::new(),
+                histories: vec!["past".into()],
+                documents: Vec::new(),
+            };
+            assert_eq!(store.prune(last).await.unwrap().revisions, 1);
+            assert_eq!(codes(&store.commit(vec![free]).await), ["ok"]);
+        }));
+        done.store(true, Ordering::SeqCst);
+        for reader in readers {
+            reader.join().unwrap();
+        }
+        writer.join().unwrap();
+    });
+}
+
+/// Everything is there after a restart, positions and revisions go on, and a watch goes on where one stood.
+pub fn what_was_committed_outlives_a_restart(bench: &dyn StoreBench) {
+    let mut store = bench.open();
+    let mut stood = Position::START;
+    let mut last = Position::START;
+    let mut at_unix_ms = 0;
+    for round in 1..=4_u64 {
+        let select = Select::Tagged(vec![Tag::Declared("a".into()), Tag::Declared("end".into())]);
+        bench.block_on(Box::pin(async {
+            let call = vec![
+                Batch {
+                    records: vec![record("a", &format!("{round}/1")), record("b", &format!("{round}/2"))],
+                    documents: vec![kept("x", round), write("y", round, "y")],
+                    ..Batch::default()
+                },
+                Batch { records: vec![record("a", &format!("{round}/3"))], ..Batch::default() },
+                // The last position of all is one that no record and no document has.
+                Batch {
+                    conditions: vec![Condition::Revision { key: "x".into(), revision: round }],
+                    ..Batch::default()
+                },
+            ];
+            let results = store.commit(call).await;
+            assert_eq!(codes(&results), ["ok"; 3]);
+            let Ok(first) = &results[0] else { panic!("{results:?}") };
+            assert!(first.records[0] > last, "no position is given twice");
+            last = position(&results[2]);
+            // Both of a round are followed by a watch that begins where that of the last round stood.
+            let mut watch = store.watch(select.clone(), stood).await.unwrap();
+            let mut seen = Vec::new();
+            while seen.len() < 2 {
+                seen.extend(watch.next().await.unwrap());
+            }
+            assert_eq!(texts(&seen), [format!("{round}/1"), format!("{round}/3")]);
+            assert!(seen[0].at_unix_ms >= at_unix_ms, "times do not fall over a restart");
+            (stood, at_unix_ms) = (watch.position(), seen[1].at_unix_ms);
+        }));
+        store = bench.reopen(store);
+        bench.block_on(Box::pin(async {
+            let page = store.read(Read::forward(Select::All)).await.unwrap();
+            assert_eq!(page.records.len() as u64, 3 * round);
+            assert_eq!(page.head, last);
+            let history = History { key: "x".into(), until: Until::Now, documents_max: 100 };
+            let revisions = store.history(history).await.unwrap();
+            assert!(revisions.iter().map(|document| document.revision).eq((1..=round).rev()));
+            assert_eq!(store.document("y").await.unwrap().unwrap().revision, round);
+            assert_eq!(codes(&store.commit(vec![one("y", round)]).await), ["conflict"]);
+        }));
+    }
+}
+
 fn run(bench: &dyn StoreBench, check: impl AsyncFnOnce(Arc<dyn Store>)) {
     bench.block_on(Box::pin(check(bench.open())));
 }
@@ -736,5 +1058,10 @@ type Belongs = fn(u32) -> bool;
 const WRITERS: usize = 6;
 const WRITES: usize = 100;
 const CONTESTED: usize = 20;
+const PARTS: usize = 3;
+const ACCOUNTS: usize = 4;
+const TRANSFERS: usize = 40;
+/// As many as make a pruning several steps of a store that prunes in steps, and as fit into one page.
+const PRUNED: usize = 500;
 /// Each try fails because another writer won, and the others win 200 times: far more means that nobody does.
 const TRIES_MAX: usize = 10_000;

@@ -144,3 +144,48 @@ pub const LINK_NAMES_MAX: usize = 16_384;
 /// Hashes of events that crossed a link or were asked for, so that effects can tell the hashes of their causes; about
 /// 150 bytes each. Effects mostly follow at once, so few of the newest are ever needed.
 pub const LINK_HASHES_MAX: usize = 16_384;
+
+/// Calls that wait for the writer of an embedded store; the next caller waits for a place. Far more than one group
+/// takes, so that the disk never waits for callers, and few enough that the last of them waits for some tens of
+/// milliseconds.
+pub const STORE_CALLS_MAX: usize = 1_024;
+
+/// Bytes of records and documents after which a group of commits takes no further call. A group is one transaction,
+/// which SQLite holds in memory and everybody in it waits for.
+pub const STORE_GROUP_BYTES_MAX: usize = 16 << 20;
+
+/// Threads that read from an embedded store, unless its options say otherwise: one may wait for the disk while the
+/// other answers from memory.
+pub const STORE_READERS: usize = 2;
+
+/// Reads that wait for a reader of an embedded store; the next caller waits for a place.
+pub const STORE_READS_MAX: usize = 1_024;
+
+/// Names of nodes, types, senders and shapes that each thread of an embedded store remembers, some 100 bytes each.
+/// Beyond it all are forgotten and looked up again.
+pub const STORE_NAMES_MAX: usize = 16_384;
+
+/// Records, or revisions, that one slice of a pruning looks at. A commit that comes meanwhile waits for the slice, so
+/// it is about what a small group of commits takes.
+pub const STORE_PRUNE_SLICE_MAX: usize = 32;
+
+/// Microseconds after which a slice of a pruning ends: about what a commit takes, so that who comes meanwhile waits for
+/// one more commit.
+pub const STORE_PRUNE_SLICE_US_MAX: u64 = 400;
+
+/// Microseconds without a call after which the writer of an embedded store takes up a pruning.
+pub const STORE_PRUNE_PAUSE_US: u64 = 200;
+
+/// Groups of commits, without a pause between them, after which one carries a slice of a pruning. Fewer than one in a
+/// hundred commits then notices, so the 99th percentile does not.
+pub const STORE_PRUNE_GROUPS: u64 = 512;
+
+/// How many times larger such a slice is: so much that a pruning gets on, and about as long as SQLite takes every some
+/// hundred commits anyway to carry its log over.
+pub const STORE_PRUNE_RARE: usize = 16;
+
+/// Places that `SqliteStore::verify` names before it only counts on.
+pub const STORE_DAMAGES_MAX: usize = 100;
+
+/// Milliseconds between two looks of a watch at a store that another process writes.
+pub const STORE_FOLLOW_MS: u64 = 20;

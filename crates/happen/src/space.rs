@@ -76,7 +76,10 @@ pub(crate) struct SpaceInner {
     pub(crate) env: Arc<dyn Env>,
     clock: Arc<CoarseClock>,
     pub(crate) config: Config,
-    store: Arc<SpaceStore>,
+    /// Where the states of nodes live.
+    states: Arc<SpaceStore>,
+    /// What the space remembers: the states and what was committed beside them, or a store that outlives the space.
+    store: Arc<dyn Store>,
     phase: AtomicU8,
     by_name: papaya::HashMap<Arc<str>, NodeSlot>,
     names: papaya::HashMap<u32, Arc<str>>,
@@ -143,13 +146,68 @@ impl Space {
         Ok(Self::made(config, env))
     }
 
+    /// A space that remembers in a folder, which is made if it is not there. See [`SqliteStore`].
+    ///
+    /// The folder is that of this space alone while it runs; others may read it meanwhile
+    /// ([`SqliteStore::open_read_only`]). What is committed to [`Space::store`] outlives the process; the states of
+    /// nodes still live in memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`SqliteStore::open`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// # let temporary = tempfile::tempdir().unwrap();
+    /// # let folder = temporary.path().join("data");
+    /// let space = happen::Space::open(&folder).await?;
+    /// assert!(folder.join("happen.db").exists());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// [`SqliteStore`]: crate::store::SqliteStore
+    /// [`SqliteStore::open`]: crate::store::SqliteStore::open
+    /// [`SqliteStore::open_read_only`]: crate::store::SqliteStore::open_read_only
+    #[cfg(feature = "embedded")]
+    pub async fn open(folder: impl AsRef<std::path::Path>) -> Result<Self> {
+        use crate::store::{SqliteOptions, SqliteStore};
+
+        let env: Arc<dyn Env> = Arc::new(RealEnv::new());
+        let store = SqliteStore::open(folder, SqliteOptions::new(Arc::clone(&env))).await?;
+        Self::with_store(Config::default(), env, Arc::new(store))
+    }
+
+    /// A space that remembers in this store, with this configuration and environment.
+    ///
+    /// The states of its nodes still live in memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`Space::with`].
+    pub fn with_store(config: Config, env: Arc<dyn Env>, store: Arc<dyn Store>) -> Result<Self> {
+        config.check()?;
+        let states = Arc::new(SpaceStore::new(Arc::clone(&env)));
+        Ok(Self::over(config, env, states, store))
+    }
+
     fn made(config: Config, env: Arc<dyn Env>) -> Self {
+        let states = Arc::new(SpaceStore::new(Arc::clone(&env)));
+        let store = Arc::clone(&states) as Arc<dyn Store>;
+        Self::over(config, env, states, store)
+    }
+
+    fn over(config: Config, env: Arc<dyn Env>, states: Arc<SpaceStore>, store: Arc<dyn Store>) -> Self {
         local::begin_run();
         let token = Arc::new(());
         let inner = Arc::new(SpaceInner {
             id: Arc::as_ptr(&token) as u64,
             token,
-            store: Arc::new(SpaceStore::new(Arc::clone(&env))),
+            states,
+            store,
             clock: Arc::clone(env.clock()),
             env,
             index: Index::new(config.types_max),
@@ -380,7 +438,8 @@ impl Space {
         &self.inner().env
     }
 
-    /// What the space remembers: its log, and the documents of its nodes.
+    /// What the space remembers: its log, and the documents of its nodes. Of a space that was opened on a store it is
+    /// that store, which does not have the states of the nodes.
     ///
     /// The states of a space in memory live as values: each is encoded when it is asked for here, has no past and no
     /// position in the log, and is changed by its node alone.
@@ -405,7 +464,7 @@ impl Space {
     /// ```
     #[must_use]
     pub fn store(&self) -> Arc<dyn Store> {
-        Arc::clone(&self.inner().store) as Arc<dyn Store>
+        Arc::clone(&self.inner().store)
     }
 
     /// The configuration.
@@ -495,7 +554,7 @@ impl SpaceInner {
 
     /// Where the documents of the nodes with this id live.
     pub(crate) fn home(&self, node: &Arc<str>) -> Arc<Home> {
-        self.store.home(node)
+        self.states.home(node)
     }
 
     pub(crate) fn next_registration(&self) -> u64 {

@@ -202,7 +202,7 @@ pub(crate) fn code(what: u8) -> Option<&'static str> {
 const FAILED: u8 = 16;
 
 /// The codes of errors in the order they are remembered by; only ever appended to.
-const CODES: [&str; 26] = [
+const CODES: [&str; 27] = [
     "unknown",
     "not-started",
     "closed",
@@ -229,6 +229,7 @@ const CODES: [&str; 26] = [
     "invalid",
     "conflict",
     "io",
+    "damaged",
 ];
 
 const WORDS: usize = 9;

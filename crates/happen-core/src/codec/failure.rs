@@ -123,7 +123,8 @@ fn parts_of(kind: &ErrorKind) -> Vec<(&'static str, Part<'_>)> {
         | K::Busy { what }
         | K::Misuse { what }
         | K::Conflict { what }
-        | K::Io { what } => vec![("what", Text(what))],
+        | K::Io { what }
+        | K::Damaged { what } => vec![("what", Text(what))],
         K::NoSuchNode { node } | K::DuplicateNode { node } => vec![("node", Text(node))],
         K::NoHandler { node, event_type } => vec![("node", Text(node)), ("event_type", Text(event_type))],
         K::Refused { node, reason } => vec![("node", Text(node)), ("reason", Text(reason))],
@@ -194,6 +195,7 @@ fn kind_of(code: &str, with: RawPayload<'_>) -> Option<ErrorKind> {
         "invalid" => K::Invalid { reason: text("reason")? },
         "conflict" => K::Conflict { what: text("what")? },
         "io" => K::Io { what: text("what")? },
+        "damaged" => K::Damaged { what: text("what")? },
         _ => return None,
     })
 }

@@ -1,0 +1,556 @@
+//! The one thread that writes: it takes whatever waits, checks and writes it in one transaction, syncs once, and
+//! answers. Owns positions and times; does not know who asks.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::Duration;
+
+use happen_core::env::Env;
+use happen_core::store::{
+    Batch, Committed, Condition, Content, Document, NewRecord, Order, Past, Position, Prune, Pruned, Tag,
+    Write,
+};
+use happen_core::{Error, ErrorKind, Result};
+use rusqlite::{Connection, OptionalExtension as _};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::fault::{self, Fault};
+use super::horizon::{Horizon, Pruning};
+use super::prune::{Slice, Sweep};
+use super::query::{Head, Queries, Range, number, position, run};
+use super::rows::{self, Columns};
+use super::schema::PUT_LOG;
+use crate::limits;
+
+/// What the writer is asked for.
+pub(super) enum Call {
+    Commit { batches: Vec<Batch>, bytes: usize, answer: Answer },
+    Prune { prune: Prune, answer: oneshot::Sender<Result<Pruned>> },
+}
+
+/// Whom to tell what became of the batches of a call.
+type Answer = oneshot::Sender<Vec<Result<Committed>>>;
+
+pub(super) struct Writer {
+    queries: Queries,
+    env: Arc<dyn Env>,
+    calls: mpsc::Receiver<Call>,
+    news: watch::Sender<i64>,
+    head: Head,
+    /// The position of the last record that was written here; 0 before the first.
+    last_record: i64,
+    /// The numbers of names, also of those that this transaction makes.
+    names: HashMap<Arc<str>, i64>,
+    horizon: Horizon,
+    /// Who waits for which pruning.
+    sweeps: VecDeque<(Sweep, Option<oneshot::Sender<Result<Pruned>>>)>,
+    found: Vec<Option<Found>>,
+    /// Groups committed so far.
+    groups: u64,
+}
+
+/// Calls that are committed together.
+#[derive(Default)]
+struct Group {
+    calls: Vec<(Vec<Batch>, Answer)>,
+    bytes: usize,
+}
+
+/// Wakes the writer.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// A document that is to be written, as it stands.
+#[derive(Debug, Clone, Copy)]
+struct Found {
+    id: i64,
+    revision: u64,
+    /// Whether it was deleted and the deletion is forgotten.
+    forgotten: bool,
+    /// Whether it may have past revisions. Most have none, and then nothing needs to be looked for to drop them.
+    has_past: bool,
+}
+
+/// Why a transaction was given up: the store failed, and not what was asked.
+struct GivenUp(Error);
+
+impl Writer {
+    /// # Errors
+    ///
+    /// When the head of the log cannot be read.
+    pub(super) fn new(
+        connection: Connection,
+        env: Arc<dyn Env>,
+        calls: mpsc::Receiver<Call>,
+        news: watch::Sender<i64>,
+    ) -> Result<Self> {
+        let queries = Queries::new(connection);
+        let head = queries.head()?;
+        let horizon = Horizon::load(&queries.connection)?;
+        // What was being pruned when the last process ended goes on, and nobody waits for it.
+        let sweeps = horizon.prunings.iter().map(|pruning| (Sweep::new(pruning.clone()), None)).collect();
+        news.send_replace(head.position);
+        Ok(Self {
+            queries,
+            env,
+            calls,
+            news,
+            head,
+            last_record: 0,
+            names: HashMap::new(),
+            horizon,
+            sweeps,
+            found: Vec::new(),
+            groups: 0,
+        })
+    }
+
+    /// Writes until nobody can ask any more.
+    pub(super) fn run(mut self) {
+        let mut waiting = VecDeque::new();
+        while self.wait(&mut waiting) {
+            match waiting.pop_front() {
+                Some(Call::Prune { prune, answer }) => self.begin_prune(&prune, answer),
+                Some(commit) => {
+                    waiting.push_front(commit);
+                    self.groups += 1;
+                    let slice = self.groups.is_multiple_of(limits::STORE_PRUNE_GROUPS).then_some(Slice::Rare);
+                    self.group(&mut waiting, slice);
+                }
+                None => self.group(&mut waiting, Some(Slice::Small)),
+            }
+        }
+        // The last connection to close carries the write-ahead log over, so that one file has all.
+        drop(self.queries.connection.close());
+    }
+
+    /// Waits for a call. False when there will be none.
+    ///
+    /// While there is something to sweep it only waits for a moment, so that sweeping has the time that nobody needs.
+    fn wait(&mut self, waiting: &mut VecDeque<Call>) -> bool {
+        if !waiting.is_empty() {
+            return true;
+        }
+        if self.sweeps.is_empty() {
+            let call = self.calls.blocking_recv();
+            let is_open = call.is_some();
+            waiting.extend(call);
+            return is_open;
+        }
+        let unpark = Waker::from(Arc::new(Unpark(thread::current())));
+        let mut task = Context::from_waker(&unpark);
+        let pause = Duration::from_micros(limits::STORE_PRUNE_PAUSE_US);
+        let since = self.env.monotonic();
+        // A call that came while the last group was written has left a wake-up behind, which ends the first turn.
+        for turn in 0..=2 {
+            match self.calls.poll_recv(&mut task) {
+                Poll::Ready(Some(call)) => {
+                    waiting.push_back(call);
+                    return true;
+                }
+                Poll::Ready(None) => return false,
+                Poll::Pending if turn == 2 || self.env.monotonic().saturating_sub(since) >= pause => break,
+                Poll::Pending => thread::park_timeout(pause),
+            }
+        }
+        true
+    }
+
+    /// Takes commits into a group: those that wait, up to a pruning, which has a transaction of its own.
+    fn take(&mut self, waiting: &mut VecDeque<Call>, group: &mut Group) {
+        while group.calls.len() < limits::STORE_CALLS_MAX && group.bytes < limits::STORE_GROUP_BYTES_MAX {
+            match waiting.pop_front().or_else(|| self.calls.try_recv().ok()) {
+                Some(Call::Commit { batches, bytes, answer }) => {
+                    group.calls.push((batches, answer));
+                    group.bytes += bytes;
+                }
+                Some(prune) => return waiting.push_front(prune),
+                None => return,
+            }
+        }
+    }
+
+    /// Commits what waits and what comes while that is written: all in one transaction, with one sync. So whoever is
+    /// answered and asks again at once is in the next group with all others, and nobody has to wait for it to fill.
+    fn group(&mut self, waiting: &mut VecDeque<Call>, slice: Option<Slice>) {
+        let mut group = Group::default();
+        let committed = self.transaction(|writer| {
+            let mut results = Vec::new();
+            loop {
+                writer.take(waiting, &mut group);
+                let Some(new) = group.calls.get(results.len()..).filter(|new| !new.is_empty()) else { break };
+                for (batches, _) in new {
+                    results.push(writer.batches(batches)?);
+                }
+            }
+            let swept = slice.map_or(Ok(None), |slice| writer.sweep(slice))?;
+            Ok((results, swept))
+        });
+        match committed {
+            Ok((results, swept)) => {
+                self.swept(swept);
+                for ((_, answer), results) in group.calls.into_iter().zip(results) {
+                    // Whoever does not wait any more needs no answer.
+                    drop(answer.send(results));
+                }
+            }
+            Err(GivenUp(error)) if group.calls.is_empty() => self.give_up_sweeping(&error),
+            // One of them may be what cannot be written, or the sweep, so each has a transaction of its own.
+            Err(GivenUp(error)) => {
+                let alone = group.calls.len() == 1 && (slice.is_none() || self.sweeps.is_empty());
+                for (batches, answer) in group.calls {
+                    let again = if alone {
+                        Err(GivenUp(fault::again(&error)))
+                    } else {
+                        self.transaction(|writer| writer.batches(&batches))
+                    };
+                    let failed = |error: Error| batches.iter().map(|_| Err(fault::again(&error))).collect();
+                    drop(answer.send(again.unwrap_or_else(|GivenUp(error)| failed(error))));
+                }
+            }
+        }
+    }
+
+    /// Runs work in one transaction, whole or not at all.
+    fn transaction<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, GivenUp>) -> Result<T, GivenUp> {
+        let before = self.head;
+        let last_record = self.last_record;
+        let what = || "begin a transaction".to_owned();
+        run(&self.queries.connection, "BEGIN IMMEDIATE").during(what)?;
+        let done = work(self).and_then(|done| {
+            // Where the log ends is written down unless its last record tells: that saves most commits a page.
+            if self.head.position != before.position && self.last_record != self.head.position {
+                self.put_head()?;
+            }
+            run(&self.queries.connection, "COMMIT").during(|| "commit to the store".to_owned())?;
+            Ok(done)
+        });
+        if done.is_err() {
+            if !self.queries.connection.is_autocommit() {
+                // SQLite may have rolled back already; what is left is undone here, and a failure changes nothing.
+                drop(run(&self.queries.connection, "ROLLBACK"));
+            }
+            self.head = before;
+            self.last_record = last_record;
+            self.names.clear();
+            self.queries.forget_names();
+        } else if self.head.position != before.position {
+            self.news.send_replace(self.head.position);
+        }
+        done
+    }
+
+    fn batches(&mut self, batches: &[Batch]) -> Result<Vec<Result<Committed>>, GivenUp> {
+        let now = self.env.unix_ms();
+        batches.iter().map(|batch| self.batch(batch, now)).collect()
+    }
+
+    /// Checks a batch and writes it. Nothing is written unless everything holds, so nothing needs to be undone.
+    fn batch(&mut self, batch: &Batch, now_unix_ms: u64) -> Result<Result<Committed>, GivenUp> {
+        if let Err(error) = batch.check() {
+            return Ok(Err(error));
+        }
+        match self.check(batch) {
+            Ok(()) => {}
+            Err(error) if matches!(error.kind(), ErrorKind::Conflict { .. }) => return Ok(Err(error)),
+            Err(error) => return Err(GivenUp(error)),
+        }
+        self.head.at_unix_ms = self.head.at_unix_ms.max(now_unix_ms);
+        let mut records = Vec::with_capacity(batch.records.len());
+        for new in &batch.records {
+            self.head.position += 1;
+            self.insert_record(new)?;
+            self.last_record = self.head.position;
+            records.push(position(self.head.position));
+        }
+        if records.is_empty() {
+            self.head.position += 1;
+        }
+        for (index, write) in batch.documents.iter().enumerate() {
+            let found = self.found.get(index).copied().flatten();
+            self.write_document(write, found)?;
+        }
+        Ok(Ok(Committed { records, position: position(self.head.position) }))
+    }
+
+    /// Checks all conditions and remembers what the documents to be written are.
+    fn check(&mut self, batch: &Batch) -> Result<()> {
+        for condition in &batch.conditions {
+            match condition {
+                Condition::Revision { key, revision } => {
+                    self.expect(key, *revision)?;
+                }
+                Condition::NoneAfter { tag, after } => self.expect_none(tag, *after)?,
+            }
+        }
+        self.found.clear();
+        for write in &batch.documents {
+            let found = self.expect(&write.key, write.expected())?;
+            self.found.push(found);
+        }
+        Ok(())
+    }
+
+    fn expect(&self, key: &str, expected: u64) -> Result<Option<Found>> {
+        let what = || format!("read the revision of document `{key}`");
+        let mut select = self.queries.connection.prepare_cached(REVISION).during(what)?;
+        let row = select.query_row([key], |row| {
+            let (position, deleted) = (row.get(2)?, row.get::<_, bool>(3)?);
+            Ok(Found {
+                id: row.get(0)?,
+                revision: row.get::<_, i64>(1)? as u64,
+                forgotten: deleted && self.horizon.hides_deletion(key, position),
+                has_past: row.get(4)?,
+            })
+        });
+        let found = row.optional().during(what)?;
+        let revision = found.map_or(0, |found| if found.forgotten { 0 } else { found.revision });
+        if revision == expected {
+            Ok(found)
+        } else {
+            Err(Condition::revision_conflict(key, expected, revision))
+        }
+    }
+
+    fn expect_none(&mut self, tag: &Arc<str>, after: Position) -> Result<()> {
+        let declared = [Tag::Declared(Arc::clone(tag))];
+        let mut range = Range { after: number(after), before: i64::MAX };
+        loop {
+            let found = self.queries.positions(&declared, range, Order::Backward, 1)?;
+            let Some(&found) = found.first() else { return Ok(()) };
+            let visible = !self.horizon.reaches(found) || {
+                let record = self.queries.record_at(found)?;
+                !self.horizon.hides(found, &record.tags)
+            };
+            if visible {
+                return Err(Condition::tag_conflict(tag, position(found)));
+            }
+            range.before = found;
+        }
+    }
+
+    fn insert_record(&mut self, new: &NewRecord) -> Result<()> {
+        let Head { position: place, at_unix_ms } = self.head;
+        let what = || "write a record".to_owned();
+        let at = at_unix_ms as i64;
+        let checksum = rows::record_checksum(place, at, &new.tags, &new.bytes);
+        let mut columns = Columns::of(&new.tags);
+        let mut name = |kind: u8| match columns.first(kind) {
+            Some(Tag::Node(text) | Tag::Type(text) | Tag::Sender(text)) => {
+                intern(&self.queries, &mut self.names, text).map(Some)
+            }
+            _ => Ok(None),
+        };
+        let (node, event_type, sender) = (name(rows::NODE)?, name(rows::TYPE)?, name(rows::SENDER)?);
+        let connection = &self.queries.connection;
+        let mut insert = connection.prepare_cached(INSERT_RECORD).during(what)?;
+        insert
+            .execute(rusqlite::params![
+                place,
+                at,
+                checksum,
+                columns.value(rows::EVENT),
+                columns.value(rows::CAUSE),
+                columns.value(rows::CORRELATION),
+                node,
+                event_type,
+                sender,
+                columns.list,
+                &new.bytes[..],
+            ])
+            .during(what)?;
+        let further = columns.further();
+        if !further.is_empty() {
+            let mut insert = connection.prepare_cached(INSERT_TAG).during(what)?;
+            for tag in further {
+                let value = rows::TagValue::of(tag);
+                insert.execute(rusqlite::params![rows::kind(tag), value, place]).during(what)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_document(&mut self, write: &Write, found: Option<Found>) -> Result<()> {
+        let what = || format!("write document `{}`", write.key);
+        let place = self.head.position;
+        let document = Document {
+            key: Arc::clone(&write.key),
+            revision: write.revision,
+            position: position(place),
+            at_unix_ms: self.head.at_unix_ms,
+            content: write.content.clone(),
+        };
+        let checksum = rows::document_checksum(&document, place);
+        let (name, version, bytes) = match &write.content {
+            None => (None, None, None),
+            Some(Content { name, version, bytes }) => {
+                (Some(intern(&self.queries, &mut self.names, name)?), Some(*version), Some(&bytes[..]))
+            }
+        };
+        let connection = &self.queries.connection;
+        let mut has_past = false;
+        if let Some(Found { id, forgotten, has_past: had, .. }) = found {
+            if write.past == Past::Kept && !forgotten {
+                let what = || "keep the past of a document".to_owned();
+                connection.prepare_cached(KEEP_PAST).during(what)?.execute([id]).during(what)?;
+                has_past = true;
+            } else if had {
+                // Also what is forgotten and still there, which would be taken for the past of the new one.
+                let what = || "forget the past of a document".to_owned();
+                connection.prepare_cached(DROP_PAST).during(what)?.execute([id]).during(what)?;
+            }
+        }
+        let (revision, at) = (write.revision as i64, self.head.at_unix_ms as i64);
+        match found {
+            Some(Found { id, .. }) => {
+                let mut update = connection.prepare_cached(UPDATE_DOCUMENT).during(what)?;
+                let row =
+                    rusqlite::params![id, has_past, revision, place, at, checksum, name, version, bytes];
+                update.execute(row).during(what)?;
+            }
+            None => {
+                let mut insert = connection.prepare_cached(INSERT_DOCUMENT).during(what)?;
+                let key = &*write.key;
+                let row =
+                    rusqlite::params![key, has_past, revision, place, at, checksum, name, version, bytes];
+                insert.execute(row).during(what)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a pruning true for everybody; what it forgets is deleted later.
+    fn begin_prune(&mut self, prune: &Prune, answer: oneshot::Sender<Result<Pruned>>) {
+        let begun = self.transaction(|writer| {
+            if !prune.documents.is_empty() {
+                // A pruning may leave no more anchors than a batch has documents.
+                let anchors = Batch { documents: prune.documents.clone(), ..Batch::default() };
+                let now = writer.env.unix_ms();
+                if let Err(error) = writer.batch(&anchors, now)? {
+                    return Ok(Err(error));
+                }
+            }
+            // Records that come later are not meant, however far ahead the position lies.
+            let before = number(prune.before).min(writer.head.position.saturating_add(1));
+            // The last records tell where the log ends; once they are gone, only this does.
+            writer.put_head()?;
+            Pruning::insert(&writer.queries.connection, before, prune)?;
+            Horizon::load(&writer.queries.connection).map(Ok).map_err(GivenUp)
+        });
+        match begun {
+            Ok(Ok(horizon)) => {
+                self.horizon = horizon;
+                if let Some(pruning) = self.horizon.prunings.last() {
+                    self.sweeps.push_back((Sweep::new(pruning.clone()), Some(answer)));
+                }
+            }
+            Ok(Err(error)) | Err(GivenUp(error)) => drop(answer.send(Err(error))),
+        }
+    }
+
+    fn put_head(&self) -> Result<()> {
+        let what = || "write the head of the log".to_owned();
+        let Head { position, at_unix_ms } = self.head;
+        let checksum = rows::log_checksum(position, at_unix_ms as i64);
+        let mut put = self.queries.connection.prepare_cached(PUT_LOG).during(what)?;
+        put.execute(rusqlite::params![position, at_unix_ms as i64, checksum]).during(what)?;
+        Ok(())
+    }
+
+    /// Deletes a slice of what the oldest pruning forgot; gives how it stands then.
+    fn sweep(&mut self, slice: Slice) -> Result<Option<Sweep>, GivenUp> {
+        let Some((sweep, _)) = self.sweeps.front() else { return Ok(None) };
+        let mut sweep = sweep.clone();
+        sweep.slice(&mut self.queries, &*self.env, slice)?;
+        Ok(Some(sweep))
+    }
+
+    /// Notes what a committed transaction swept.
+    fn swept(&mut self, sweep: Option<Sweep>) {
+        let (Some(now), Some((kept, _))) = (sweep, self.sweeps.front_mut()) else { return };
+        *kept = now;
+        if !kept.is_done() {
+            return;
+        }
+        let Some((sweep, answer)) = self.sweeps.pop_front() else { return };
+        self.horizon.prunings.retain(|pruning| pruning.id != sweep.id());
+        if let Some(answer) = answer {
+            drop(answer.send(sweep.result()));
+        }
+    }
+
+    /// Stops sweeping because the store failed. What is forgotten stays forgotten; the next process goes on.
+    fn give_up_sweeping(&mut self, error: &Error) {
+        for (_, answer) in self.sweeps.drain(..) {
+            if let Some(answer) = answer {
+                let error = fault::again(error).context(
+                    "what was pruned is forgotten, and its room is freed when the store is opened next",
+                );
+                drop(answer.send(Err(error)));
+            }
+        }
+    }
+}
+
+/// The number of a name, which is made if it is new.
+fn intern(queries: &Queries, names: &mut HashMap<Arc<str>, i64>, text: &Arc<str>) -> Result<i64> {
+    if let Some(&id) = names.get(text) {
+        return Ok(id);
+    }
+    let id = match queries.name_id(text)? {
+        Some(id) => id,
+        None => {
+            let what = || format!("write the name `{text}`");
+            let mut insert = queries.connection.prepare_cached(INSERT_NAME).during(what)?;
+            insert.insert([&**text]).during(what)?
+        }
+    };
+    if names.len() >= limits::STORE_NAMES_MAX {
+        names.clear();
+    }
+    names.insert(Arc::clone(text), id);
+    Ok(id)
+}
+
+/// About how many bytes a call writes.
+pub(super) fn bytes_of(batches: &[Batch]) -> usize {
+    let bytes = |batch: &Batch| -> usize {
+        let records = batch.records.iter().map(|record| record.bytes.len());
+        let contents = batch.documents.iter().filter_map(|write| write.content.as_ref());
+        records.sum::<usize>() + contents.map(|content| content.bytes.len()).sum::<usize>()
+    };
+    batches.iter().map(bytes).sum()
+}
+
+impl From<Error> for GivenUp {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+/// The answer to whoever asked of a store that ended meanwhile: one for each batch.
+pub(super) fn closed(batches: usize) -> Vec<Result<Committed>> {
+    (0..batches).map(|_| Err(fault::closed())).collect()
+}
+
+pub(super) const REVISION: &str =
+    "SELECT id, revision, position, content IS NULL, past FROM documents WHERE key = ?1";
+pub(super) const INSERT_RECORD: &str = "INSERT INTO records (position, at_unix_ms, checksum, event, cause, \
+    correlation, node, type, sender, tags, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+const INSERT_TAG: &str = "INSERT INTO tags (kind, value, position) VALUES (?1, ?2, ?3)";
+const INSERT_NAME: &str = "INSERT INTO names (name) VALUES (?1)";
+const INSERT_DOCUMENT: &str = "INSERT INTO documents (key, past, revision, position, at_unix_ms, checksum, \
+    name, version, content) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+const UPDATE_DOCUMENT: &str = "UPDATE documents SET past = ?2, revision = ?3, position = ?4, at_unix_ms = ?5, \
+    checksum = ?6, name = ?7, version = ?8, content = ?9 WHERE id = ?1";
+const KEEP_PAST: &str = "INSERT INTO revisions (document, revision, position, at_unix_ms, checksum, name, \
+    version, content) SELECT id, revision, position, at_unix_ms, checksum, name, version, content \
+    FROM documents WHERE id = ?1";
+const DROP_PAST: &str = "DELETE FROM revisions WHERE document = ?1";
