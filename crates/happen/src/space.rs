@@ -146,44 +146,10 @@ impl Space {
         Ok(Self::made(config, env))
     }
 
-    /// A space that remembers in a folder, which is made if it is not there. See [`SqliteStore`].
+    /// A space whose [`Space::store`] is this one, with this configuration and environment.
     ///
-    /// The folder is that of this space alone while it runs; others may read it meanwhile
-    /// ([`SqliteStore::open_read_only`]). What is committed to [`Space::store`] outlives the process; the states of
-    /// nodes still live in memory.
-    ///
-    /// # Errors
-    ///
-    /// As [`SqliteStore::open`].
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> happen::Result<()> {
-    /// # let temporary = tempfile::tempdir().unwrap();
-    /// # let folder = temporary.path().join("data");
-    /// let space = happen::Space::open(&folder).await?;
-    /// assert!(folder.join("happen.db").exists());
-    /// # Ok(())
-    /// # }
-    /// ```
-    ///
-    /// [`SqliteStore`]: crate::store::SqliteStore
-    /// [`SqliteStore::open`]: crate::store::SqliteStore::open
-    /// [`SqliteStore::open_read_only`]: crate::store::SqliteStore::open_read_only
-    #[cfg(feature = "embedded")]
-    pub async fn open(folder: impl AsRef<std::path::Path>) -> Result<Self> {
-        use crate::store::{SqliteOptions, SqliteStore};
-
-        let env: Arc<dyn Env> = Arc::new(RealEnv::new());
-        let store = SqliteStore::open(folder, SqliteOptions::new(Arc::clone(&env))).await?;
-        Self::with_store(Config::default(), env, Arc::new(store))
-    }
-
-    /// A space that remembers in this store, with this configuration and environment.
-    ///
-    /// The states of its nodes still live in memory.
+    /// What is committed to the store outlives the process when the store does. The nodes do not commit to it yet: their
+    /// states live in memory, in such a space as in any other.
     ///
     /// # Errors
     ///

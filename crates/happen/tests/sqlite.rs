@@ -57,14 +57,15 @@ fn a_space_remembers_in_a_folder() {
     let folder = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let space = Space::open(folder.path()).await.unwrap();
+        let env: Arc<dyn Env> = Arc::new(RealEnv::new());
+        let open = || SqliteStore::open(folder.path(), SqliteOptions::new(Arc::clone(&env)));
+        let over = |store| Space::with_store(Config::default(), Arc::clone(&env), Arc::new(store)).unwrap();
+        let space = over(open().await.unwrap());
         assert_eq!(codes(&space.store().commit(vec![step(1)]).await), ["ok"]);
-        let busy = Space::open(folder.path()).await.unwrap_err();
+        let busy = open().await.unwrap_err();
         assert_eq!(busy.code(), "busy", "{busy}");
         drop(space);
-        let env: Arc<dyn Env> = Arc::new(RealEnv::new());
-        let store = SqliteStore::open(folder.path(), SqliteOptions::new(Arc::clone(&env))).await.unwrap();
-        let space = Space::with_store(Config::default(), env, Arc::new(store)).unwrap();
+        let space = over(open().await.unwrap());
         assert_eq!(space.store().read(Read::forward(Select::All)).await.unwrap().records.len(), 2);
     });
 }
