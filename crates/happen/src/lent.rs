@@ -141,6 +141,15 @@ impl<'l, 's> Lease<'l, 's> {
         Self { context: ManuallyDrop::new(Context::of(flow)), way, lent: PhantomData }
     }
 
+    /// Ends the flow, as dropping the lease does.
+    #[inline(always)]
+    pub(crate) fn end(self) {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: the lease is not dropped and not used again.
+        let context = unsafe { ManuallyDrop::take(&mut this.context) };
+        this.way.spare = context.end();
+    }
+
     /// The context, which owns what it needs from now on.
     #[cold]
     pub(crate) fn keep(self) -> Context {
@@ -161,7 +170,7 @@ impl Deref for Lease<'_, '_> {
 }
 
 impl Drop for Lease<'_, '_> {
-    #[inline(always)]
+    #[cold]
     fn drop(&mut self) {
         // SAFETY: it was there until now, and nobody asks for it after this.
         let context = unsafe { ManuallyDrop::take(&mut self.context) };

@@ -1,5 +1,5 @@
 //! A node: its registrations, options and lifecycle. Owns the public types [`Node`] and [`Registration`]; how events
-//! reach its handlers is in `dispatch.rs`.
+//! reach its handlers is in `dispatch`.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};

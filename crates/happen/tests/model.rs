@@ -62,7 +62,7 @@ impl World {
         Arc::new(Self { gate: Gate::new(), max, inside: AtomicU32::new(0), ran: Mutex::new(Vec::new()) })
     }
 
-    /// What `dispatch.rs` does with an event: run now, or wait; and whoever must drain does.
+    /// What `dispatch` does with an event: run now, or wait; and whoever must drain does.
     fn arrive(&self, job: u32) {
         if self.gate.enter(self.max) {
             self.run(job);

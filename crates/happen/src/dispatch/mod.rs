@@ -448,7 +448,7 @@ fn run_flow(
     let paused = flow::run(Some(table), entry, event, &lease, outcome);
     let waits = match paused {
         None => {
-            drop(lease);
+            lease.end();
             None
         }
         Some(paused) => Some((lease.keep(), paused)),

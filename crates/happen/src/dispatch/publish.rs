@@ -78,7 +78,7 @@ impl Listener {
             go_on(node, &node.table.load(), entry, event, flow, Reply::Nobody, place);
             return Some(false);
         }
-        drop(lease);
+        lease.end();
         // The coarse clock may have come to stand meanwhile, just because the handler took so long.
         entry.slow.note(node.space.now_unix_ms().saturating_sub(before));
         if outcome.is_err() {

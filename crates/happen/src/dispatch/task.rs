@@ -99,7 +99,7 @@ pub(super) fn run_slow(
             let reply = lock(&reply).take().unwrap_or(Reply::Nobody);
             return spawn_flow(&at, &table, &lane, waiting, event, reply, place);
         }
-        drop(lease);
+        lease.end();
         drop(way);
         finish(&at, &table, &lane, &*event, &mut outcome);
         at.space.settled(&*event, at.key, &outcome);
