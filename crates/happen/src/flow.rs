@@ -451,6 +451,15 @@ impl Drive {
         let time_max = time_max.map(|time| (time, context.env().sleep(time)));
         Self { context, paused, event, time_max }
     }
+
+    pub(crate) const fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// What is left when the flow has ended: its future is dropped here.
+    pub(crate) fn into_parts(self) -> (Context, Arc<dyn ErasedEvent>) {
+        (self.context, self.event)
+    }
 }
 
 impl Future for Drive {

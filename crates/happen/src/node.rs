@@ -118,7 +118,7 @@ impl Drop for KeyedWait {
 /// Takes a flow off the list of those under way when it ends.
 pub(crate) struct UnderWay {
     node: Arc<NodeInner>,
-    index: usize,
+    index: Option<usize>,
 }
 
 /// What a node handles, for introspection.
@@ -223,7 +223,7 @@ impl NodeInner {
         if now != build {
             context.cancel();
         }
-        UnderWay { node: Arc::clone(self), index }
+        UnderWay { node: Arc::clone(self), index: Some(index) }
     }
 
     fn flows(&self) -> Vec<Context> {
@@ -301,10 +301,19 @@ impl NodeInner {
     }
 }
 
+impl UnderWay {
+    /// Takes the flow off the list, so that its context is nobody's any more. It still counts.
+    pub(crate) fn unlist(&mut self) {
+        if let Some(index) = self.index.take() {
+            let flow = lock(&self.node.aside().under_way).remove(index);
+            drop(flow);
+        }
+    }
+}
+
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        let flow = lock(&self.node.aside().under_way).remove(self.index);
-        drop(flow);
+        self.unlist();
         self.node.space.flow_ended();
     }
 }

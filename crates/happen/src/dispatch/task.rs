@@ -31,9 +31,9 @@ pub(super) fn spawn_flow(
 ) {
     let space = &node.space;
     context.inner().set_place(&place);
-    let under_way = node.under_way(&context, table.build());
+    let mut under_way = node.under_way(&context, table.build());
     let entry = Arc::clone(entry);
-    let mut drive = Drive::new(context.clone(), paused, Arc::clone(&event), table.options.flow_time_max());
+    let mut drive = Drive::new(context, paused, event, table.options.flow_time_max());
     let node = Arc::clone(node);
     space.env.spawn(Box::pin(async move {
         let mut gone = false;
@@ -46,17 +46,20 @@ pub(super) fn spawn_flow(
                 if polled.is_ready() {
                     return polled;
                 }
-                context.inner().cancel();
+                drive.context().cancel();
             }
             std::pin::Pin::new(&mut drive).poll(task)
         })
         .await;
-        drop(drive);
-        let table = node.table.load();
-        finish(&node, &table, &entry, &*event, &mut outcome);
-        node.space.settled(&*event, node.key, &outcome);
+        let (context, event) = drive.into_parts();
+        let space = &node.space;
+        node.table.read(&space.readers, space.here(), |table| {
+            finish(&node, table, &entry, &*event, &mut outcome);
+        });
+        space.settled(&*event, node.key, &outcome);
         // The place first: whoever gets the reply may send the next event at once and finds it free.
         drop(place);
+        under_way.unlist();
         if let Some(flow) = context.end() {
             local::recycle(flow);
         }
