@@ -1,8 +1,9 @@
 //! What a node handles, as one immutable table that is replaced as a whole: registrations, steps, options. Owns the
 //! cache that says which registrations an event type has; does not know how they are run.
 
+use std::borrow::Cow;
 use std::fmt;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use happen_core::pattern::{Captures, is_runtime};
 use happen_core::{ErasedEvent, Error, Event, EventType, Function, Pattern};
@@ -10,8 +11,9 @@ use happen_core::{ErasedEvent, Error, Event, EventType, Function, Pattern};
 use crate::accept::Acceptance;
 use crate::config::NodeOptions;
 use crate::hooks::Hooks;
-use crate::slow::SlowLane;
-use crate::sync::isolated;
+use crate::limits;
+use crate::slow::Slowness;
+use crate::sync::{Mutex, isolated, lock};
 
 /// Everything a node is told by its user. Cloned to be changed, then swapped in.
 #[derive(Clone)]
@@ -27,6 +29,7 @@ pub(crate) struct Table {
     /// What a supervisor knows of the node; absent for a node that has none.
     pub(crate) watched: Option<Arc<Watched>>,
     routes: Routes,
+    class: Class,
 }
 
 /// The part of a table that a supervisor changes.
@@ -93,22 +96,23 @@ pub(crate) type KeyOf = Arc<dyn Fn(&dyn ErasedEvent) -> u64 + Send + Sync>;
 /// Looks at an event and says whether a registration wants it.
 pub(crate) type Guard = Arc<dyn Fn(&Event) -> bool + Send + Sync>;
 
-/// One registration.
+/// One registration. Clones are the same one, changed.
+#[derive(Clone)]
 pub(crate) struct Entry {
     pub(crate) id: u64,
-    pub(crate) name: Arc<str>,
+    pub(crate) name: Cow<'static, str>,
     pub(crate) pattern: Pattern,
     pub(crate) priority: i32,
     pub(crate) guard: Option<Guard>,
     pub(crate) function: Arc<dyn Function>,
-    pub(crate) slow: Arc<SlowLane>,
+    pub(crate) slow: Slowness,
     /// What the function says of itself, asked once.
     pub(crate) plain: bool,
 }
 
 /// A function a flow may go on with, under its name.
 pub(crate) struct StepEntry {
-    pub(crate) name: Arc<str>,
+    pub(crate) name: Cow<'static, str>,
     pub(crate) function: Arc<dyn Function>,
 }
 
@@ -145,13 +149,65 @@ impl Table {
             metadata: None,
             watched: None,
             routes: Routes::default(),
+            class: Class(None),
         }
+    }
+
+    /// A table that nodes with these options have in common, as long as they differ in nothing else.
+    pub(crate) fn common(options: NodeOptions) -> Self {
+        Self { class: Class::common(), ..Self::new(options) }
     }
 
     /// Adds a registration after those of the same priority.
     pub(crate) fn insert(&mut self, entry: Arc<Entry>) {
         let fresh = fresh(&mut self.watched);
         insert_by_priority(fresh.map_or(&mut self.entries, |fresh| &mut fresh.entries), entry);
+    }
+
+    /// This table with one registration more, and that registration. When the table is common to several nodes, those
+    /// that add the same function for the same pattern have the new one in common too.
+    pub(crate) fn with_entry(
+        &self,
+        pattern: Pattern,
+        function: Arc<dyn Function>,
+        id: impl FnOnce() -> u64,
+    ) -> (Arc<Self>, Arc<Entry>) {
+        let Some(further) = &self.class.0 else {
+            let entry = Entry::new(id(), pattern, function);
+            let mut changed = self.changed();
+            changed.insert(Arc::clone(&entry));
+            return (Arc::new(changed), entry);
+        };
+        let mut further = lock(further);
+        for at in 0..further.len() {
+            if let Some(table) = further[at].table.upgrade()
+                && let Some(entry) =
+                    table.entry(further[at].entry).filter(|entry| entry.is_same(&pattern, &*function))
+            {
+                let entry = Arc::clone(entry);
+                // The one used last is the one looked for next.
+                further.swap(0, at);
+                return (table, entry);
+            }
+        }
+        if further.len() >= limits::CLASS_TABLES_MAX {
+            further.retain(|known| known.table.strong_count() > 0);
+        }
+        let entry = Entry::new(id(), pattern, function);
+        let mut changed = self.changed();
+        changed.insert(Arc::clone(&entry));
+        if further.len() >= limits::CLASS_TABLES_MAX {
+            return (Arc::new(changed), entry);
+        }
+        changed.class = Class::common();
+        let table = Arc::new(changed);
+        further.push(Further { entry: entry.id, table: Arc::downgrade(&table) });
+        (table, entry)
+    }
+
+    /// Whether several nodes may have this table.
+    pub(crate) fn is_common(&self) -> bool {
+        self.class.0.is_some()
     }
 
     /// Adds a step in the place of one of the same name.
@@ -290,7 +346,7 @@ impl Table {
     pub(crate) fn step(&self, name: &str) -> Option<Arc<StepEntry>> {
         self.steps.iter().find(|step| &*step.name == name).cloned().or_else(|| {
             let entry = self.entries.iter().find(|entry| &*entry.name == name)?;
-            Some(Arc::new(StepEntry { name: Arc::clone(&entry.name), function: Arc::clone(&entry.function) }))
+            Some(Arc::new(StepEntry { name: entry.name.clone(), function: Arc::clone(&entry.function) }))
         })
     }
 
@@ -314,6 +370,28 @@ impl Table {
     /// The same table with an empty cache, for a change that alters routes.
     pub(crate) fn changed(&self) -> Self {
         Self { routes: Routes::default(), ..self.clone() }
+    }
+}
+
+/// What makes a table common to several nodes: the tables that come of it by one registration more. A table that was
+/// changed in another way belongs to one node.
+struct Class(Option<Mutex<Vec<Further>>>);
+
+/// A table with one registration more. It lives as long as a node has it.
+struct Further {
+    entry: u64,
+    table: Weak<Table>,
+}
+
+impl Class {
+    const fn common() -> Self {
+        Self(Some(Mutex::new(Vec::new())))
+    }
+}
+
+impl Clone for Class {
+    fn clone(&self) -> Self {
+        Self(None)
     }
 }
 
@@ -351,6 +429,29 @@ fn insert_by_priority(entries: &mut Vec<Arc<Entry>>, entry: Arc<Entry>) {
 }
 
 impl Entry {
+    fn new(id: u64, pattern: Pattern, function: Arc<dyn Function>) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            name: Cow::Borrowed(function.short_name()),
+            pattern,
+            priority: 0,
+            guard: None,
+            slow: Slowness::default(),
+            plain: function.is_plain(),
+            function,
+        })
+    }
+
+    /// Whether a registration of this function for this pattern would be this one: it is the same value, or has none
+    /// beside its type.
+    fn is_same(&self, pattern: &Pattern, function: &dyn Function) -> bool {
+        let own = &*self.function;
+        let bare = size_of_val(own) == 0 && size_of_val(function) == 0;
+        let same = std::ptr::addr_eq(own, function) && size_of_val(own) != 0
+            || bare && own.identity() == function.identity() && own.is_plain() == function.is_plain();
+        same && self.pattern.is_same(pattern)
+    }
+
     /// Whether the pattern takes this type. The runtime's own events reach only patterns that name them.
     pub(crate) fn wants_type(&self, event_type: &str, runtime: bool) -> bool {
         let matches = || {

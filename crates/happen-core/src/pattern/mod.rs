@@ -154,6 +154,29 @@ impl Pattern {
         }
     }
 
+    /// Tells whether both are the same value, or were written with the same text in the same way.
+    ///
+    /// False does not mean that they match different types.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen_core::pattern::{Pattern, exact};
+    ///
+    /// assert!(Pattern::parse("order.*")?.is_same(&Pattern::parse("order.*")?));
+    /// assert!(!Pattern::parse("order.test")?.is_same(&exact("order.test")));
+    /// # Ok::<(), happen_core::pattern::PatternError>(())
+    /// ```
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+            || match (&self.inner.kind, &other.inner.kind) {
+                (Kind::Parsed(one), Kind::Parsed(other)) => one.text() == other.text(),
+                (Kind::Exact(one), Kind::Exact(other)) => one == other,
+                _ => false,
+            }
+    }
+
     /// Gives what the wildcards and alternatives stand for in this type; `None` if it does not match.
     ///
     /// Parsed text has one group for each `*`, `**` and `{…}`; of several ways to match, the alternative
