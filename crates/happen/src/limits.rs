@@ -52,6 +52,10 @@ pub const CLASSES_MAX: usize = 64;
 /// registration, so a program whose nodes all listen to something else pays little for looking in vain.
 pub const CLASS_TABLES_MAX: usize = 16;
 
+/// Routes of a node that its types have in common: combinations of registrations, of which even a node with many patterns
+/// has few. Types with other ones have routes of their own.
+pub const ROUTES_MAX: usize = 64;
+
 /// Names of nodes that were destroyed and are kept so that traces can tell them: as many as headers are remembered, for
 /// each of those names two nodes at most.
 pub const FORMER_NAMES_MAX: usize = REMEMBERED_EVENTS;

@@ -4,6 +4,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::future::poll_fn;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
@@ -92,7 +93,7 @@ pub(crate) struct SpaceInner {
     next_registration: AtomicU64,
     index: Index,
     /// The names of types by their hash, which is what the rings keep.
-    types: papaya::HashMap<u64, EventType>,
+    types: papaya::HashMap<u64, EventType, BuildHasherDefault<Hashed>>,
     steps: papaya::HashMap<u64, &'static str>,
     rings: Mutex<Vec<Arc<Ring>>>,
     pub(crate) readers: Readers<Table>,
@@ -110,6 +111,24 @@ pub(crate) struct SpaceInner {
     pub(crate) link: OnceLock<Linked>,
     pub(crate) remote_names: RemoteNames,
     pub(crate) hashes: Hashes,
+}
+
+/// Hashes what is the hash of a name already. As there, flooding one place gains nothing: the map has a limit.
+#[derive(Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
 }
 
 /// A node in the map of nodes. Emptied before it is taken out: the map frees what was taken out at some later time,
@@ -188,7 +207,7 @@ impl Space {
             former: Mutex::default(),
             next_key: AtomicU32::new(1),
             next_registration: AtomicU64::new(1),
-            types: papaya::HashMap::new(),
+            types: papaya::HashMap::default(),
             steps: papaya::HashMap::new(),
             rings: Mutex::default(),
             readers: Readers::new(),
