@@ -32,11 +32,14 @@ struct Answer(ArcSwapOption<Vec<Listener>>);
 /// Registrations by what their pattern begins with: the whole type, its first segment, or anything.
 #[derive(Default)]
 struct Patterns {
-    /// Each node with the number of its registrations: for a whole type they are all alike.
-    literal: HashMap<Box<str>, HashMap<u32, (u32, Arc<NodeInner>)>>,
+    /// For a whole type all registrations of a node are alike.
+    literal: HashMap<Box<str>, Counted>,
     first: HashMap<String, BTreeMap<RegistrationKey, (Pattern, Arc<NodeInner>)>>,
     any: BTreeMap<RegistrationKey, (Pattern, Arc<NodeInner>)>,
 }
+
+/// Nodes by their keys, each with the number of its registrations.
+type Counted = HashMap<u32, (u32, Arc<NodeInner>)>;
 
 /// A registration by its node and its own number.
 type RegistrationKey = (u32, u64);

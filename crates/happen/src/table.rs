@@ -700,7 +700,8 @@ fn mark(segment: &[u8], place: usize) -> u64 {
     for &byte in segment {
         hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
     }
-    u64::from(hash ^ (hash >> MARK_BITS) | 1) % (MARK + 1) << (place as u32 * MARK_BITS)
+    let mark = u64::from((hash ^ (hash >> MARK_BITS)) | 1) & MARK;
+    mark << (place as u32 * MARK_BITS)
 }
 
 impl Clone for LazyMatching {
