@@ -82,12 +82,12 @@ impl EventType {
 impl PartialEq for EventType {
     #[inline]
     fn eq(&self, other: &Self) -> bool {
-        if let (Repr::Static(a), Repr::Static(b)) = (&self.0, &other.0)
-            && std::ptr::eq(*a, *b)
-        {
-            return true;
-        }
-        self.hash() == other.hash() && self.as_str() == other.as_str()
+        let same = match (&self.0, &other.0) {
+            (Repr::Static(a), Repr::Static(b)) => std::ptr::eq(*a, *b),
+            (Repr::Shared(a), Repr::Shared(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        };
+        same || self.hash() == other.hash() && self.as_str() == other.as_str()
     }
 }
 

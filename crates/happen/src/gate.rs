@@ -17,12 +17,19 @@ pub(crate) struct Gate<J> {
     active: AtomicU32,
     /// Jobs that came and have not started yet.
     waiting: AtomicU32,
-    queue: Mutex<Queue<J>>,
+    /// Made by the first job that has to wait: most gates never see one.
+    queue: Mutex<Option<Box<Queue<J>>>>,
 }
 
 struct Queue<J> {
     jobs: VecDeque<(i64, J)>,
     draining: bool,
+}
+
+impl<J> Queue<J> {
+    fn boxed() -> Box<Self> {
+        Box::new(Self { jobs: VecDeque::new(), draining: false })
+    }
 }
 
 /// What became of a job that could not run at once.
@@ -39,11 +46,7 @@ pub(crate) enum Queued<J> {
 
 impl<J> Gate<J> {
     pub(crate) fn new() -> Self {
-        Self {
-            active: AtomicU32::new(0),
-            waiting: AtomicU32::new(0),
-            queue: Mutex::new(Queue { jobs: VecDeque::new(), draining: false }),
-        }
+        Self { active: AtomicU32::new(0), waiting: AtomicU32::new(0), queue: Mutex::new(None) }
     }
 
     /// Jobs inside.
@@ -103,6 +106,7 @@ impl<J> Gate<J> {
         overflow: Overflow,
     ) -> Queued<J> {
         let mut queue = lock(&self.queue);
+        let queue = queue.get_or_insert_with(Queue::boxed);
         let mut instead = None;
         if queue.jobs.len() >= limit {
             match overflow {
@@ -149,6 +153,7 @@ impl<J> Gate<J> {
     #[must_use]
     pub(crate) fn claim_drain(&self) -> bool {
         let mut queue = lock(&self.queue);
+        let Some(queue) = queue.as_deref_mut() else { return false };
         if queue.draining || queue.jobs.is_empty() {
             return false;
         }
@@ -159,6 +164,7 @@ impl<J> Gate<J> {
     /// For the one that drains: the next job with a place taken for it, or `None` when the draining is over.
     pub(crate) fn next(&self, max: u32) -> Option<J> {
         let mut queue = lock(&self.queue);
+        let queue = queue.as_deref_mut()?;
         if queue.jobs.is_empty() || !self.enter_now(max) {
             // Whoever frees a place from now on finds nobody draining, for it needs the lock held here.
             queue.draining = false;
@@ -175,6 +181,7 @@ impl<J> Gate<J> {
     /// Takes out every job that waits, for a node that closes.
     pub(crate) fn clear(&self) -> Vec<J> {
         let mut queue = lock(&self.queue);
+        let Some(queue) = queue.as_deref_mut() else { return Vec::new() };
         let jobs: Vec<J> = queue.jobs.drain(..).map(|(_, job)| job).collect();
         for _ in &jobs {
             self.waiting.fetch_sub(1, Ordering::SeqCst);

@@ -1,6 +1,7 @@
 //! Which nodes listen to a type, over all nodes of a space: an index of patterns, and a cache of what it answered. A
 //! broadcast costs its matches, not the number of nodes.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
@@ -31,10 +32,14 @@ struct Answer(ArcSwapOption<Vec<Listener>>);
 /// Registrations by what their pattern begins with: the whole type, its first segment, or anything.
 #[derive(Default)]
 struct Patterns {
-    literal: HashMap<String, BTreeMap<RegistrationKey, Arc<NodeInner>>>,
+    /// For a whole type all registrations of a node are alike.
+    literal: HashMap<Box<str>, Counted>,
     first: HashMap<String, BTreeMap<RegistrationKey, (Pattern, Arc<NodeInner>)>>,
     any: BTreeMap<RegistrationKey, (Pattern, Arc<NodeInner>)>,
 }
+
+/// Nodes by their keys, each with the number of its registrations.
+type Counted = HashMap<u32, (u32, Arc<NodeInner>)>;
 
 /// A registration by its node and its own number.
 type RegistrationKey = (u32, u64);
@@ -50,7 +55,13 @@ impl Index {
         let entry = || (pattern.clone(), Arc::clone(node));
         match (pattern.is_literal(), pattern.first_segment()) {
             (Some(text), _) => {
-                patterns.literal.entry(text.to_owned()).or_default().insert(key, Arc::clone(node));
+                // Looked for first: of the very many that have the same handler only one needs a copy of the text.
+                if !patterns.literal.contains_key(text) {
+                    patterns.literal.insert(text.into(), HashMap::new());
+                }
+                if let Some(all) = patterns.literal.get_mut(text) {
+                    all.entry(node.key.0).or_insert_with(|| (0, Arc::clone(node))).0 += 1;
+                }
             }
             (None, FirstSegment::Literal(first)) => {
                 patterns.first.entry(first.to_owned()).or_default().insert(key, entry());
@@ -73,7 +84,12 @@ impl Index {
         if let Some(text) = pattern.is_literal()
             && let Some(all) = patterns.literal.get_mut(text)
         {
-            all.remove(&key);
+            if let Entry::Occupied(mut of_node) = all.entry(node.key.0) {
+                of_node.get_mut().0 -= 1;
+                if of_node.get().0 == 0 {
+                    of_node.remove();
+                }
+            }
             if all.is_empty() {
                 patterns.literal.remove(text);
             }
@@ -125,7 +141,7 @@ impl Index {
         let runtime = is_runtime(text);
         let patterns = lock(&self.patterns);
         let mut nodes = BTreeMap::new();
-        for ((node_key, _), node) in patterns.literal.get(text).into_iter().flatten() {
+        for (node_key, (_, node)) in patterns.literal.get(text).into_iter().flatten() {
             nodes.insert(*node_key, Arc::clone(node));
         }
         let first = text.split('.').next().unwrap_or(text);

@@ -28,6 +28,7 @@
 pub mod config;
 pub mod limits;
 mod space;
+mod names;
 mod node;
 mod group;
 mod handler;

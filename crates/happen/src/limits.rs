@@ -44,6 +44,18 @@ pub const REMEMBERED_EVENTS: usize = 4_096;
 /// Event types whose routes are kept. Beyond it they are found anew for every event.
 pub const TYPES_MAX: usize = 16_384;
 
+/// Options of nodes for which there is a table that such nodes have in common. Programs have a few kinds of nodes; those
+/// beyond have tables of their own.
+pub const CLASSES_MAX: usize = 64;
+
+/// Tables that come of a common one by one registration more and are common too. As many are looked through for every
+/// registration, so a program whose nodes all listen to something else pays little for looking in vain.
+pub const CLASS_TABLES_MAX: usize = 16;
+
+/// Routes of a node that its types have in common: combinations of registrations, of which even a node with many patterns
+/// has few. Types with other ones have routes of their own.
+pub const ROUTES_MAX: usize = 64;
+
 /// Names of nodes that were destroyed and are kept so that traces can tell them: as many as headers are remembered, for
 /// each of those names two nodes at most.
 pub const FORMER_NAMES_MAX: usize = REMEMBERED_EVENTS;

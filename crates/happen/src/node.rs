@@ -14,7 +14,7 @@ use happen_core::{
 };
 
 use crate::accept::{Acceptance, Origin};
-use crate::config::{Overflow, QueueOrder};
+use crate::config::{NodeOptions, Overflow, QueueOrder};
 use crate::context::Context;
 use crate::dispatch::{self, Job};
 use crate::gate::Gate;
@@ -61,6 +61,8 @@ struct Aside {
     /// Events that wait for their keys, all keys together.
     keyed: AtomicUsize,
     under_way: Mutex<Flows>,
+    /// The lanes of handlers that proved slow, by registration.
+    slow: Mutex<HashMap<u64, Arc<SlowLane>>>,
     pub(crate) states: crate::state::States,
 }
 
@@ -136,7 +138,7 @@ pub struct Handles {
 }
 
 impl NodeInner {
-    pub(crate) fn new(space: &Arc<SpaceInner>, key: NodeKey, name: Arc<str>, table: Table) -> Self {
+    pub(crate) fn new(space: &Arc<SpaceInner>, key: NodeKey, name: Arc<str>, table: Arc<Table>) -> Self {
         Self {
             key,
             name,
@@ -212,6 +214,18 @@ impl NodeInner {
         }
     }
 
+    /// The lane of a registration whose handler proved slow. Those that nobody is in are forgotten.
+    pub(crate) fn slow_lane(&self, registration: u64) -> Arc<SlowLane> {
+        let mut lanes = lock(&self.aside().slow);
+        if let Some(lane) = lanes.get(&registration) {
+            return Arc::clone(lane);
+        }
+        lanes.retain(|_, lane| Arc::strong_count(lane) > 1 || !lane.is_idle());
+        let lane = Arc::new(SlowLane::default());
+        lanes.insert(registration, Arc::clone(&lane));
+        lane
+    }
+
     /// Lists a flow that goes on as a task.
     pub(crate) fn under_way(self: &Arc<Self>, context: &Context, build: u64) -> UnderWay {
         self.space.flow_began();
@@ -263,7 +277,21 @@ impl NodeInner {
         self.table.change(&self.space.readers, |table| {
             let mut changed = table.changed();
             change(&mut changed);
-            changed
+            Arc::new(changed)
+        });
+    }
+
+    /// Changes the options. A node that has nothing of its own yet gets the table of those with the same options.
+    fn change_options(&self, change: impl FnOnce(&mut NodeOptions)) {
+        self.table.change(&self.space.readers, |table| {
+            if table.is_common() && table.entries.is_empty() {
+                let mut options = table.options.clone();
+                change(&mut options);
+                return self.space.class(options);
+            }
+            let mut changed = table.changed();
+            change(&mut changed.options);
+            Arc::new(changed)
         });
     }
 
@@ -390,24 +418,20 @@ impl Node {
             return Registration { node, id: None };
         }
         let function: Arc<dyn Function> = function.into();
-        let id = node.space.next_registration();
-        let entry = Arc::new(Entry {
-            id,
-            name: function.short_name().into(),
-            pattern,
-            priority: 0,
-            guard: None,
-            plain: function.is_plain(),
-            function,
-            slow: Arc::new(SlowLane::default()),
-        });
-        if entry.function.reads_bytes() {
+        if function.reads_bytes() {
             node.space.note_reads_bytes();
         }
-        node.space.index(&node, &entry);
-        node.change(|table| table.insert(Arc::clone(&entry)));
+        let mut made = None;
+        node.table.change(&node.space.readers, |table| {
+            let (table, entry) = table.with_entry(pattern, function, || node.space.next_registration());
+            made = Some(entry);
+            table
+        });
+        if let Some(entry) = &made {
+            node.space.index(&node, entry);
+        }
         node.space.presence_changed();
-        Registration { node, id: Some(id) }
+        Registration { node, id: made.map(|entry| entry.id) }
     }
 
     /// Sends an event to one node, several nodes, or as a batch, from this node. Inside a handler the event is caused
@@ -464,7 +488,7 @@ impl Node {
     #[must_use]
     #[doc(alias = "maxConcurrent")]
     pub fn max_concurrent(self, max: u32) -> Self {
-        self.inner.change(|table| table.options.max_concurrent = max.max(1));
+        self.inner.change_options(|options| options.max_concurrent = max.max(1));
         self
     }
 
@@ -473,7 +497,7 @@ impl Node {
     #[must_use]
     #[doc(alias = "queueLimit")]
     pub fn queue_limit(self, events: usize) -> Self {
-        self.inner.change(|table| table.options.queue_limit = events);
+        self.inner.change_options(|options| options.queue_limit = events);
         self
     }
 
@@ -481,21 +505,21 @@ impl Node {
     #[must_use]
     #[doc(alias = "queueStrategy")]
     pub fn queue_order(self, order: QueueOrder) -> Self {
-        self.inner.change(|table| table.options.queue_order = order);
+        self.inner.change_options(|options| options.queue_order = order);
         self
     }
 
     /// Sets what happens to an event that finds the queue full.
     #[must_use]
     pub fn overflow(self, overflow: Overflow) -> Self {
-        self.inner.change(|table| table.options.overflow = overflow);
+        self.inner.change_options(|options| options.overflow = overflow);
         self
     }
 
     /// Limits the steps of one flow. Default [`STEPS_MAX`](crate::limits::STEPS_MAX).
     #[must_use]
     pub fn steps_max(self, steps: u32) -> Self {
-        self.inner.change(|table| table.options.steps_max = steps.max(1));
+        self.inner.change_options(|options| options.steps_max = steps.max(1));
         self
     }
 
@@ -503,7 +527,7 @@ impl Node {
     #[must_use]
     pub fn flow_time_max(self, time: std::time::Duration) -> Self {
         let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX).max(1);
-        self.inner.change(|table| table.options.flow_ms_max = ms);
+        self.inner.change_options(|options| options.flow_ms_max = ms);
         self
     }
 
@@ -601,7 +625,7 @@ impl Node {
         self.add_step(name.into(), &function);
     }
 
-    fn add_step(&self, name: Arc<str>, function: &Arc<dyn Function>) {
+    fn add_step(&self, name: Cow<'static, str>, function: &Arc<dyn Function>) {
         let step = Arc::new(StepEntry { name, function: Arc::clone(function) });
         self.inner.change(|table| {
             table.insert_step(&step);
@@ -734,14 +758,14 @@ impl Registration {
         H::Future: Send,
     {
         let function: Arc<dyn Function> = function.into_function().into();
-        Node::from_inner(Arc::clone(&self.node)).add_step(name.into(), &function);
+        Node::from_inner(Arc::clone(&self.node)).add_step(name.to_owned().into(), &function);
         self
     }
 
     /// Gives the registration a name of its own, for `goto` and for traces. Closures want one.
     #[expect(clippy::must_use_candidate, reason = "a registration stays, whether or not it is kept")]
     pub fn named(self, name: &str) -> Self {
-        self.change(|entry| entry.name = name.into())
+        self.change(|entry| entry.name = name.to_owned().into())
     }
 
     /// Orders the handlers of one node for one event: the highest first. Default 0.
@@ -789,16 +813,7 @@ impl Registration {
             self.node.change(|table| {
                 let Some((entries, at)) = table.find_entry(id) else { return };
                 let old = entries.remove(at);
-                let mut entry = Entry {
-                    id,
-                    name: Arc::clone(&old.name),
-                    pattern: old.pattern.clone(),
-                    priority: old.priority,
-                    guard: old.guard.clone(),
-                    function: Arc::clone(&old.function),
-                    slow: Arc::clone(&old.slow),
-                    plain: old.plain,
-                };
+                let mut entry = Entry::clone(&old);
                 change(&mut entry);
                 if entry.priority == old.priority {
                     entries.insert(at, Arc::new(entry));

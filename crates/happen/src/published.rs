@@ -14,10 +14,11 @@
 )]
 
 use std::marker::PhantomData;
+use std::mem::ManuallyDrop;
 use std::sync::atomic::{compiler_fence, fence};
 use std::sync::{Arc, OnceLock};
 
-use crate::sync::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Mutex, Ordering, lock};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Mutex, Ordering, lock};
 
 /// A value that is replaced as a whole.
 pub(crate) struct Published<T> {
@@ -25,7 +26,7 @@ pub(crate) struct Published<T> {
     current: AtomicPtr<T>,
     changing: Mutex<()>,
     /// How often it was replaced.
-    version: AtomicU64,
+    version: AtomicU32,
     /// Whether it was ever read through a slot. Before that a replaced value needs no look into the slots, so making a
     /// node costs no barrier.
     was_read: AtomicBool,
@@ -73,18 +74,19 @@ impl<T> Clone for Here<'_, T> {
 impl<T> Copy for Here<'_, T> {}
 
 impl<T> Published<T> {
-    pub(crate) fn new(value: T) -> Self {
+    /// The value may be shared with others, and be their current one too.
+    pub(crate) fn new(value: Arc<T>) -> Self {
         Self {
-            current: AtomicPtr::new(Arc::into_raw(Arc::new(value)).cast_mut()),
+            current: AtomicPtr::new(Arc::into_raw(value).cast_mut()),
             changing: Mutex::new(()),
-            version: AtomicU64::new(0),
+            version: AtomicU32::new(0),
             was_read: AtomicBool::new(false),
         }
     }
 
     /// A number that is another one as soon as the value was replaced.
     #[inline]
-    pub(crate) fn version(&self) -> u64 {
+    pub(crate) fn version(&self) -> u32 {
         self.version.load(Ordering::Acquire)
     }
 
@@ -143,10 +145,12 @@ impl<T> Published<T> {
     }
 
     /// Replaces the value. What `make` gives comes after the value it was given, whoever else changes it too.
-    pub(crate) fn change(&self, readers: &Readers<T>, make: impl FnOnce(&T) -> T) {
+    pub(crate) fn change(&self, readers: &Readers<T>, make: impl FnOnce(&Arc<T>) -> Arc<T>) {
         let changing = lock(&self.changing);
-        // SAFETY: the lock keeps our reference to the current value from being given up meanwhile.
-        let new = Arc::new(make(unsafe { &*self.current.load(Ordering::Relaxed) }));
+        // SAFETY: it came from `Arc::into_raw`; the lock keeps our reference to it from being given up meanwhile, and it is
+        // not given up here.
+        let known = ManuallyDrop::new(unsafe { Arc::from_raw(self.current.load(Ordering::Relaxed)) });
+        let new = make(&known);
         let old = self.current.swap(Arc::into_raw(new).cast_mut(), Ordering::AcqRel);
         self.version.fetch_add(1, Ordering::Release);
         let was_read = self.was_read.load(Ordering::Relaxed);

@@ -1,5 +1,5 @@
 //! Plain handlers that prove slow: where they run so that they hold up nobody who sends to them. Owns the count of slow
-//! runs and the lane they then take, in order.
+//! runs and the lane they then take, in order; which node has which lane is in `node.rs`.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -10,11 +10,16 @@ use crate::local;
 use crate::space::SpaceInner;
 use crate::sync::{AtomicU32, Ordering, kept_going};
 
-/// The lane of one registration.
-pub(crate) struct SlowLane {
+/// How slow the handler of a registration is. Nodes that share the registration share what is known of it.
+#[derive(Default)]
+pub(crate) struct Slowness {
     /// Grows by [`SLOW_RUN`] with each slow run and shrinks by one with each quick one, until it reaches [`PROVED`] and
     /// stays there: a handler that went back while events wait in its lane would start later ones before them.
     score: AtomicU32,
+}
+
+/// Where the events of one registration of one node wait and run, once its handler proved slow.
+pub(crate) struct SlowLane {
     pub(crate) gate: Gate<SlowJob>,
 }
 
@@ -40,11 +45,17 @@ impl Drop for UnderWay {
 
 impl Default for SlowLane {
     fn default() -> Self {
-        Self { score: AtomicU32::new(0), gate: Gate::new() }
+        Self { gate: Gate::new() }
     }
 }
 
-impl SlowLane {
+impl Clone for Slowness {
+    fn clone(&self) -> Self {
+        Self { score: AtomicU32::new(self.score.load(Ordering::Relaxed)) }
+    }
+}
+
+impl Slowness {
     /// Whether the handler proved slow.
     #[inline]
     pub(crate) fn is_slow(&self) -> bool {
@@ -80,6 +91,13 @@ impl SlowLane {
         let open = |score| (score < PROVED).then(|| change(score));
         // Nothing is changed once the handler proved slow.
         let _proved = self.score.fetch_update(Ordering::Relaxed, Ordering::Relaxed, open);
+    }
+}
+
+impl SlowLane {
+    /// Whether nobody waits or runs here.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.gate.active() == 0 && self.gate.waiting() == 0
     }
 
     /// Runs what waits in the lane, one after the other, until nothing does.
@@ -135,7 +153,7 @@ mod tests {
 
     /// The number of runs after which a handler is slow, when every so many-th run is.
     fn runs_until_slow(every: u32, most: u32) -> Option<u32> {
-        let lane = SlowLane::default();
+        let lane = Slowness::default();
         (1..=most).find(|run| {
             lane.note(if run % every == 0 { limits::SLOW_HANDLER_MS } else { 0 });
             lane.is_slow()
@@ -170,14 +188,14 @@ mod tests {
 
     #[test]
     fn just_below_the_limit_is_not_slow() {
-        let lane = SlowLane::default();
+        let lane = Slowness::default();
         (0..1_000).for_each(|_| lane.note(limits::SLOW_HANDLER_MS - 1));
         assert!(!lane.is_slow());
     }
 
     #[test]
     fn who_proved_slow_stays_slow_whatever_runs_end_meanwhile() {
-        let lane = SlowLane::default();
+        let lane = Slowness::default();
         (0..limits::SLOW_RUNS_MAX).for_each(|_| lane.note(limits::SLOW_HANDLER_MS));
         (0..1_000).for_each(|_| lane.note(0));
         assert!(lane.is_slow());

@@ -4,6 +4,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::future::poll_fn;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
@@ -17,7 +18,7 @@ use happen_core::{
 };
 use tokio::sync::Notify;
 
-use crate::config::Config;
+use crate::config::{Config, NodeOptions};
 use crate::context::Context;
 use crate::dispatch::{self, Job, Reply, Want};
 use crate::env::RealEnv;
@@ -31,6 +32,7 @@ use crate::lent::Way;
 use crate::limits;
 use crate::link::{Hashes, Linked, RESERVED, RemoteNames};
 use crate::local::{self, Local};
+use crate::names::Names;
 use crate::node::{Node, NodeInner, Registration};
 use crate::published::{Here, Readers};
 use crate::send::{Broadcasting, Sender, Sending, Target};
@@ -82,14 +84,16 @@ pub(crate) struct SpaceInner {
     store: Arc<dyn Store>,
     phase: AtomicU8,
     by_name: papaya::HashMap<Arc<str>, NodeSlot>,
-    names: papaya::HashMap<u32, Arc<str>>,
+    names: Names,
+    /// The tables that nodes begin with, one for each kind of options.
+    classes: Mutex<Vec<Arc<Table>>>,
     /// Nodes that ended and whose names are kept, the oldest first.
     former: Mutex<VecDeque<NodeKey>>,
     next_key: AtomicU32,
     next_registration: AtomicU64,
     index: Index,
     /// The names of types by their hash, which is what the rings keep.
-    types: papaya::HashMap<u64, EventType>,
+    types: papaya::HashMap<u64, EventType, BuildHasherDefault<Hashed>>,
     steps: papaya::HashMap<u64, &'static str>,
     rings: Mutex<Vec<Arc<Ring>>>,
     pub(crate) readers: Readers<Table>,
@@ -107,6 +111,24 @@ pub(crate) struct SpaceInner {
     pub(crate) link: OnceLock<Linked>,
     pub(crate) remote_names: RemoteNames,
     pub(crate) hashes: Hashes,
+}
+
+/// Hashes what is the hash of a name already. As there, flooding one place gains nothing: the map has a limit.
+#[derive(Default)]
+struct Hashed(u64);
+
+impl Hasher for Hashed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.0 = self.0.rotate_left(8) ^ u64::from(*byte));
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
 }
 
 /// A node in the map of nodes. Emptied before it is taken out: the map frees what was taken out at some later time,
@@ -180,11 +202,12 @@ impl Space {
             config,
             phase: AtomicU8::new(BUILDING),
             by_name: papaya::HashMap::new(),
-            names: papaya::HashMap::new(),
+            names: Names::default(),
+            classes: Mutex::default(),
             former: Mutex::default(),
             next_key: AtomicU32::new(1),
             next_registration: AtomicU64::new(1),
-            types: papaya::HashMap::new(),
+            types: papaya::HashMap::default(),
             steps: papaya::HashMap::new(),
             rings: Mutex::default(),
             readers: Readers::new(),
@@ -220,7 +243,7 @@ impl Space {
         let inner = self.inner();
         let name: Arc<str> = id.into();
         let key = NodeKey(inner.next_key.fetch_add(1, Ordering::Relaxed));
-        let table = Table::new(inner.config.options_for(id));
+        let table = inner.class_for(id);
         let node = Arc::new(NodeInner::new(inner, key, Arc::clone(&name), table));
         if id.is_empty() || id.starts_with(RESERVED) {
             inner.problem(Error::misuse(format!(
@@ -231,7 +254,7 @@ impl Space {
             inner.problem(Error::new(ErrorKind::DuplicateNode { node: id.to_owned() }));
             node.close();
         } else {
-            inner.names.pin().insert(key.0, name);
+            inner.names.insert(key, name);
             inner.presence_changed();
             if inner.is_running() {
                 inner.announce("node.started", serde_json::json!({ "node_id": id }));
@@ -479,22 +502,22 @@ impl SpaceInner {
     }
 
     pub(crate) fn name_of(&self, key: NodeKey) -> Option<Arc<str>> {
-        self.names.pin().get(&key.0).cloned()
+        self.names.get(key)
     }
 
     /// Gives a name a key of its own, for a node that is not here.
     pub(crate) fn name_key(&self, name: &Arc<str>) -> NodeKey {
         let key = NodeKey(self.next_key.fetch_add(1, Ordering::Relaxed));
-        self.names.pin().insert(key.0, Arc::clone(name));
+        self.names.insert(key, Arc::clone(name));
         key
     }
 
     pub(crate) fn unname(&self, key: NodeKey) {
-        self.names.pin().remove(&key.0);
+        self.names.remove(key);
     }
 
     pub(crate) fn all_names(&self) -> std::collections::HashMap<NodeKey, Arc<str>> {
-        self.names.pin().iter().map(|(key, name)| (NodeKey(*key), Arc::clone(name))).collect()
+        self.names.all()
     }
 
     pub(crate) fn token(&self) -> Arc<()> {
@@ -508,14 +531,39 @@ impl SpaceInner {
         }
         let key = NodeKey(self.next_key.fetch_add(1, Ordering::Relaxed));
         let name: Arc<str> = OWN_NODE.into();
-        self.names.pin().insert(key.0, Arc::clone(&name));
-        let table = Table::new(self.config.options_for(OWN_NODE));
+        self.names.insert(key, Arc::clone(&name));
+        let table = self.class_for(OWN_NODE);
         let made = Arc::new(NodeInner::new(self, key, Arc::clone(&name), table));
         let node = match self.by_name.pin().try_insert(name, NodeSlot::new(&made)) {
             Ok(_) => None,
             Err(other) => other.current.0.load_full(),
         };
         Node::from_inner(node.unwrap_or(made))
+    }
+
+    /// The table that a node with this id begins with.
+    fn class_for(&self, id: &str) -> Arc<Table> {
+        if self.config.nodes.is_empty()
+            && let Some(first) = lock(&self.classes).first()
+            && first.options == self.config.node_defaults
+        {
+            return Arc::clone(first);
+        }
+        self.class(self.config.options_for(id))
+    }
+
+    /// The table that nodes with these options have in common before anything is registered.
+    pub(crate) fn class(&self, options: NodeOptions) -> Arc<Table> {
+        let mut classes = lock(&self.classes);
+        if let Some(known) = classes.iter().find(|known| known.options == options) {
+            return Arc::clone(known);
+        }
+        if classes.len() >= limits::CLASSES_MAX {
+            return Arc::new(Table::new(options));
+        }
+        let class = Arc::new(Table::common(options));
+        classes.push(Arc::clone(&class));
+        class
     }
 
     /// Where the documents of the nodes with this id live.
@@ -597,7 +645,8 @@ impl SpaceInner {
     #[cold]
     fn name_type(&self, event_type: &EventType) {
         let types = self.types.pin();
-        if types.len() < self.config.types_max {
+        // Looked for first: a thread knows a few hundred types, and those beyond come here again and again.
+        if !types.contains_key(&event_type.hash()) && types.len() < self.config.types_max {
             types.insert(event_type.hash(), event_type.clone());
         }
     }

@@ -394,3 +394,18 @@ fn sizes() {
     assert_eq!(size_of::<happen::Error>(), size_of::<usize>(), "results of the way stay small");
     assert_eq!(size_of::<RawEvent<'_>>(), 4 * size_of::<usize>());
 }
+
+#[test]
+fn very_many_types_in_turn_allocate_nothing_once_they_were_seen() {
+    let (space, node) = space();
+    (0..49).for_each(|index| drop(node.on(&*format!("kind.*.never-{index}"), |_: &Event, _: &Context| {})));
+    node.on("kind.*.seen", |_: &Event, _: &Context| {}).check().unwrap();
+    assert!(wait(space.start()).is_ok());
+    // More than a thread remembers to have seen.
+    let events: Vec<Dynamic> =
+        (0..2_000).map(|index| Event::new(&format!("kind.{index}.seen"), serde_json::Value::Null)).collect();
+    let send_all = || events.iter().for_each(|event| assert!(wait(space.send(&node, event.clone())).is_ok()));
+    (0..6).for_each(|_| send_all());
+    let (count, first) = allocations(|| (0..3).for_each(|_| send_all()));
+    assert_eq!(count, 0, "{count} allocations, the first one at:\n{first}");
+}

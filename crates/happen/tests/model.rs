@@ -10,9 +10,7 @@ use shuttle::thread;
 
 /// The checker's types in the place of the standard ones.
 mod sync {
-    pub(crate) use shuttle::sync::atomic::{
-        AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering,
-    };
+    pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
     pub(crate) use shuttle::sync::{Mutex, MutexGuard};
 
     pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -198,7 +196,7 @@ impl Drop for Watched {
 /// Readers beside a changer: nobody uses a value that was dropped, and every replaced value is dropped in the end.
 fn published(readers_len: usize, changes: usize) {
     let dropped: Arc<Vec<AtomicU32>> = Arc::new((0..=changes).map(|_| AtomicU32::new(0)).collect());
-    let value = |number| Watched { number, dropped: Arc::clone(&dropped) };
+    let value = |number| Arc::new(Watched { number, dropped: Arc::clone(&dropped) });
     let all = Arc::new((Readers::new(), Published::new(value(0))));
     let threads: Vec<_> = (0..readers_len)
         .map(|_| {

@@ -87,6 +87,20 @@ pub enum FirstSegment<'p> {
     Any,
 }
 
+/// Segments that every type has which a pattern matches, as [`Pattern::needs`] tells.
+///
+/// `None` means that nothing is known of that place, not that the segment may be absent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Needs<'p> {
+    /// The first segment.
+    pub first: Option<&'p str>,
+    /// The second one.
+    pub second: Option<&'p str>,
+    /// The last one, which is the first one too in a type that has no other.
+    pub last: Option<&'p str>,
+}
+
 impl Pattern {
     /// Reads the text of a pattern; the grammar is in the documentation of the [module](self).
     ///
@@ -152,6 +166,29 @@ impl Pattern {
             #[cfg(feature = "regex")]
             Kind::Regex(whole) => whole.matches(ty),
         }
+    }
+
+    /// Tells whether both are the same value, or were written with the same text in the same way.
+    ///
+    /// False does not mean that they match different types.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen_core::pattern::{Pattern, exact};
+    ///
+    /// assert!(Pattern::parse("order.*")?.is_same(&Pattern::parse("order.*")?));
+    /// assert!(!Pattern::parse("order.test")?.is_same(&exact("order.test")));
+    /// # Ok::<(), happen_core::pattern::PatternError>(())
+    /// ```
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+            || match (&self.inner.kind, &other.inner.kind) {
+                (Kind::Parsed(one), Kind::Parsed(other)) => one.text() == other.text(),
+                (Kind::Exact(one), Kind::Exact(other)) => one == other,
+                _ => false,
+            }
     }
 
     /// Gives what the wildcards and alternatives stand for in this type; `None` if it does not match.
@@ -228,6 +265,44 @@ impl Pattern {
             Some(segments) => match segments[..] {
                 [only] => FirstSegment::Literal(only),
                 _ => FirstSegment::OneOf(segments),
+            },
+        }
+    }
+
+    /// Gives segments that matching types have in any case, so that most types are told not to match without a look at
+    /// the whole pattern.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen_core::pattern::Pattern;
+    ///
+    /// let pattern = Pattern::parse("{order,payment}.eu.*.done")?;
+    /// let needs = pattern.needs();
+    /// assert_eq!((needs.first, needs.second, needs.last), (None, Some("eu"), Some("done")));
+    /// # Ok::<(), happen_core::pattern::PatternError>(())
+    /// ```
+    #[must_use]
+    pub fn needs(&self) -> Needs<'_> {
+        match &self.inner.kind {
+            Kind::Exact(text) => Needs {
+                first: Some(first_of(text)),
+                second: text.split('.').nth(1),
+                last: text.rsplit('.').next(),
+            },
+            Kind::Parsed(parsed) => {
+                let each =
+                    parsed.alternatives().iter().map(|alternative| segments::needs(&alternative.tokens));
+                let common = each.reduce(|one, other| Needs {
+                    first: one.first.filter(|_| one.first == other.first),
+                    second: one.second.filter(|_| one.second == other.second),
+                    last: one.last.filter(|_| one.last == other.last),
+                });
+                common.unwrap_or(Needs { first: None, second: None, last: None })
+            }
+            _ => match self.first_segment() {
+                FirstSegment::Literal(first) => Needs { first: Some(first), second: None, last: None },
+                _ => Needs { first: None, second: None, last: None },
             },
         }
     }

@@ -10,6 +10,7 @@
 
 use std::ops::Range;
 
+use super::Needs;
 use super::runtime::Families;
 
 /// One part of a written-out pattern. Neighbouring literal segments are one token, dots included, so that a
@@ -97,6 +98,22 @@ pub(super) fn segment_end(ty: &str, start: usize) -> Option<usize> {
 fn literal_end(ty: &str, start: usize, text: &str) -> Option<usize> {
     let rest = ty.as_bytes().get(start..)?.strip_prefix(text.as_bytes())?;
     matches!(rest.first(), None | Some(b'.')).then_some(start + text.len())
+}
+
+/// Gives the segments that all types have which the tokens take.
+pub(super) fn needs(tokens: &[Token]) -> Needs<'_> {
+    let text = |at: usize| match tokens.get(at)? {
+        Token::Literal(text) => Some(&**text),
+        _ => None,
+    };
+    let first = text(0).and_then(|text| text.split('.').next());
+    let second = match tokens.first() {
+        Some(Token::Literal(text)) => text.split('.').nth(1),
+        Some(Token::One) => text(1).and_then(|text| text.split('.').next()),
+        _ => None,
+    };
+    let last = tokens.len().checked_sub(1).and_then(text).and_then(|text| text.rsplit('.').next());
+    Needs { first, second, last }
 }
 
 /// Gives the runtime families whose distinguishing segment the tokens spell out.

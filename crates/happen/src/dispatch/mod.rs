@@ -183,7 +183,7 @@ fn admissible<'t>(
     node: &Arc<NodeInner>,
     table: &'t Table,
     event: &dyn ErasedEvent,
-    uncached: &'t mut Option<Route>,
+    uncached: &'t mut Option<Arc<Route>>,
 ) -> Result<&'t Route> {
     if table.phase != Phase::Open || !node.space.is_running() {
         return Err(node.closed_error(table.phase));

@@ -26,7 +26,7 @@ pub(crate) struct Listener {
 /// In force as long as the node has the table it had.
 struct Straight {
     entry: Arc<Entry>,
-    version: u64,
+    version: u32,
     max_concurrent: u32,
 }
 

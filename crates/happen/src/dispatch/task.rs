@@ -112,9 +112,9 @@ pub(super) fn run_slow(
     });
     let order = crate::config::QueueOrder::Fifo;
     let reject = crate::config::Overflow::Reject;
-    match entry.slow.gate.queue(job, 0, 1, limits::SLOW_QUEUE_LIMIT, order, reject) {
+    let lane = node.slow_lane(entry.id);
+    match lane.gate.queue(job, 0, 1, limits::SLOW_QUEUE_LIMIT, order, reject) {
         Queued::Drain => {
-            let lane = Arc::clone(&entry.slow);
             node.space.env.spawn_blocking(Box::new(move || lane.drain()));
         }
         Queued::Waits | Queued::Instead(_) => {}
