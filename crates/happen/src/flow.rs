@@ -21,7 +21,7 @@ use happen_core::{Envelope, ErasedEvent, Error, ErrorKind, EventId, EventType, F
 
 use crate::context::Context;
 use crate::current;
-use crate::dispatch::{Place, Want};
+use crate::dispatch::{Along, Place, Want};
 use crate::lent::Lent;
 use crate::node::NodeInner;
 use crate::stream::{Sink, Source};
@@ -172,9 +172,7 @@ impl FlowInner {
             self.place = OnceLock::new();
         }
         if let Some(along) = want.take_along() {
-            self.held = along.held;
-            self.set_sink(along.sink);
-            self.set_source(along.source);
+            self.take_along(*along);
         }
         if batch {
             let others = (1..event.len()).filter_map(|index| event.single(index));
@@ -210,8 +208,16 @@ impl FlowInner {
         kept_going("values that a flow left behind", || drop(vars));
     }
 
+    #[cold]
+    fn take_along(&mut self, along: Along) {
+        let Along { sink, source, held, .. } = along;
+        self.held = held;
+        self.set_sink(sink);
+        self.set_source(source);
+    }
+
     #[inline]
-    pub(crate) fn set_source(&mut self, source: Option<Source>) {
+    fn set_source(&mut self, source: Option<Source>) {
         if source.is_some() {
             *self.used.get_mut() = true;
             lock(&self.vars).source = source;
@@ -221,7 +227,7 @@ impl FlowInner {
     /// Kept with what ends with the flow, and not with its context: a context may live on, in somebody's clone or to be
     /// used again, and the reader waits for the stream's end.
     #[inline]
-    pub(crate) fn set_sink(&mut self, sink: Option<Sink>) {
+    fn set_sink(&mut self, sink: Option<Sink>) {
         if sink.is_some() {
             *self.used.get_mut() = true;
             lock(&self.vars).sink = sink;

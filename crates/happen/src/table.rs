@@ -333,7 +333,7 @@ impl Table {
     }
 
     /// The registrations for this type, found once and remembered while there is room; otherwise put into `uncached`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn route<'t>(
         &'t self,
         event_type: &EventType,

@@ -56,20 +56,35 @@ pub(crate) struct Along {
 }
 
 impl Want {
-    /// What a sender of this kind wants.
+    /// What a sender wants that sends nothing along.
     #[inline(always)]
-    pub(crate) fn new(
-        reply: bool,
-        sink: Option<Sink>,
-        source: Option<Source>,
-        held: Option<Arc<Held>>,
-    ) -> Self {
-        let along = match (sink, source, held) {
-            // Nothing is left here that would have to be dropped.
-            (None, None, None) => None,
-            (sink, source, held) => Some(Box::new(Along { sink, source, held, waits: None })),
-        };
-        Self { reply, along }
+    pub(crate) const fn plain(reply: bool) -> Self {
+        Self { reply, along: None }
+    }
+
+    /// The same with the way for the items of a stream.
+    pub(crate) fn stream_to(self, sink: Sink) -> Self {
+        self.with(|along| along.sink = Some(sink))
+    }
+
+    /// The same with the items of a broadcaster.
+    pub(crate) fn items_of(self, source: Source) -> Self {
+        self.with(|along| along.source = Some(source))
+    }
+
+    /// The same with the serial gates that wait for the event.
+    #[inline(always)]
+    pub(crate) fn held_by(self, held: Option<Arc<Held>>) -> Self {
+        match held {
+            None => self,
+            Some(held) => self.with(|along| along.held = Some(held)),
+        }
+    }
+
+    #[cold]
+    fn with(mut self, change: impl FnOnce(&mut Along)) -> Self {
+        change(self.along.get_or_insert_default());
+        self
     }
 
     /// What it sends along.

@@ -113,7 +113,11 @@ pub(crate) fn publish(
             continue;
         }
         old |= listener.is_old();
-        let want = Want::new(false, None, source.map(broadcast::Sender::subscribe), None);
+        let want = Want::plain(false);
+        let want = match source {
+            None => want,
+            Some(source) => want.items_of(source.subscribe()),
+        };
         match deliver(node, &mut way, event, want, &mut outcome) {
             Ok(Delivered::Now) => node.space.settled(event, node.key, &outcome),
             Ok(Delivered::Later(_) | Delivered::Away(_)) => node.space.remember(id, node.key, web::WAITING),

@@ -168,10 +168,10 @@ impl SpaceInner {
             answers.to = envelope.id;
             answers._place = Some(self.place_for_answer().map_err(|error| error.at_event(envelope.id))?);
             let (want, items) = match envelope.purpose {
-                Purpose::Ask => (Want::new(true, None, None, None), None),
+                Purpose::Ask => (Want::plain(true), None),
                 Purpose::Stream => {
                     let (sink, items) = Sink::new();
-                    (Want::new(true, Some(sink), None, None), Some(items))
+                    (Want::plain(true).stream_to(sink), Some(items))
                 }
                 // Nobody waits for its outcome, only for its being taken.
                 _ => {

@@ -249,7 +249,7 @@ impl<'s, T: Payload> Sending<'s, T> {
     #[doc(alias = "processSync")]
     pub fn reply_now<R: Answer>(mut self) -> Result<Reply<R>> {
         let mut outcome = Ok(None);
-        let (event, delivered) = self.begin(Purpose::Ask, None, Told::Back, &mut outcome)?;
+        let (event, delivered) = self.begin(Purpose::Ask, Want::plain(true), Told::Back, &mut outcome)?;
         match delivered {
             Delivered::Now | Delivered::Later(None) => return answer(event, outcome),
             Delivered::Later(Some(mut receiver)) => {
@@ -318,7 +318,7 @@ impl<'s, T: Payload> Sending<'s, T> {
     pub fn stream<I: Payload>(mut self) -> Items<I> {
         let (sink, items) = Sink::new();
         let mut outcome = Ok(None);
-        match self.begin(Purpose::Stream, Some(sink), Told::Back, &mut outcome) {
+        match self.begin(Purpose::Stream, Want::plain(true).stream_to(sink), Told::Back, &mut outcome) {
             Err(error) => Items::failed(error),
             Ok((_, Delivered::Away(Some(away)))) => Items::from_away(away),
             Ok((event, Delivered::Now | Delivered::Away(None))) => Items::ended(items, outcome, event),
@@ -355,7 +355,7 @@ impl<'s, T: Payload> Sending<'s, T> {
         };
         let taken = |event: &dyn ErasedEvent| match &node {
             Ok(node) => {
-                let want = Want::new(false, None, None, sender.with_cause(held_by));
+                let want = Want::plain(false).held_by(sender.with_cause(held_by));
                 bring_batch(node, event, want, &mut Ok(None)).map(drop)
             }
             Err(error) => {
@@ -436,7 +436,7 @@ impl<'s, T: Payload> Sending<'s, T> {
         }
         let within = self.extras.as_ref().and_then(|extras| extras.within);
         let sender = self.sender;
-        match self.begin(Purpose::Send, None, Told::Back, &mut Ok(None)) {
+        match self.begin(Purpose::Send, Want::plain(false), Told::Back, &mut Ok(None)) {
             Err(error) => Acceptance::now(Err(error)),
             Ok((event, Delivered::Away(Some(away)))) => Acceptance::later(sender, event, *away, within),
             Ok((event, _)) => Acceptance::now(Ok(Sent { event })),
@@ -474,7 +474,7 @@ impl<'s, T: Payload> Sending<'s, T> {
     #[inline(always)]
     fn start<R: Answer>(&mut self) -> Answered<R> {
         let mut outcome = Ok(None);
-        match self.begin(Purpose::Ask, None, Told::Back, &mut outcome) {
+        match self.begin(Purpose::Ask, Want::plain(true), Told::Back, &mut outcome) {
             Err(error) => Answered::Now(Err(error)),
             Ok((event, Delivered::Now | Delivered::Later(None) | Delivered::Away(None))) => {
                 Answered::Now(answer(event, outcome))
@@ -499,7 +499,7 @@ impl<'s, T: Payload> Sending<'s, T> {
     fn begin(
         &mut self,
         purpose: Purpose,
-        sink: Option<Sink>,
+        want: Want,
         told: Told,
         outcome: &mut Outcome,
     ) -> Result<(EventId, Delivered)> {
@@ -522,12 +522,11 @@ impl<'s, T: Payload> Sending<'s, T> {
                 Err(error) => return Err(nowhere(sender, parcel, purpose, extras, error)),
             },
         };
-        let reply = purpose != Purpose::Send;
         let payload = match parcel {
             Parcel::One(payload) => payload,
             Parcel::Batch(payloads) => {
                 let batch = stamped_batch(sender, payloads, purpose, extras)?;
-                let want = Want::new(reply, sink, None, sender.with_cause(held_by));
+                let want = want.held_by(sender.with_cause(held_by));
                 return Ok((batch[0].id(), bring_batch(node, &batch, want, outcome)?));
             }
             _ => return Err(unknown_parcel()),
@@ -539,7 +538,7 @@ impl<'s, T: Payload> Sending<'s, T> {
         let envelope = stamp::envelope(moment, space, sender.key(), cause, event_type, purpose);
         let mut event = Event::from_parts(envelope, payload);
         stamp::complete(sender, &mut event, extras)?;
-        let want = Want::new(reply, sink, None, held_by(cause));
+        let want = want.held_by(held_by(cause));
         Ok((moment.id, bring(space, node, &event, want, outcome)?))
     }
 }
