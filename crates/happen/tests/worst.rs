@@ -1168,6 +1168,51 @@ fn very_many_nodes_have_a_price_each_and_give_it_back() {
     assert!(left < 1 << 20, "{left} bytes are left of {bytes}");
 }
 
+/// What a node that got this event says of it.
+fn told(event: &Event, _: &Context) -> String {
+    event.event_type().to_owned()
+}
+
+#[test]
+fn where_sharing_has_its_limits_nodes_still_handle_what_they_registered() {
+    let assert_tells = |space: &Space, node: &str, kind: &str| {
+        let event = || Event::new(kind, json!({}));
+        assert_eq!(*wait(space.send(node, event()).reply::<String>()).unwrap(), kind);
+        let error = wait(space.send(node, Event::new("other", json!({}))).reply::<String>()).unwrap_err();
+        assert!(matches!(error.kind(), happen::ErrorKind::NoHandler { .. }), "{error}");
+    };
+    let around = |limit: usize| [limit - 1, limit, limit + 1];
+    for tables in around(limits::CLASS_TABLES_MAX) {
+        let space = Space::memory();
+        for index in 0..2 * tables {
+            let kind = format!("kind-{}", index % tables);
+            space.node(format!("node-{index}")).on(kind.as_str(), told).check().unwrap();
+        }
+        wait(space.start()).unwrap();
+        for index in 0..2 * tables {
+            assert_tells(&space, &format!("node-{index}"), &format!("kind-{}", index % tables));
+        }
+    }
+    for classes in around(limits::CLASSES_MAX) {
+        let space = Space::memory();
+        for index in 0..2 * classes {
+            let node = space.node(format!("node-{index}")).queue_limit(1_000 + index % classes);
+            node.on("kind", told).check().unwrap();
+        }
+        wait(space.start()).unwrap();
+        (0..2 * classes).for_each(|index| assert_tells(&space, &format!("node-{index}"), "kind"));
+    }
+    for routes in around(limits::ROUTES_MAX) {
+        let space = Space::memory();
+        let node = space.node("node");
+        for index in 0..routes {
+            node.on(format!("kind-{index}").as_str(), told).check().unwrap();
+        }
+        wait(space.start()).unwrap();
+        (0..2 * routes).for_each(|index| assert_tells(&space, "node", &format!("kind-{}", index % routes)));
+    }
+}
+
 #[test]
 fn nodes_that_share_a_registration_differ_once_one_of_them_is_changed() {
     let space = Space::memory();
