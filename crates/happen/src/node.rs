@@ -285,12 +285,12 @@ impl NodeInner {
     fn change_options(&self, change: impl FnOnce(&mut NodeOptions)) {
         self.table.change(&self.space.readers, |table| {
             if table.is_common() && table.entries.is_empty() {
-                let mut options = table.options.clone();
+                let mut options = NodeOptions::clone(&table.options);
                 change(&mut options);
                 return self.space.class(options);
             }
             let mut changed = table.changed();
-            change(&mut changed.options);
+            change(Arc::make_mut(&mut changed.options));
             Arc::new(changed)
         });
     }
@@ -538,8 +538,9 @@ impl Node {
     pub fn accept_from<G: Into<String>>(self, globs: impl IntoIterator<Item = G>) -> Self {
         let globs: Vec<String> = globs.into_iter().map(Into::into).collect();
         self.inner.change(|table| {
-            table.options.accept_from.clone_from(&globs);
-            table.accept = Some(table.accept.take().unwrap_or_default().with_globs(globs.clone()));
+            Arc::make_mut(&mut table.options).accept_from.clone_from(&globs);
+            let accept = *table.accept.take().unwrap_or_default();
+            table.accept = Some(Box::new(accept.with_globs(globs.clone())));
         });
         self
     }
@@ -550,8 +551,8 @@ impl Node {
         let predicate = Arc::new(predicate);
         self.inner.change(|table| {
             let predicate = Arc::clone(&predicate);
-            let accept: Acceptance = table.accept.take().unwrap_or_default();
-            table.accept = Some(accept.with_predicate(move |origin| predicate(origin)));
+            let accept: Acceptance = *table.accept.take().unwrap_or_default();
+            table.accept = Some(Box::new(accept.with_predicate(move |origin| predicate(origin))));
         });
         self
     }

@@ -545,7 +545,7 @@ impl SpaceInner {
     fn class_for(&self, id: &str) -> Arc<Table> {
         if self.config.nodes.is_empty()
             && let Some(first) = lock(&self.classes).first()
-            && first.options == self.config.node_defaults
+            && *first.options == self.config.node_defaults
         {
             return Arc::clone(first);
         }
@@ -555,7 +555,7 @@ impl SpaceInner {
     /// The table that nodes with these options have in common before anything is registered.
     pub(crate) fn class(&self, options: NodeOptions) -> Arc<Table> {
         let mut classes = lock(&self.classes);
-        if let Some(known) = classes.iter().find(|known| known.options == options) {
+        if let Some(known) = classes.iter().find(|known| *known.options == options) {
             return Arc::clone(known);
         }
         if classes.len() >= limits::CLASSES_MAX {

@@ -18,10 +18,10 @@ use crate::sync::{Mutex, isolated, lock};
 /// Everything a node is told by its user. Cloned to be changed, then swapped in.
 #[derive(Clone)]
 pub(crate) struct Table {
-    pub(crate) options: NodeOptions,
+    pub(crate) options: Arc<NodeOptions>,
     pub(crate) phase: Phase,
     pub(crate) lane: Lane,
-    pub(crate) accept: Option<Acceptance>,
+    pub(crate) accept: Option<Box<Acceptance>>,
     pub(crate) entries: Vec<Arc<Entry>>,
     pub(crate) steps: Vec<Arc<StepEntry>>,
     pub(crate) hooks: Option<Arc<Hooks>>,
@@ -71,7 +71,7 @@ pub(crate) struct Made {
 #[derive(Clone, Default)]
 struct Rules {
     hooks: Option<Arc<Hooks>>,
-    accept: Option<Acceptance>,
+    accept: Option<Box<Acceptance>>,
 }
 
 /// Whether a node takes events.
@@ -138,9 +138,9 @@ impl Route {
 
 impl Table {
     pub(crate) fn new(options: NodeOptions) -> Self {
-        let accept = Acceptance::from_globs(&options.accept_from);
+        let accept = Acceptance::from_globs(&options.accept_from).map(Box::new);
         Self {
-            options,
+            options: Arc::new(options),
             phase: Phase::Open,
             lane: Lane::Concurrent,
             accept,
@@ -417,7 +417,7 @@ impl Table {
 
 /// What makes a table common to several nodes: the tables that come of it by one registration more. A table that was
 /// changed in another way belongs to one node.
-struct Class(Option<Mutex<Vec<Further>>>);
+struct Class(Option<Box<Mutex<Vec<Further>>>>);
 
 /// A table with one registration more. It lives as long as a node has it.
 struct Further {
@@ -426,8 +426,8 @@ struct Further {
 }
 
 impl Class {
-    const fn common() -> Self {
-        Self(Some(Mutex::new(Vec::new())))
+    fn common() -> Self {
+        Self(Some(Box::default()))
     }
 }
 
@@ -452,7 +452,7 @@ impl Rules {
             (hooks, _) => hooks.clone(),
         };
         let accept = match (&self.accept, &other.accept) {
-            (Some(accept), Some(other)) => Some(accept.minus(other)),
+            (Some(accept), Some(other)) => Some(Box::new(accept.minus(other))),
             (accept, _) => accept.clone(),
         };
         Self { hooks, accept }
