@@ -1,6 +1,9 @@
 //! A space: its nodes, its index, its memory of events, and its lifecycle. Owns the public type [`Space`]; everything
 //! in a space hangs from one value of it, so two spaces in one process never see each other.
 
+mod memory;
+mod tell;
+
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::future::poll_fn;
@@ -13,36 +16,32 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use happen_core::env::{CoarseClock, Env};
 use happen_core::{
-    Envelope, ErasedEvent, Error, ErrorKind, Event, EventId, EventType, Function, IntoPattern, IntoStep,
-    NodeKey, Outgoing, Payload, Result,
+    ErasedEvent, Error, ErrorKind, EventId, EventType, IntoPattern, IntoStep, NodeKey, Outgoing, Payload,
+    Result,
 };
 use tokio::sync::Notify;
 
 use crate::config::{Config, NodeOptions};
-use crate::context::Context;
-use crate::dispatch::{self, Job, Reply, Want};
+use crate::dispatch::{self, Job, Want};
 use crate::env::RealEnv;
-use crate::failure::{DeadLetter, DeadLetters, Failure};
-use crate::flow::{FlowInner, Outcome};
+use crate::failure::{DeadLetter, DeadLetters};
 use crate::gate::Gate;
 use crate::handler::{Argument, Handler};
 use crate::hooks::{Hooks, Moment, Seen};
 use crate::index::Index;
-use crate::lent::Way;
 use crate::limits;
 use crate::link::{Hashes, Linked, RESERVED, RemoteNames};
-use crate::local::{self, Local};
+use crate::local::{self};
 use crate::names::Names;
 use crate::node::{Node, NodeInner, Registration};
-use crate::published::{Here, Readers};
+use crate::published::Readers;
 use crate::send::{Broadcasting, Sender, Sending, Target};
-use crate::stamp::stamp_failure;
 use crate::state::Home;
 use crate::store::{SpaceStore, Store};
 use crate::sync::{Mutex, lock};
 use crate::table::{Entry, Table};
 use crate::waits::Waits;
-use crate::web::{self, Mark, Ring};
+use crate::web::Ring;
 
 /// One event space. A handle; cloning shares the space, and dropping the last handle ends it.
 ///
@@ -641,36 +640,6 @@ impl SpaceInner {
         }
     }
 
-    /// Keeps the name of a type for traces, while there is room.
-    #[cold]
-    fn name_type(&self, event_type: &EventType) {
-        let types = self.types.pin();
-        // Looked for first: a thread knows a few hundred types, and those beyond come here again and again.
-        if !types.contains_key(&event_type.hash()) && types.len() < self.config.types_max {
-            types.insert(event_type.hash(), event_type.clone());
-        }
-    }
-
-    pub(crate) fn type_names(&self) -> std::collections::HashMap<u64, EventType> {
-        self.types.pin().iter().map(|(hash, name)| (*hash, name.clone())).collect()
-    }
-
-    /// A ring for a thread: one whose thread has ended, or a new one.
-    pub(crate) fn ring(&self) -> Arc<Ring> {
-        let mut rings = lock(&self.rings);
-        if let Some(left) = rings.iter().find(|ring| Arc::strong_count(ring) == 1) {
-            return Arc::clone(left);
-        }
-        let ring = Arc::new(Ring::new(self.config.remembered_events));
-        rings.push(Arc::clone(&ring));
-        self.threads.store(rings.len() as u32, Ordering::Relaxed);
-        ring
-    }
-
-    pub(crate) fn rings(&self) -> Vec<Arc<Ring>> {
-        lock(&self.rings).clone()
-    }
-
     /// Whether an event may run on its sender's stack without being counted against the limit of its node. A counter
     /// that every event changes would cost more than everything else; so it is left alone as long as even all that can
     /// run inline at this moment would fit beside what is counted.
@@ -683,167 +652,6 @@ impl SpaceInner {
         local::depth() <= UNCOUNTED_DEPTH
             && gate.waiting() == 0
             && gate.active().saturating_add(uncounted_max) <= max
-    }
-
-    /// Where this thread reads the tables of nodes.
-    #[inline]
-    pub(crate) fn here(&self) -> Here<'_, Table> {
-        local::with_local(self, |local| self.readers.here(local.slots.as_ref()))
-    }
-
-    /// What an event needs of this thread to be delivered.
-    #[inline]
-    pub(crate) fn way(&self) -> Way<'_> {
-        local::with_recycled(self, |local, recycled| Way {
-            here: self.readers.here(local.slots.as_ref()),
-            spare: recycled.pop(),
-        })
-    }
-
-    /// Remembers an event that leaves for a node here, and prepares its way.
-    #[inline]
-    pub(crate) fn set_out<'s>(&'s self, envelope: &Envelope, to: NodeKey, way: &mut Way<'s>) -> Mark {
-        local::with_recycled(self, |local, recycled| {
-            way.here = self.readers.here(local.slots.as_ref());
-            way.spare = recycled.pop();
-            self.note_sent(local, envelope, to)
-        })
-    }
-
-    /// Remembers what became of such an event.
-    #[inline]
-    pub(crate) fn arrived(&self, mark: Mark, way: &mut Way<'_>, what: u8) {
-        let left = local::with_recycled(self, |local, recycled| {
-            local.ring.settle(mark, what);
-            let flow = way.spare.take()?;
-            if recycled.len() < limits::RECYCLED_MAX {
-                recycled.push(flow);
-                return None;
-            }
-            Some(flow)
-        });
-        // Outside: it may own a node, and with it anything the user captured.
-        drop(left);
-    }
-
-    /// Remembers an event that leaves.
-    #[inline]
-    pub(crate) fn remember_sent(&self, envelope: &Envelope, to: NodeKey) -> Mark {
-        local::with_local(self, |local| self.note_sent(local, envelope, to))
-    }
-
-    #[inline]
-    fn note_sent(&self, local: &mut Local, envelope: &Envelope, to: NodeKey) -> Mark {
-        if local.sees_type(envelope.event_type.hash()) {
-            self.name_type(&envelope.event_type);
-        }
-        let mark = local.ring.sent(envelope, to, web::SENT_ON);
-        if let Some(extra) = &envelope.extra {
-            for &cause in &extra.more_causes {
-                local.ring.cause(envelope.id, cause);
-            }
-        }
-        mark
-    }
-
-    #[inline]
-    pub(crate) fn settle(&self, mark: Mark, what: u8) {
-        local::with_local(self, |local| local.ring.settle(mark, what));
-    }
-
-    #[inline]
-    pub(crate) fn remember(&self, event: EventId, node: NodeKey, what: u8) {
-        local::with_local(self, |local| local.ring.handled(event, node, what));
-    }
-
-    /// Remembers how a flow ended, for every event it handled.
-    #[inline]
-    pub(crate) fn settled(&self, event: &dyn ErasedEvent, node: NodeKey, outcome: &Outcome) {
-        let what = dispatch::what(outcome);
-        self.remember(event.envelope().id, node, what);
-        for later in (1..event.len()).filter_map(|index| event.single(index)) {
-            self.remember(later.envelope().id, node, what);
-        }
-    }
-
-    /// Remembers that a flow went on with this function.
-    pub(crate) fn note_step(&self, flow: &FlowInner, function: &dyn Function) {
-        let after = flow.noted_steps.fetch_add(1, Ordering::Relaxed);
-        let name = function.type_name();
-        // The address of a name is its number: names are constants, so it never stands for another one.
-        let number = name.as_ptr() as u64;
-        local::with_local(self, |local| {
-            if local.sees_step(number) {
-                self.steps.pin().insert(number, name);
-            }
-            local.ring.step(flow.envelope().id, flow.node().key, number, after);
-        });
-    }
-
-    pub(crate) fn step_name(&self, number: u64) -> Option<&'static str> {
-        self.steps.pin().get(&number).copied()
-    }
-
-    pub(crate) fn name_correlation(&self, name: &Arc<str>, root: EventId) {
-        let mut named = lock(&self.correlations);
-        if named.len() >= self.config.remembered_events {
-            named.pop_front();
-        }
-        named.push_back((Arc::clone(name), root));
-    }
-
-    pub(crate) fn roots_of(&self, correlation: &str) -> Vec<EventId> {
-        let named = lock(&self.correlations);
-        named.iter().filter(|(name, _)| &**name == correlation).map(|(_, root)| *root).collect()
-    }
-
-    pub(crate) fn problem(self: &Arc<Self>, error: Error) {
-        let running = self.is_running();
-        let told = running.then(|| serde_json::json!({ "code": error.code(), "problem": error.to_string() }));
-        let mut problems = lock(&self.problems);
-        if problems.len() < PROBLEMS_MAX {
-            problems.push(error);
-        }
-        drop(problems);
-        if let Some(told) = told {
-            self.announce("system.problem", told);
-        }
-    }
-
-    pub(crate) fn first_problem_of(&self, node: &str) -> Error {
-        let problems = lock(&self.problems);
-        let own = problems.iter().rev().find(|error| error.node_id() == Some(node));
-        own.map_or_else(|| Error::misuse("nothing was registered"), Error::duplicate)
-    }
-
-    /// Broadcasts one of the runtime's own events.
-    pub(crate) fn announce(self: &Arc<Self>, event_type: &str, content: serde_json::Value) {
-        if !self.is_running() {
-            return;
-        }
-        let event = Event::new(event_type, content);
-        if let Err(error) = Broadcasting::new(Sender::Space(self), event).publish_here() {
-            tracing::warn!(target: "happen", code = error.code(), "{event_type} could not be announced: {error}");
-        }
-    }
-
-    /// Broadcasts one of the runtime's own events from a node, as an effect of the event with this context.
-    pub(crate) fn announce_from(
-        self: &Arc<Self>,
-        node: &Arc<NodeInner>,
-        cause: Option<&Envelope>,
-        event_type: &str,
-        content: serde_json::Value,
-    ) {
-        if let Some(cause) = cause {
-            let event = Event::new(event_type, content.clone());
-            let flow = Context::owned(consequence(node, cause));
-            if Broadcasting::new(Sender::Flow(&flow), event).publish().is_ok() {
-                return;
-            }
-        }
-        // A correlation that ran away takes no more events, and this one must be heard.
-        self.announce(event_type, content);
     }
 
     pub(crate) fn watches_emits(&self, sender: Sender<'_>) -> bool {
@@ -862,98 +670,6 @@ impl SpaceInner {
             Sender::Flow(flow) => flow.inner().node().table.load().hooks.clone(),
         };
         self.hooks.load_full().into_iter().chain(own).collect()
-    }
-
-    #[cold]
-    pub(crate) fn warn(&self, node: &NodeInner, envelope: &Envelope, error: &Error) {
-        tracing::warn!(
-            target: "happen",
-            node = &*node.name,
-            event = %envelope.id,
-            event_type = envelope.event_type.as_str(),
-            code = error.code(),
-            "{error}"
-        );
-    }
-
-    /// Tells of a failed flow: as the event `<type>.error`, caused by the event that failed; a failure while handling
-    /// an error event becomes a dead letter instead, so that errors of errors end.
-    #[cold]
-    pub(crate) fn flow_failed(
-        self: &Arc<Self>,
-        node: &Arc<NodeInner>,
-        handler: &str,
-        event: &dyn ErasedEvent,
-        error: &Error,
-    ) {
-        let envelope = event.envelope();
-        self.warn(node, envelope, error);
-        if envelope.event_type.as_str().ends_with(".error") {
-            self.bury(event, &node.name, error);
-            return;
-        }
-        let failure = Failure::new(&node.name, handler, event, error);
-        let error_type = EventType::new(&format!("{}.error", envelope.event_type));
-        let mut cause = consequence(node, envelope);
-        let others = (1..event.len()).filter_map(|index| event.single(index));
-        cause.more_causes.extend(others.map(|event| event.envelope().id));
-        let cause = Context::owned(cause);
-        let result = stamp_failure(&cause, error_type, &failure).map(|envelope| {
-            let mark = self.remember_sent(&envelope, NodeKey(0));
-            self.settle(mark, web::PUBLISHED);
-            let event = Event::from_parts(envelope, failure);
-            self.publish_away(Sender::Flow(&cause), &event);
-            self.publish_to_listeners(&event, None);
-        });
-        if let Err(objection) = result {
-            self.warn(node, envelope, &objection);
-            self.bury(event, &node.name, error);
-        }
-    }
-
-    /// Tells of an event that its node did not take after its sender had gone on.
-    #[cold]
-    pub(crate) fn undelivered(&self, event: &dyn ErasedEvent, node: &str, error: Error, reply: Reply) {
-        let envelope = event.envelope();
-        let error = error.at_event(envelope.id).at_node(node);
-        if let Some(found) = self.find(node) {
-            self.remember(envelope.id, found.key, web::failed(error.code()));
-        }
-        match reply {
-            Reply::Nobody => self.bury(event, node, &error),
-            reply => reply.refuse(error),
-        }
-    }
-
-    /// Keeps an event that nobody is told of as a dead letter.
-    #[cold]
-    pub(crate) fn bury(&self, event: &dyn ErasedEvent, node: &str, error: &Error) {
-        let letter = DeadLetter {
-            event: event.to_shared(),
-            node: node.to_owned(),
-            code: error.code(),
-            causes: error.chain(),
-            at_unix_ms: self.now_unix_ms(),
-        };
-        self.dead.push(letter, self.config.dead_letters_max);
-    }
-
-    /// Signals back-pressure when a queue passes four fifths of its limit, once until it is below half again.
-    #[cold]
-    pub(crate) fn note_pressure(self: &Arc<Self>, node: &Arc<NodeInner>, waiting: usize, limit: usize) {
-        let pressed = waiting * 100 >= limit * limits::BACK_PRESSURE_PERCENT;
-        let relaxed = waiting * 2 < limit;
-        if !pressed && !relaxed {
-            return;
-        }
-        let mut nodes = lock(&self.pressed);
-        let changed = if pressed { nodes.insert(node.key.0) } else { nodes.remove(&node.key.0) };
-        drop(nodes);
-        if changed && pressed && &*node.name != OWN_NODE {
-            let told =
-                serde_json::json!({ "node_id": &*node.name, "waiting": waiting, "queue_limit": limit });
-            self.announce("node.slow", told);
-        }
     }
 
     pub(crate) fn flow_began(&self) {
@@ -1022,15 +738,6 @@ impl SpaceInner {
         }
         local::forget_recycled();
     }
-
-    /// The events that led to this one, oldest first, as far as they are remembered.
-    pub(crate) fn way_to(&self, event: EventId, max: usize) -> Vec<String> {
-        crate::trace::Remembered::read(self).way_to(event, max)
-    }
-
-    pub(crate) fn emitted_by(&self, node: NodeKey) -> Vec<String> {
-        crate::trace::Remembered::read(self).types_from(node)
-    }
 }
 
 impl Drop for Owner {
@@ -1039,14 +746,6 @@ impl Drop for Owner {
         // Nobody can ask for a trace any more, while other threads may keep the space itself for a while.
         lock(&self.0.rings).clear();
     }
-}
-
-/// A flow to send the runtime's own events from, as effects of an event. They have no deadline: whoever observes the
-/// space wants to hear of a failure also when nobody waits for the reply any more.
-fn consequence(node: &Arc<NodeInner>, cause: &Envelope) -> FlowInner {
-    let mut cause = cause.clone();
-    cause.deadline_unix_ms = 0;
-    FlowInner::new(Arc::clone(node), cause)
 }
 
 /// Lets other tasks run.
