@@ -7,7 +7,7 @@ use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -41,6 +41,8 @@ pub(crate) struct FlowInner {
     /// The serial gates that wait for this flow.
     pub(crate) held: Option<Arc<Held>>,
     pub(crate) emitted: AtomicU32,
+    /// The halves of the id that was given last to something sent from here; 0 for none.
+    last_effect: [AtomicU64; 2],
     /// Steps remembered for its trace.
     pub(crate) noted_steps: AtomicU32,
     pub(crate) cancelled: AtomicBool,
@@ -111,6 +113,7 @@ impl FlowInner {
             serial: None,
             held: None,
             emitted: AtomicU32::new(0),
+            last_effect: [AtomicU64::new(0), AtomicU64::new(0)],
             noted_steps: AtomicU32::new(0),
             cancelled: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -140,6 +143,20 @@ impl FlowInner {
         self.lent.envelope()
     }
 
+    /// The youngest of what was sent from here. Threads that send at once may see each other's or not.
+    #[inline]
+    pub(crate) fn last_effect(&self) -> Option<EventId> {
+        let [high, low] = &self.last_effect;
+        EventId::from_halves(high.load(Ordering::Relaxed), low.load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    pub(crate) fn note_effect(&self, id: EventId) {
+        let (high, low) = id.to_halves();
+        self.last_effect[0].store(high, Ordering::Relaxed);
+        self.last_effect[1].store(low, Ordering::Relaxed);
+    }
+
     /// Makes a flow that nobody else has ready for another event.
     #[inline(always)]
     pub(crate) fn begin(
@@ -153,6 +170,7 @@ impl FlowInner {
         self.registration = registration;
         self.serial = serial;
         *self.emitted.get_mut() = 0;
+        *self.last_effect[0].get_mut() = 0;
         *self.noted_steps.get_mut() = 0;
         *self.cancelled.get_mut() = false;
         *self.ended.get_mut() = false;

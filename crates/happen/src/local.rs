@@ -104,11 +104,16 @@ impl Local {
         self.ids.next_id(unix_ms)
     }
 
-    /// An id for an effect of this flow's events, younger than all of them.
+    /// An id for an effect of this flow's events: younger than all of them, and than what the flow sent before, which may
+    /// have been on another thread.
     #[inline]
     pub(crate) fn next_id_in(&mut self, unix_ms: u64, flow: &FlowInner) -> EventId {
         // The events of a batch were stamped one after the other, so the last is the youngest.
-        self.next_id_after(unix_ms, flow.more_causes.last().copied().unwrap_or(flow.envelope().id))
+        let cause = flow.more_causes.last().copied().unwrap_or(flow.envelope().id);
+        let after = flow.last_effect().map_or(cause, |last| last.max(cause));
+        let id = self.next_id_after(unix_ms, after);
+        flow.note_effect(id);
+        id
     }
 
     #[inline]

@@ -1205,3 +1205,24 @@ fn a_trace_hides_no_failure_behind_another_handler() {
         assert_eq!(trace.lines()[0].handled[0].outcome, TraceOutcome::Failed("failed"), "{trace}");
     });
 }
+
+#[test]
+fn what_a_flow_sends_has_ascending_ids_on_whatever_threads() {
+    let space = Space::memory();
+    let node = space.node("node");
+    let ids = Arc::new(Mutex::new(Vec::new()));
+    let sent = Arc::clone(&ids);
+    node.on("go", move |_: &Event, cx: &Context| {
+        for _ in 0..10 {
+            let note = || sent.lock().unwrap().push(cx.broadcast(Event::new("told", json!({}))).unwrap());
+            (0..10).for_each(|_| note());
+            std::thread::scope(|scope| drop(scope.spawn(note).join()));
+        }
+    });
+    let mut task = std::task::Context::from_waker(std::task::Waker::noop());
+    assert!(std::pin::pin!(space.start()).poll(&mut task).is_ready());
+    space.send(&node, Event::new("go", json!({}))).reply_now::<()>().unwrap();
+    let ids = ids.lock().unwrap();
+    assert_eq!(ids.len(), 110);
+    assert!(ids.is_sorted(), "{ids:?}");
+}
