@@ -423,7 +423,7 @@ impl Node {
         }
         let mut made = None;
         node.table.change(&node.space.readers, |table| {
-            let (table, entry) = table.with_entry(pattern, function, || node.space.next_registration());
+            let (table, entry) = table.with_entry(pattern, &function, || node.space.next_registration());
             made = Some(entry);
             table
         });

@@ -18,7 +18,7 @@ use std::mem::ManuallyDrop;
 use std::sync::atomic::{compiler_fence, fence};
 use std::sync::{Arc, OnceLock};
 
-use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Mutex, Ordering, lock};
+use crate::sync::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Mutex, Ordering, kept_going, lock};
 
 /// A value that is replaced as a whole.
 pub(crate) struct Published<T> {
@@ -158,7 +158,7 @@ impl<T> Published<T> {
         // SAFETY: it came from `Arc::into_raw`, and the swap took our reference to it out of the cell.
         let old = unsafe { Arc::from_raw(old) };
         if was_read {
-            readers.retire(old);
+            drop(readers.retire(old));
         }
     }
 }
@@ -187,10 +187,7 @@ impl<T> Readers<T> {
         self.threads.iter().enumerate().find_map(|(index, place)| {
             let slots = match place.get() {
                 None => place.get_or_init(|| Arc::new(Slots::new(std::ptr::from_ref(self).addr()))),
-                // One reference is ours. A thread that forgot its claim in the middle of reading still uses them.
-                Some(slots) if Arc::strong_count(slots) == 1 && slots.top.load(Ordering::Relaxed) == 0 => {
-                    slots
-                }
+                Some(slots) if slots.are_free() => slots,
                 Some(_) => return None,
             };
             Some(Claim { index, _slots: Arc::clone(slots) })
@@ -204,31 +201,31 @@ impl<T> Readers<T> {
         Here(slots.map(|slots| &**slots), PhantomData)
     }
 
+    /// Takes a value that was replaced; gives what nobody uses any more, to be dropped.
     #[cold]
-    fn retire(&self, old: Arc<T>) {
+    fn retire(&self, old: Arc<T>) -> Vec<Arc<T>> {
         let mut retired = lock(&self.retired);
         retired.push(old);
         // Before the barrier in `collect`: a reader that is not seen there sees this when it leaves.
         self.pending.store(true, Ordering::Relaxed);
         drop(retired);
-        self.collect();
+        self.collect()
     }
 
-    /// Drops what was retired and is in no slot any more.
+    /// Gives what was retired and is in no slot any more, to be dropped without a lock: it may be anything the user
+    /// captured.
     #[cold]
-    fn collect(&self) {
+    fn collect(&self) -> Vec<Arc<T>> {
         let mut retired = lock(&self.retired);
         if !self.barriers.heavy() {
             // Without the barrier nobody can say what is in use; it is kept.
-            return;
+            return Vec::new();
         }
         let all = std::mem::take(&mut *retired);
         let (kept, free): (Vec<_>, Vec<_>) = all.into_iter().partition(|value| self.is_read(value));
         self.pending.store(!kept.is_empty(), Ordering::Relaxed);
         *retired = kept;
-        drop(retired);
-        // Outside the lock: what is dropped may be anything the user captured.
-        drop(free);
+        free
     }
 
     fn is_read(&self, value: &Arc<T>) -> bool {
@@ -245,6 +242,14 @@ impl<T> Slots<T> {
             top: AtomicUsize::new(0),
             slots: std::array::from_fn(|_| AtomicPtr::new(std::ptr::null_mut())),
         }
+    }
+
+    /// Whether no thread has a claim to them. One that forgot its claim in the middle of reading still uses them.
+    fn are_free(self: &Arc<Self>) -> bool {
+        // One reference is that of the readers. The barrier puts all that the last owner wrote before what comes now.
+        let unclaimed = Arc::strong_count(self) == 1;
+        fence(Ordering::Acquire);
+        unclaimed && self.top.load(Ordering::Relaxed) == 0
     }
 
     #[inline]
@@ -269,7 +274,9 @@ impl<T> Drop for Reading<'_, T> {
         self.slots.top.store(self.top, Ordering::Relaxed);
         self.readers.barriers.light();
         if self.readers.pending.load(Ordering::Relaxed) {
-            self.readers.collect();
+            let free = self.readers.collect();
+            // Whoever reads has nothing to do with what others replaced.
+            kept_going("what a handler captured", || drop(free));
         }
     }
 }

@@ -105,7 +105,7 @@ pub(crate) fn complete<T: Payload>(
 ///
 /// # Errors
 ///
-/// As [`stamp`], and [`ErrorKind::Misuse`] where causes are not the sender's to say.
+/// As [`stamped`], and [`ErrorKind::Misuse`] where causes are not the sender's to say.
 pub(crate) fn stamp_imported(
     sender: Sender<'_>,
     payload: &dyn ErasedPayload,

@@ -167,15 +167,16 @@ impl Table {
     }
 
     /// This table with one registration more, and that registration. When the table is common to several nodes, those
-    /// that add the same function for the same pattern have the new one in common too.
+    /// that add the same function for the same pattern have the new one in common too. The function is shared and not
+    /// taken: what is not used of it is the caller's to drop, for this runs under a lock.
     pub(crate) fn with_entry(
         &self,
         pattern: Pattern,
-        function: Arc<dyn Function>,
+        function: &Arc<dyn Function>,
         id: impl FnOnce() -> u64,
     ) -> (Arc<Self>, Arc<Entry>) {
         let Some(further) = &self.class.0 else {
-            let entry = Entry::new(id(), pattern, function);
+            let entry = Entry::new(id(), pattern, Arc::clone(function));
             let mut changed = self.changed();
             changed.insert(Arc::clone(&entry));
             return (Arc::new(changed), entry);
@@ -190,7 +191,7 @@ impl Table {
             }
             // Also where the functions differ: a pattern takes more than the rest of a registration.
             written = entry.pattern.clone();
-            if entry.is_of(&*function) {
+            if entry.is_of(&**function) {
                 let entry = Arc::clone(entry);
                 // The one used last is the one looked for next.
                 further.swap(0, at);
@@ -200,7 +201,7 @@ impl Table {
         if further.len() >= limits::CLASS_TABLES_MAX {
             further.retain(|known| known.table.strong_count() > 0);
         }
-        let entry = Entry::new(id(), written, function);
+        let entry = Entry::new(id(), written, Arc::clone(function));
         let mut changed = self.changed();
         changed.insert(Arc::clone(&entry));
         if further.len() >= limits::CLASS_TABLES_MAX {

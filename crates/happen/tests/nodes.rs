@@ -221,6 +221,36 @@ fn what_a_running_handler_captured_is_dropped_when_it_has_returned() {
     });
 }
 
+#[test]
+fn what_a_handler_captured_may_panic_when_its_last_run_drops_it() {
+    struct Grumpy;
+    impl Drop for Grumpy {
+        fn drop(&mut self) {
+            panic!("not like this");
+        }
+    }
+    let space = Space::memory();
+    let node = space.node("node");
+    assert!(ready_value(space.start()).is_ok());
+    let grumpy = Grumpy;
+    let (inside, leave) = (Arc::new(std::sync::Barrier::new(2)), Arc::new(std::sync::Barrier::new(2)));
+    let (at_inside, at_leave) = (Arc::clone(&inside), Arc::clone(&leave));
+    let registration = node.on("job", move |_: &Event<Job>, _: &Context| {
+        let _mine = &grumpy;
+        at_inside.wait();
+        at_leave.wait();
+        7_u64
+    });
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| space.send(&node, Job(1)).reply_now::<u64>());
+        inside.wait();
+        registration.off();
+        leave.wait();
+        let reply = sender.join().unwrap();
+        assert_eq!(*reply.unwrap(), 7);
+    });
+}
+
 /// The value of a future that is ready at once.
 fn ready_value<T>(future: impl Future<Output = T>) -> T {
     let mut task = std::task::Context::from_waker(std::task::Waker::noop());

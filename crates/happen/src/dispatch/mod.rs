@@ -17,7 +17,6 @@ use crate::encoded::Scope;
 use crate::flow::{self, Held, Outcome, Paused};
 use crate::hooks::{Moment, Seen};
 use crate::lent::{Lease, Way};
-use crate::link::Away;
 use crate::local;
 use crate::node::NodeInner;
 use crate::slow;
@@ -119,8 +118,6 @@ pub(crate) enum Delivered {
     Now,
     /// It is under way or waits; the receiver gets the outcome when somebody wants it.
     Later(Option<oneshot::Receiver<Outcome>>),
-    /// It left by the link; nothing is there when nobody wants to hear of it.
-    Away(Option<Box<Away>>),
 }
 
 /// Brings an event to a node. An outcome that is there at once is put into `outcome`.
@@ -182,7 +179,7 @@ fn deliver_by(
         return run_many(node, table, &route.entries, event, &want, Reply::Nobody, permit);
     };
     let wants_reply = want.reply;
-    match run_flow(node, table, way, entry, (event, batch), (want, permit.serial_key(table)), outcome) {
+    match run_flow(node, Some(table), way, entry, (event, batch), (want, permit.serial_key(table)), outcome) {
         Flow::Ended => Ok(Delivered::Now),
         flow => {
             let (reply, receiver) = later(Reply::Nobody, wants_reply);
@@ -263,6 +260,7 @@ fn put_off(node: &Arc<NodeInner>, event: &dyn ErasedEvent, want: Want) -> Result
     local::defer(Box::new(move || again(&node, job, None)))?;
     Ok(Delivered::Later(receiver))
 }
+
 /// Handles a job whose sender has gone on. With a permit it has been admitted already.
 fn again(node: &Arc<NodeInner>, job: Job, permit: Option<Permit<'_>>) {
     node.table.read(&node.space.readers, node.space.here(), |table| again_by(node, table, job, permit));
@@ -442,13 +440,16 @@ fn run_flow_aside(
     serial: Option<u64>,
     outcome: &mut Outcome,
 ) -> Flow {
-    run_flow(node, table, &mut node.space.way(), entry, (event, event.is_batch()), (want, serial), outcome)
+    let way = &mut node.space.way();
+    run_flow(node, Some(table), way, entry, (event, event.is_batch()), (want, serial), outcome)
 }
 
+/// Runs the flow of one registration until it ends or waits. Without a table nothing stands before the registration, and
+/// the table is looked for once it is needed.
 #[inline(always)]
 fn run_flow(
     node: &Arc<NodeInner>,
-    table: &Table,
+    table: Option<&Table>,
     way: &mut Way<'_>,
     entry: &Arc<Entry>,
     (event, batch): (&dyn ErasedEvent, bool),
@@ -460,7 +461,7 @@ fn run_flow(
     }
     let before = node.space.now_unix_ms();
     let lease = Lease::new(way, node, (event, batch), entry.id, serial, want);
-    let paused = flow::run(Some(table), entry, event, &lease, outcome);
+    let paused = flow::run(table, entry, event, &lease, outcome);
     let waits = match paused {
         None => {
             lease.end();
@@ -508,20 +509,34 @@ fn go_on(
 #[inline(always)]
 fn finish(
     node: &Arc<NodeInner>,
-    table: &Table,
+    table: Option<&Table>,
     entry: &Entry,
     event: &dyn ErasedEvent,
     outcome: &mut Outcome,
 ) {
     if outcome.is_err() {
         fail(node, table, entry, event, outcome);
-    } else if table.hooks.is_some() {
+    } else if let Some(table) = table.filter(|table| table.hooks.is_some()) {
         after_handling(node, table, event, None);
     }
 }
 
 #[cold]
-fn fail(node: &Arc<NodeInner>, table: &Table, entry: &Entry, event: &dyn ErasedEvent, outcome: &mut Outcome) {
+fn fail(
+    node: &Arc<NodeInner>,
+    table: Option<&Table>,
+    entry: &Entry,
+    event: &dyn ErasedEvent,
+    outcome: &mut Outcome,
+) {
+    let loaded;
+    let table = match table {
+        Some(table) => table,
+        None => {
+            loaded = node.table.load();
+            &loaded
+        }
+    };
     *outcome = match std::mem::replace(outcome, Ok(None)) {
         Err(error) => Err(failed(node, table, entry, event, error)),
         ended => ended,

@@ -7,10 +7,9 @@ use happen_core::{Envelope, ErasedEvent, ErrorKind, EventId, EventType, Value};
 use tokio::sync::broadcast;
 
 use super::queue::Permit;
-use super::{Delivered, Flow, Reply, Want, deliver, fail, go_on, what};
+use super::{Delivered, Flow, Reply, Want, deliver, go_on, run_flow, what};
 use crate::encoded::Scope;
-use crate::flow::{self, Outcome};
-use crate::lent::{Lease, Way};
+use crate::lent::Way;
 use crate::local;
 use crate::node::NodeInner;
 use crate::table::Entry;
@@ -50,15 +49,10 @@ impl Listener {
         self.straight.as_ref().is_some_and(|straight| straight.version != self.node.table.version())
     }
 
-    /// Runs the registration at once, when nothing stands before it. False when the event has to go the whole way.
-    #[inline]
-    fn run_straight(
-        &self,
-        way: &mut Way<'_>,
-        event: &dyn ErasedEvent,
-        envelope: &Envelope,
-        outcome: &mut Outcome,
-    ) -> Option<bool> {
+    /// Runs the registration at once, when nothing stands before it; gives what became of the event. Nothing when the
+    /// event has to go the whole way.
+    #[inline(always)]
+    fn run_straight(&self, way: &mut Way<'_>, event: &dyn ErasedEvent, envelope: &Envelope) -> Option<u8> {
         let (node, straight) = (&self.node, self.straight.as_ref()?);
         let entry = &straight.entry;
         if straight.version != node.table.version()
@@ -70,21 +64,15 @@ impl Listener {
             return None;
         }
         let _depth = local::deeper()?;
-        let before = node.space.now_unix_ms();
-        let lease = Lease::new(way, node, (event, false), entry.id, None, Want::default());
-        if let Some(paused) = flow::run(None, entry, event, &lease, outcome) {
-            let flow = Flow::Waits(lease.keep(), paused);
-            let place = Permit::uncounted(node).into_place();
-            go_on(node, &node.table.load(), entry, event, flow, Reply::Nobody, place);
-            return Some(false);
+        let mut outcome = Ok(None);
+        match run_flow(node, None, way, entry, (event, false), (Want::default(), None), &mut outcome) {
+            Flow::Ended => Some(what(&outcome)),
+            flow => {
+                let place = Permit::uncounted(node).into_place();
+                go_on(node, &node.table.load(), entry, event, flow, Reply::Nobody, place);
+                Some(web::WAITING)
+            }
         }
-        lease.end();
-        // The coarse clock may have come to stand meanwhile, just because the handler took so long.
-        entry.slow.note(node.space.now_unix_ms().saturating_sub(before));
-        if outcome.is_err() {
-            fail(node, &node.table.load(), entry, event, outcome);
-        }
-        Some(true)
     }
 }
 
@@ -107,12 +95,12 @@ pub(crate) fn publish(
     let ring = local::with_local(&first.node.space, |local| Arc::clone(&local.ring));
     for listener in listeners {
         let node = &listener.node;
-        let mut outcome = Ok(None);
-        if straight && let Some(ended) = listener.run_straight(&mut way, event, envelope, &mut outcome) {
-            ring.handled(id, node.key, if ended { what(&outcome) } else { web::WAITING });
+        if straight && let Some(what) = listener.run_straight(&mut way, event, envelope) {
+            ring.handled(id, node.key, what);
             continue;
         }
         old |= listener.is_old();
+        let mut outcome = Ok(None);
         let want = Want::plain(false);
         let want = match source {
             None => want,
@@ -120,7 +108,7 @@ pub(crate) fn publish(
         };
         match deliver(node, &mut way, event, want, &mut outcome) {
             Ok(Delivered::Now) => node.space.settled(event, node.key, &outcome),
-            Ok(Delivered::Later(_) | Delivered::Away(_)) => node.space.remember(id, node.key, web::WAITING),
+            Ok(Delivered::Later(_)) => node.space.remember(id, node.key, web::WAITING),
             // Every guard of the node said no, or it stopped listening since the list was made.
             Err(error) if matches!(error.kind(), ErrorKind::NoHandler { .. }) => {}
             Err(error) => {

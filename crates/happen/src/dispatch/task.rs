@@ -54,7 +54,7 @@ pub(super) fn spawn_flow(
         let (context, event) = drive.into_parts();
         let space = &node.space;
         node.table.read(&space.readers, space.here(), |table| {
-            finish(&node, table, &entry, &*event, &mut outcome);
+            finish(&node, Some(table), &entry, &*event, &mut outcome);
         });
         space.settled(&*event, node.key, &outcome);
         // The place first: whoever gets the reply may send the next event at once and finds it free.
@@ -104,7 +104,7 @@ pub(super) fn run_slow(
         }
         lease.end();
         drop(way);
-        finish(&at, &table, &lane, &*event, &mut outcome);
+        finish(&at, Some(&table), &lane, &*event, &mut outcome);
         at.space.settled(&*event, at.key, &outcome);
         drop(place);
         let reply = lock(&reply).take().unwrap_or(Reply::Nobody);

@@ -134,7 +134,7 @@ impl SpaceInner {
             Ok(delivered) => {
                 let what = match &delivered {
                     Delivered::Now => dispatch::what(outcome),
-                    Delivered::Later(_) | Delivered::Away(_) => web::WAITING,
+                    Delivered::Later(_) => web::WAITING,
                 };
                 self.settle(mark, what);
                 Ok(delivered)
@@ -182,7 +182,7 @@ impl SpaceInner {
             let mut outcome = Ok(None);
             let end = match self.bring_in(to, &*event, want, &mut outcome)? {
                 Delivered::Later(Some(end)) => Source::Waits(end),
-                Delivered::Now | Delivered::Later(None) | Delivered::Away(_) => Source::Ended(outcome),
+                Delivered::Now | Delivered::Later(None) => Source::Ended(outcome),
             };
             Ok(match items {
                 Some(items) => Source::Stream { items, end: Box::new(end) },

@@ -84,6 +84,14 @@ pub struct Sending<'s, T> {
     extras: Option<Box<Extras>>,
 }
 
+/// Where an event went that was sent.
+enum Begun {
+    /// To a node here; an outcome that is there already stands where the sender wanted it.
+    Here(Delivered),
+    /// By the link; nothing is there when nobody wants to hear of it.
+    Away(Option<Box<Away>>),
+}
+
 /// Says that an event was taken, and which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sent {
@@ -249,16 +257,16 @@ impl<'s, T: Payload> Sending<'s, T> {
     #[doc(alias = "processSync")]
     pub fn reply_now<R: Answer>(mut self) -> Result<Reply<R>> {
         let mut outcome = Ok(None);
-        let (event, delivered) = self.begin(Purpose::Ask, Want::plain(true), Told::Back, &mut outcome)?;
-        match delivered {
-            Delivered::Now | Delivered::Later(None) => return answer(event, outcome),
-            Delivered::Later(Some(mut receiver)) => {
+        let (event, begun) = self.begin(Purpose::Ask, Want::plain(true), Told::Back, &mut outcome)?;
+        match begun {
+            Begun::Here(Delivered::Now | Delivered::Later(None)) => return answer(event, outcome),
+            Begun::Here(Delivered::Later(Some(mut receiver))) => {
                 if let Ok(outcome) = receiver.try_recv() {
                     return answer(event, outcome);
                 }
             }
             // Beyond a link no answer is there at once.
-            Delivered::Away(_) => {}
+            Begun::Away(_) => {}
         }
         let cannot_wait = "the answer is not there at once and this caller cannot wait; use `.reply().await`";
         Err(Error::new(ErrorKind::Cancelled).context(cannot_wait).at_event(event))
@@ -320,9 +328,11 @@ impl<'s, T: Payload> Sending<'s, T> {
         let mut outcome = Ok(None);
         match self.begin(Purpose::Stream, Want::plain(true).stream_to(sink), Told::Back, &mut outcome) {
             Err(error) => Items::failed(error),
-            Ok((_, Delivered::Away(Some(away)))) => Items::from_away(away),
-            Ok((event, Delivered::Now | Delivered::Away(None))) => Items::ended(items, outcome, event),
-            Ok((event, Delivered::Later(end))) => Items::from_handler(items, end, event),
+            Ok((_, Begun::Away(Some(away)))) => Items::from_away(away),
+            Ok((event, Begun::Here(Delivered::Later(end)))) => Items::from_handler(items, end, event),
+            Ok((event, Begun::Here(Delivered::Now) | Begun::Away(None))) => {
+                Items::ended(items, outcome, event)
+            }
         }
     }
 
@@ -438,7 +448,7 @@ impl<'s, T: Payload> Sending<'s, T> {
         let sender = self.sender;
         match self.begin(Purpose::Send, Want::plain(false), Told::Back, &mut Ok(None)) {
             Err(error) => Acceptance::now(Err(error)),
-            Ok((event, Delivered::Away(Some(away)))) => Acceptance::later(sender, event, *away, within),
+            Ok((event, Begun::Away(Some(away)))) => Acceptance::later(sender, event, *away, within),
             Ok((event, _)) => Acceptance::now(Ok(Sent { event })),
         }
     }
@@ -476,15 +486,13 @@ impl<'s, T: Payload> Sending<'s, T> {
         let mut outcome = Ok(None);
         match self.begin(Purpose::Ask, Want::plain(true), Told::Back, &mut outcome) {
             Err(error) => Answered::Now(Err(error)),
-            Ok((event, Delivered::Now | Delivered::Later(None) | Delivered::Away(None))) => {
-                Answered::Now(answer(event, outcome))
-            }
-            Ok((event, Delivered::Later(Some(receiver)))) => {
+            Ok((event, Begun::Here(Delivered::Later(Some(receiver))))) => {
                 self.answered_later(event, Answering::Here(receiver))
             }
-            Ok((event, Delivered::Away(Some(away)))) => {
+            Ok((event, Begun::Away(Some(away)))) => {
                 self.answered_later(event, Answering::Away(Box::pin(away.outcome())))
             }
+            Ok((event, Begun::Here(_) | Begun::Away(None))) => Answered::Now(answer(event, outcome)),
         }
     }
 
@@ -502,7 +510,7 @@ impl<'s, T: Payload> Sending<'s, T> {
         want: Want,
         told: Told,
         outcome: &mut Outcome,
-    ) -> Result<(EventId, Delivered)> {
+    ) -> Result<(EventId, Begun)> {
         let Self { sender, to, parcel, extras } = self;
         let (sender, to, extras) = (*sender, &*to, extras.as_deref());
         let Some(parcel) = parcel.take() else { return Err(sent_already()) };
@@ -517,7 +525,7 @@ impl<'s, T: Payload> Sending<'s, T> {
                 }
                 Err(error) if away(space, &error) => {
                     let (event, away) = send_away(sender, to.name(), parcel, purpose, extras, told)?;
-                    return Ok((event, Delivered::Away(away)));
+                    return Ok((event, Begun::Away(away)));
                 }
                 Err(error) => return Err(nowhere(sender, parcel, purpose, extras, error)),
             },
@@ -527,7 +535,8 @@ impl<'s, T: Payload> Sending<'s, T> {
             Parcel::Batch(payloads) => {
                 let batch = stamped_batch(sender, payloads, purpose, extras)?;
                 let want = want.held_by(sender.with_cause(held_by));
-                return Ok((batch[0].id(), bring_batch(node, &batch, want, outcome)?));
+                let delivered = bring_batch(node, &batch, want, outcome)?;
+                return Ok((batch[0].id(), Begun::Here(delivered)));
             }
             _ => return Err(unknown_parcel()),
         };
@@ -539,7 +548,7 @@ impl<'s, T: Payload> Sending<'s, T> {
         let mut event = Event::from_parts(envelope, payload);
         stamp::complete(sender, &mut event, extras)?;
         let want = want.held_by(held_by(cause));
-        Ok((moment.id, bring(space, node, &event, want, outcome)?))
+        Ok((moment.id, Begun::Here(bring(space, node, &event, want, outcome)?)))
     }
 }
 
@@ -703,7 +712,7 @@ fn bring_batch(
 fn what_became(delivered: &Result<Delivered>, outcome: &Outcome) -> u8 {
     match delivered {
         Ok(Delivered::Now) => dispatch::what(outcome),
-        Ok(Delivered::Later(_) | Delivered::Away(_)) => web::WAITING,
+        Ok(Delivered::Later(_)) => web::WAITING,
         Err(error) => web::failed(error.code()),
     }
 }
