@@ -101,3 +101,19 @@ pub const PAGE_RECORDS_MAX: usize = 1_000;
 ///
 /// Two records of the largest size; a thousand of them would take 8 GiB.
 pub const PAGE_BYTES_MAX: usize = 16 << 20;
+
+/// The most events that one step may send, and the most of them that one record tells.
+///
+/// Each is a record of the same commit, which [`BATCH_PARTS_MAX`] bounds; the rest is for the documents it writes.
+pub const RECORD_EFFECTS_MAX: usize = 800;
+
+/// The most points of one step at which it waits and something is committed.
+///
+/// Each is a commit of its own, and all of them are read again when the step is; a step that asks a hundred nodes one
+/// after the other is better several steps.
+pub const RECORD_POINTS_MAX: usize = 256;
+
+/// The most values that the steps of one flow share by name.
+///
+/// They are written with every step.
+pub const RECORD_VALUES_MAX: usize = 256;

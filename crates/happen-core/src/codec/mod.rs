@@ -1,4 +1,4 @@
-//! The wire form of events and replies. Owns the envelope's bytes, and is the only place that knows them; does not know
+//! The wire form of events, replies and records. Owns the envelope's bytes, and is the only place that knows them; does not know
 //! who moves or keeps them. `docs/format.md` describes the form for other languages.
 
 mod batch;
@@ -7,12 +7,14 @@ mod event;
 mod failure;
 mod frame;
 pub(crate) mod msgpack;
+mod record;
 mod reply;
 
 pub use batch::{WireParcel, encode_batch_into};
 pub use event::{CauseLink, WireDelegation, WireEvent, WirePath, WireTrace, WireUser};
 pub use failure::WireError;
 pub use frame::{FORMAT_VERSION, FrameError, FrameProblem, UnknownField};
+pub use record::{PointKind, StepOutcome, WireChange, WireFlow, WirePoint, WireRecord, WireStep};
 pub use reply::{Outcome, WireReply};
 
 #[cfg(test)]
