@@ -104,6 +104,16 @@ pub enum ErrorKind {
         /// The type that was wanted.
         wanted: String,
     },
+    /// A stored state has a version that this program cannot read: a newer one, or an older one without a way to the
+    /// version that the type has now.
+    WrongVersion {
+        /// The state's name.
+        name: String,
+        /// The version it was stored in.
+        stored: u32,
+        /// The version of the type that was wanted.
+        known: u32,
+    },
     /// A payload could not be encoded.
     Unencodable {
         /// The type it has.
@@ -171,6 +181,16 @@ pub enum ErrorKind {
         /// What was expected and what was found.
         what: String,
     },
+    /// A step of a durable node that was run again did something else in the place of what it had done before.
+    Diverged {
+        /// What it did, and what it had done.
+        what: String,
+    },
+    /// Flows that were under way do not fit the nodes and steps of this program.
+    Unfit {
+        /// The flows, each with what it waits for.
+        flows: Vec<String>,
+    },
     /// The connection or the disk failed.
     Io {
         /// What was being done.
@@ -225,6 +245,10 @@ impl Error {
     #[must_use]
     #[cold]
     pub fn panicked(payload: &(dyn Any + Send)) -> Self {
+        // What could not be told in another way, such as a state that could not be read, was thrown as it is.
+        if let Some(error) = payload.downcast_ref::<Self>() {
+            return error.duplicate();
+        }
         let message = payload
             .downcast_ref::<&str>()
             .map(|text| (*text).to_owned())
@@ -317,6 +341,7 @@ impl Error {
             | K::OtherReply { .. }
             | K::WrongPayload { .. }
             | K::Undecodable { .. }
+            | K::WrongVersion { .. }
             | K::Unencodable { .. }
             | K::Oversized { .. }
             | K::BadPattern { .. }
@@ -327,6 +352,8 @@ impl Error {
             | K::Deadlock { .. }
             | K::Lagged { .. }
             | K::Invalid { .. }
+            | K::Diverged { .. }
+            | K::Unfit { .. }
             | K::Damaged { .. } => false,
         }
     }
@@ -405,6 +432,7 @@ impl ErrorKind {
             Self::OtherReply { .. } => "other-reply",
             Self::WrongPayload { .. } => "wrong-payload",
             Self::Undecodable { .. } => "undecodable",
+            Self::WrongVersion { .. } => "wrong-version",
             Self::Unencodable { .. } => "unencodable",
             Self::Oversized { .. } => "oversized",
             Self::BadPattern { .. } => "bad-pattern",
@@ -416,6 +444,8 @@ impl ErrorKind {
             Self::Lagged { .. } => "lagged",
             Self::Invalid { .. } => "invalid",
             Self::Conflict { .. } => "conflict",
+            Self::Diverged { .. } => "diverged",
+            Self::Unfit { .. } => "unfit",
             Self::Io { .. } => "io",
             Self::Damaged { .. } => "damaged",
         }
@@ -447,6 +477,16 @@ impl fmt::Display for ErrorKind {
                 )
             }
             Self::Undecodable { wanted } => write!(f, "the bytes are no `{wanted}`"),
+            Self::WrongVersion { name, stored, known } if stored > known => write!(
+                f,
+                "state `{name}` was stored in version {stored}, and this program knows it up to version {known}: \
+                 run the program that wrote it, or a newer one"
+            ),
+            Self::WrongVersion { name, stored, known } => write!(
+                f,
+                "state `{name}` was stored in version {stored}, and version {known} has no way from there: \
+                 give it one with `migrate`"
+            ),
             Self::Unencodable { event_type } => write!(f, "the payload of `{event_type}` cannot be encoded"),
             Self::Oversized { bytes, bytes_max } => {
                 write!(
@@ -481,6 +521,12 @@ impl fmt::Display for ErrorKind {
             Self::Lagged { items } => write!(f, "the reader was too slow and missed {items} items"),
             Self::Invalid { reason } => write!(f, "the event is not valid: {reason}"),
             Self::Conflict { what } => write!(f, "conflict: {what}"),
+            Self::Diverged { what } => {
+                write!(f, "a step that was run again did something else than before: {what}")
+            }
+            Self::Unfit { flows } => {
+                write!(f, "flows under way do not fit this program: {}", flows.join("; "))
+            }
             Self::Io { what } => write!(f, "{what} failed"),
             Self::Damaged { what } => write!(f, "damaged: {what}"),
         }

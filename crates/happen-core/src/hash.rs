@@ -290,6 +290,19 @@ impl Canonical {
     }
 }
 
+/// A short digest of several parts, for ids and comparisons inside one space. Parts are told apart by their lengths.
+#[must_use]
+pub fn digest(parts: &[&[u8]]) -> u64 {
+    let mut canonical = Canonical(blake3::Hasher::new_keyed(DIGEST_KEY));
+    parts.iter().for_each(|part| canonical.bytes(part));
+    let mut first = [0; 8];
+    first.copy_from_slice(&canonical.0.finalize().as_bytes()[..8]);
+    u64::from_le_bytes(first)
+}
+
+/// As [`KEY`], for digests.
+const DIGEST_KEY: &[u8; 32] = b"happen digest, version 1        ";
+
 /// Keeps these hashes apart from all others made with BLAKE3. Keyed rather than derived from a context text: it says the
 /// same and saves hashing the context for each event.
 const KEY: &[u8; 32] = b"happen event hash, version 1    ";

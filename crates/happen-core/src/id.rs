@@ -61,6 +61,32 @@ impl EventId {
         ((self.high.get() & 0xfff) << 20) as u32 | (self.low >> 42 & 0x000f_ffff) as u32
     }
 
+    /// An id that follows from what is given and from nothing else, so that work done again makes the same one: greater
+    /// than `after`, and among those of one `after` and time in the order of `sequence`. What tells it from all others is
+    /// in `hash`, of which 62 bits are used.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen_core::id::IdBlock;
+    /// use happen_core::EventId;
+    ///
+    /// let cause = IdBlock::new(7).next_id(1_750_000_000_000);
+    /// let first = EventId::derived(0, cause, 0, 5);
+    /// assert!(cause < first && first < EventId::derived(0, cause, 1, 3));
+    /// assert_eq!(first, EventId::derived(0, cause, 0, 5));
+    /// ```
+    #[must_use]
+    pub fn derived(unix_ms: u64, after: Self, sequence: u32, hash: u64) -> Self {
+        // 60 bits of order: the milliseconds, and the 12 bits behind them.
+        let order = |unix_ms: u64, counter: u32| (unix_ms << 12) | u64::from(counter >> 20);
+        let least = order(after.unix_ms(), after.counter()) + 1;
+        let order = least.max(unix_ms << 12).saturating_add(u64::from(sequence));
+        let high = (order >> 12) << 16 | VERSION | (order & 0xfff);
+        let low = VARIANT | hash >> 2;
+        Self { high: NonZeroU64::MIN.saturating_add(high - 1), low }
+    }
+
     /// The two halves, the more significant first.
     #[must_use]
     pub const fn to_halves(self) -> (u64, u64) {

@@ -4,6 +4,7 @@
 //! Users take the crate `happen`, which re-exports what they need. Adapters build on this one.
 
 pub mod codec;
+pub mod content;
 pub mod downcast;
 pub mod env;
 pub mod error;
@@ -32,6 +33,6 @@ pub use name::{EventType, TypeName};
 pub use pattern::{IntoPattern, Pattern, PatternError};
 pub use payload::{Dynamic, Payload};
 pub use reply::{Answer, Outgoing, Parcel};
-pub use state::State;
+pub use state::{OldState, State};
 pub use step::{IntoStep, Step};
 pub use value::Value;

@@ -77,6 +77,19 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// As [`Store::read`].
     fn documents(&self, keys: Vec<Key>) -> BoxFuture<'_, Result<Vec<Option<Document>>>>;
 
+    /// A document, for a caller that cannot wait: the state of a node is read by a function that gives its value at once.
+    ///
+    /// A store answers that has its documents in this process or on a disk of this machine, and then without needing
+    /// the runtime of the caller. As given a store has no answer, and nodes over it read their documents beforehand.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::read`].
+    fn document_now(&self, key: &Key) -> Option<Result<Option<Document>>> {
+        let _ = key;
+        None
+    }
+
     /// The documents whose keys begin with a text, in the order of their keys' bytes, deleted ones left out.
     ///
     /// Bounded like a page of [`Store::read`], with documents for records. An empty list means that there are no more.

@@ -43,6 +43,8 @@ pub struct Config {
     pub event_bytes_max: usize,
     /// How long a stopping space waits for flows under way, in milliseconds.
     pub drain_ms: u64,
+    /// What becomes of flows in the store that do not fit the nodes and steps of the program.
+    pub unfit_flows: UnfitFlows,
 }
 
 /// How a node takes events.
@@ -61,8 +63,14 @@ pub struct NodeOptions {
     pub accept_from: Vec<String>,
     /// Steps of one flow.
     pub steps_max: u32,
-    /// How long one flow may take, in milliseconds; 0 for no limit.
+    /// How long one flow may take, in milliseconds; 0 for no limit. Of a durable node, one attempt at one step.
     pub flow_ms_max: u64,
+    /// Whether the store remembers what the node does, in a space that has one.
+    pub durability: Durability,
+    /// How often a step of a durable node is tried, the first time included, before its flow becomes a dead letter.
+    pub attempts_max: u32,
+    /// How long the second attempt waits, in milliseconds; each further one waits twice as long.
+    pub retry_wait_ms: u64,
 }
 
 /// Options that a table entry sets; what is absent stays as it was.
@@ -83,6 +91,36 @@ pub struct NodeOverrides {
     pub steps_max: Option<u32>,
     /// See [`NodeOptions::flow_ms_max`].
     pub flow_ms_max: Option<u64>,
+    /// See [`NodeOptions::durability`].
+    pub durability: Option<Durability>,
+    /// See [`NodeOptions::attempts_max`].
+    pub attempts_max: Option<u32>,
+    /// See [`NodeOptions::retry_wait_ms`].
+    pub retry_wait_ms: Option<u64>,
+}
+
+/// Whether the store of a space remembers what a node does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Durability {
+    /// Every step is committed; flows go on after a crash. In a space without a store it is the same as the other.
+    #[default]
+    Durable,
+    /// Nothing is kept: handlers run at once, and what they were doing ends with the process.
+    Ephemeral,
+}
+
+/// What becomes of flows under way whose node, registration or step is not there when a space is started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum UnfitFlows {
+    /// The space does not start, and the error lists them.
+    #[default]
+    Refuse,
+    /// They stay as they are, all others go on, and [`Space::problems`](crate::Space::problems) lists them.
+    Park,
 }
 
 /// In which order waiting events start.
@@ -158,6 +196,11 @@ impl Config {
                     "`{name}`: max_concurrent is 0, so nothing would ever run"
                 )));
             }
+            if options.attempts_max == 0 {
+                return Err(Error::misuse(format!(
+                    "`{name}`: attempts_max is 0, so no step would ever be tried"
+                )));
+            }
             if options.steps_max == 0 {
                 return Err(Error::misuse(format!("`{name}`: steps_max is 0, so no flow could take a step")));
             }
@@ -171,14 +214,27 @@ impl Config {
 
 impl NodeOverrides {
     fn apply(&self, options: &mut NodeOptions) {
-        let Self { max_concurrent, queue_limit, queue_order, overflow, accept_from, steps_max, flow_ms_max } =
-            self;
+        let Self {
+            max_concurrent,
+            queue_limit,
+            queue_order,
+            overflow,
+            accept_from,
+            steps_max,
+            flow_ms_max,
+            durability,
+            attempts_max,
+            retry_wait_ms,
+        } = self;
         options.max_concurrent = max_concurrent.unwrap_or(options.max_concurrent);
         options.queue_limit = queue_limit.unwrap_or(options.queue_limit);
         options.queue_order = queue_order.unwrap_or(options.queue_order);
         options.overflow = overflow.unwrap_or(options.overflow);
         options.steps_max = steps_max.unwrap_or(options.steps_max);
         options.flow_ms_max = flow_ms_max.unwrap_or(options.flow_ms_max);
+        options.durability = durability.unwrap_or(options.durability);
+        options.attempts_max = attempts_max.unwrap_or(options.attempts_max);
+        options.retry_wait_ms = retry_wait_ms.unwrap_or(options.retry_wait_ms);
         if let Some(globs) = accept_from {
             options.accept_from.clone_from(globs);
         }
@@ -204,6 +260,7 @@ impl Default for Config {
             dead_letters_max: limits::DEAD_LETTERS_MAX,
             event_bytes_max: limits::EVENT_BYTES_MAX,
             drain_ms: limits::DRAIN_MS,
+            unfit_flows: UnfitFlows::Refuse,
         }
     }
 }
@@ -218,6 +275,9 @@ impl Default for NodeOptions {
             accept_from: Vec::new(),
             steps_max: limits::STEPS_MAX,
             flow_ms_max: 0,
+            durability: Durability::Durable,
+            attempts_max: limits::RETRY_ATTEMPTS_MAX,
+            retry_wait_ms: limits::RETRY_WAIT_MS,
         }
     }
 }

@@ -11,13 +11,18 @@ use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
+use happen_core::content;
 use happen_core::env::Env;
-use happen_core::{Envelope, Error, ErrorKind, EventId, Outgoing, Payload, Result, State, Value};
+use happen_core::store::Bytes;
+use happen_core::{
+    Envelope, Error, ErrorKind, Event, EventId, Outgoing, Pattern, Payload, Result, State, Value,
+};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::current;
 use crate::dispatch::Place;
+use crate::durable;
 use crate::flow::FlowInner;
 use crate::local;
 use crate::node::Node;
@@ -174,12 +179,18 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// Never for an ephemeral node; a durable one encodes the value.
+    /// Never for an ephemeral node. A durable one encodes the value: [`ErrorKind::Unencodable`] when that cannot be, and
+    /// [`ErrorKind::Misuse`] when there are more than [`RECORD_VALUES_MAX`](happen_core::limits::RECORD_VALUES_MAX).
     pub fn put<T>(&self, name: impl Into<Cow<'static, str>>, value: T) -> Result<()>
     where
         T: Serialize + DeserializeOwned + Clone + Send + 'static,
     {
         let name = name.into();
+        if let Some(stage) = self.0.stage() {
+            let mut bytes = Vec::new();
+            content::encode_into(&value, &name, &mut bytes)?;
+            stage.put(&name, bytes.into())?;
+        }
         let value: Box<dyn Any + Send> = Box::new(value);
         let old = self.0.with_named(|named| match named.iter_mut().find(|(known, _)| *known == name) {
             Some((_, old)) => Some(std::mem::replace(old, value)),
@@ -203,9 +214,10 @@ impl Context {
     {
         self.0.with_named(|named| {
             let found = named.iter().find(|(known, _)| known == name).map(|(_, value)| value);
-            match found.map(|value| value.downcast_ref::<T>()) {
-                Some(Some(value)) => Ok(value.clone()),
-                Some(None) => Err(other_type::<T>(name)),
+            match found.map(|value| (value.downcast_ref::<T>(), value.downcast_ref::<Encoded>())) {
+                Some((Some(value), _)) => Ok(value.clone()),
+                Some((None, Some(Encoded(bytes)))) => content::decode(bytes, name),
+                Some((None, None)) => Err(other_type::<T>(name)),
                 None => Err(nothing_kept(name)),
             }
         })
@@ -220,16 +232,23 @@ impl Context {
     where
         T: Serialize + DeserializeOwned + Clone + Send + 'static,
     {
-        self.0.with_named(|named| {
+        let taken = self.0.with_named(|named| {
             let Some(index) = named.iter().position(|(known, _)| known == name) else {
                 return Err(nothing_kept(name));
             };
             let (known, value) = named.swap_remove(index);
+            if let Some(Encoded(bytes)) = value.downcast_ref() {
+                return content::decode(bytes, name).inspect_err(|_| named.push((known, value)));
+            }
             value.downcast::<T>().map(|value| *value).map_err(|value| {
                 named.push((known, value));
                 other_type::<T>(name)
             })
-        })
+        })?;
+        if let Some(stage) = self.0.stage() {
+            stage.take(name)?;
+        }
+        Ok(taken)
     }
 
     /// The state of this type of the node that handles the event, to be read and changed.
@@ -248,7 +267,12 @@ impl Context {
     /// before `.await`, `.reply()`, `.replies()`, `.stream()` or `.forget()`.
     #[inline]
     pub fn send<'c, T: Outgoing>(&'c self, to: impl Target<'c>, event: T) -> Sending<'c, T::Payload> {
-        Sending::new(Sender::Flow(self), to.into_destination(), event)
+        let sending = Sending::new(Sender::Flow(self), to.into_destination(), event);
+        match self.0.stage() {
+            None => sending,
+            // Given now: what is awaited side by side is sent in whatever order it is polled.
+            Some(stage) => sending.numbered(stage.ordinal()),
+        }
     }
 
     /// Sends an event, caused by the one being handled, to every node that listens, this one included.
@@ -298,18 +322,126 @@ impl Context {
 
     /// Runs a future beside this flow. What it sends is caused by the event being handled.
     ///
-    /// The task is not part of the flow: the flow does not wait for it.
+    /// The task is not part of the flow: the flow does not wait for it. Of a durable node it is not part of the step
+    /// either: what it sends leaves at once, and is gone if the process ends.
     pub fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
-        let context = self.clone();
+        let context = self.beside();
         let mut future = Box::pin(future);
         let task = std::future::poll_fn(move |task| current::enter(&context, || future.as_mut().poll(task)));
         self.0.node().space.env.spawn(Box::pin(task));
     }
 
+    /// This context for work beside the flow.
+    fn beside(&self) -> Self {
+        if self.0.stage().is_none() {
+            return self.clone();
+        }
+        let mut beside = FlowInner::new(Arc::clone(self.0.node()), self.0.envelope().clone());
+        beside.more_causes.clone_from(&self.0.more_causes);
+        beside.more_types.clone_from(&self.0.more_types);
+        beside.registration = self.0.registration;
+        Self::owned(beside)
+    }
+
     /// Waits; in a test with virtual time, without waiting.
+    ///
+    /// A durable node remembers until when: after a crash the step is run again and waits for what is left. Meanwhile it
+    /// takes no place among the events that are handled at once, unless the node is serial. A step that cannot have this
+    /// remembered fails.
     #[doc(alias = "setTimeout")]
     pub async fn sleep(&self, time: Duration) {
-        self.0.node().space.env.sleep(time).await;
+        let Some(stage) = self.0.stage() else { return self.0.node().space.env.sleep(time).await };
+        if let Err(error) = durable::sleep(Arc::clone(stage), time).await {
+            self.fail(error).await;
+        }
+    }
+
+    /// Does something outside once, by whatever a step of a durable node is interrupted: the value is remembered under the
+    /// name, and a step that is run again gets it without doing the work. The name belongs to the step.
+    ///
+    /// The work is given a key that is the same each time, for services that take one to recognise a call that is made
+    /// again: between the effect and the commit that remembers it the process can still end. A failure of the work is not
+    /// remembered. An ephemeral node just does the work.
+    ///
+    /// # Errors
+    ///
+    /// What the work gives; [`ErrorKind::Unencodable`] and [`ErrorKind::Undecodable`] when the value cannot be remembered;
+    /// what the store says.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use happen::{Context, Event, Space};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// # let space = Space::memory();
+    /// # let node = space.node("payments");
+    /// async fn charge(cents: Event<u64>, cx: Context) -> happen::Result<String> {
+    ///     // A real one would call the provider, with `key` as its idempotency key.
+    ///     cx.once("charge", |key| async move { Ok(format!("{} cents, {}", *cents, key.len())) }).await
+    /// }
+    /// node.on("u64", charge);
+    /// # space.start().await?;
+    /// # assert_eq!(*space.send(&node, 5u64).reply::<String>().await?, "5 cents, 36");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn once<T, F>(&self, name: impl Into<String>, work: impl FnOnce(String) -> F) -> Result<T>
+    where
+        T: Serialize + DeserializeOwned,
+        F: Future<Output = Result<T>>,
+    {
+        match self.0.stage() {
+            None => work(self.event_id().to_string()).await,
+            Some(stage) => durable::once(Arc::clone(stage), name.into(), work).await,
+        }
+    }
+
+    /// Waits for an event of the space that matches the pattern, such as a person's approval: the first one that comes after
+    /// this call was reached. It need not be for this node, nor caused by what this flow did. Only a durable node can wait
+    /// so, and then for years: what comes while the process is not there counts.
+    ///
+    /// Events are seen that the store has: those for durable nodes and from them, and broadcasts.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::TimedOut`] when none came within the time; [`ErrorKind::Misuse`] on an ephemeral node; a pattern that
+    /// cannot be understood; what the store says.
+    pub async fn wait_for(&self, pattern: &str, within: impl Into<Option<Duration>>) -> Result<Event> {
+        self.wait_for_one(pattern, within, |_| true).await
+    }
+
+    /// As [`Context::wait_for`], for the first one that the function says yes to.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub async fn wait_for_one(
+        &self,
+        pattern: &str,
+        within: impl Into<Option<Duration>>,
+        wanted: impl Fn(&Event) -> bool + Send + Sync + 'static,
+    ) -> Result<Event> {
+        let pattern = Pattern::parse(pattern)?;
+        match self.0.stage() {
+            Some(stage) => {
+                durable::wait_for(Arc::clone(stage), pattern, within.into(), Arc::new(wanted)).await
+            }
+            None => Err(Error::misuse(
+                "only a durable node can wait for an event, as nobody else would know what came meanwhile; ask for it, or \
+                 keep what is needed in a state",
+            )
+            .at_event(self.event_id())),
+        }
+    }
+
+    /// Has the step fail, whatever its function would do next.
+    async fn fail(&self, error: Error) {
+        if let Some(stage) = self.0.stage() {
+            stage.fail(error);
+            // The flow looks after this poll why it does not go on.
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Runs work that keeps a processor busy, or blocks, on a thread where it holds up no event. What it sends is caused
@@ -320,7 +452,7 @@ impl Context {
     /// [`ErrorKind::Panicked`] when the work panics, [`ErrorKind::Cancelled`] when the runtime stops before it ran.
     pub async fn offload<R: Send + 'static>(&self, work: impl FnOnce() -> R + Send + 'static) -> Result<R> {
         let (to, from) = tokio::sync::oneshot::channel();
-        let context = self.clone();
+        let context = self.beside();
         self.0.node().space.env.spawn_blocking(Box::new(move || {
             let work = std::panic::AssertUnwindSafe(|| current::enter(&context, work));
             let result = std::panic::catch_unwind(work);
@@ -368,6 +500,9 @@ impl Context {
         (deadline != 0).then(|| Duration::from_millis(deadline.saturating_sub(now)))
     }
 }
+
+/// A value that an earlier step kept, as the store has it.
+pub(crate) struct Encoded(pub(crate) Bytes);
 
 /// A future that a flow waits for: it gives the place of whichever flow polls it to others meanwhile.
 pub(crate) struct Yielding<F> {

@@ -22,6 +22,7 @@ use happen_core::{Envelope, ErasedEvent, Error, ErrorKind, EventId, EventType, F
 use crate::context::Context;
 use crate::current;
 use crate::dispatch::{Along, Place, Want};
+use crate::durable::Stage;
 use crate::lent::Lent;
 use crate::node::NodeInner;
 use crate::stream::{Sink, Source};
@@ -52,6 +53,8 @@ pub(crate) struct FlowInner {
     vars: Mutex<Vars>,
     /// The place of the delivery this flow belongs to, once it goes on as a task.
     place: OnceLock<Weak<Place>>,
+    /// What a step of a durable node has done so far; none for others.
+    pub(crate) stage: Option<Arc<Stage>>,
 }
 
 #[derive(Default)]
@@ -120,7 +123,20 @@ impl FlowInner {
             used: AtomicBool::new(false),
             vars: Mutex::new(Vars::default()),
             place: OnceLock::new(),
+            stage: None,
         }
+    }
+
+    /// The step of a durable node that this is.
+    #[inline]
+    pub(crate) const fn stage(&self) -> Option<&Arc<Stage>> {
+        self.stage.as_ref()
+    }
+
+    /// The streams that came along with the event.
+    pub(crate) fn set_streams(&mut self, sink: Option<Sink>, source: Option<Source>) {
+        self.set_sink(sink);
+        self.set_source(source);
     }
 
     pub(crate) fn set_place(&self, place: &Arc<Place>) {
@@ -372,7 +388,7 @@ pub(crate) fn run(
     None
 }
 
-enum Polled {
+pub(crate) enum Polled {
     Ended,
     Goes(Step),
     Waits(StepFuture),
@@ -380,7 +396,7 @@ enum Polled {
 
 /// Starts a function and polls it once, with the flow as the cause of whatever it sends.
 #[inline(always)]
-fn start(
+pub(crate) fn start(
     function: &dyn Function,
     event: &dyn ErasedEvent,
     context: &Context,

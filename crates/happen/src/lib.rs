@@ -55,6 +55,9 @@ mod chunks;
 mod zero;
 mod encoded;
 mod state;
+mod durable;
+mod keys;
+mod wire;
 pub mod store;
 mod pure;
 mod failure;
@@ -76,13 +79,13 @@ pub use happen_core::pattern::{
 pub use happen_core::raw;
 pub use happen_core::{
     Answer, Batch, Dynamic, Envelope, Error, ErrorKind, Event, EventId, EventType, IntoPattern, IntoStep,
-    Outgoing, Payload, Result, State, Step, TypeName, Value,
+    OldState, Outgoing, Payload, Result, State, Step, TypeName, Value,
 };
 pub use happen_macros::{Event, State};
 
 pub use accept::Origin;
 pub use chunks::{Chunk, Chunks};
-pub use config::{Config, NodeOptions, Overflow, QueueOrder};
+pub use config::{Config, Durability, NodeOptions, Overflow, QueueOrder, UnfitFlows};
 pub use context::Context;
 pub use failure::{DeadLetter, Failure};
 pub use group::{FanOut, Group, GroupRegistration, Nodes, Registrations};

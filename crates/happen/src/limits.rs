@@ -157,6 +157,30 @@ pub const LINK_NAMES_MAX: usize = 16_384;
 /// 150 bytes each. Effects mostly follow at once, so few of the newest are ever needed.
 pub const LINK_HASHES_MAX: usize = 16_384;
 
+/// Batches that one call brings to a store. As many as flows of some nodes may run at once; a larger group would make
+/// those at its end wait for those at its beginning.
+pub const COMMIT_GROUP_MAX: usize = 256;
+
+/// How often a commit is built anew because a document was changed by somebody else meanwhile, before the step decides
+/// again. Within one process nobody else changes a document, so the second time nearly always succeeds.
+pub const COMMIT_TRIES_MAX: u32 = 16;
+
+/// How often in a row a step is run again because what it had seen was no longer so, before that counts as a failure.
+pub const STEP_RERUNS_MAX: u32 = 100;
+
+/// Milliseconds before a commit is tried again that a store did not take; each further wait doubles.
+pub const STORE_WAIT_MS: u64 = 50;
+
+/// Milliseconds of the longest such wait: so long after room was made on a full disk, work goes on.
+pub const STORE_WAIT_MS_MAX: u64 = 5_000;
+
+/// Documents of durable nodes that are kept in memory, beside those in use. Beyond it the others are forgotten and read
+/// again when they are asked for.
+pub const STATE_DOCUMENTS_MAX: usize = 65_536;
+
+/// Events that wait for a flow that waits for them, before it looks into the log instead.
+pub const WAIT_EVENTS_MAX: usize = 64;
+
 /// Calls that wait for the writer of an embedded store; the next caller waits for a place. Far more than one group
 /// takes, so that the disk never waits for callers, and few enough that the last of them waits for some tens of
 /// milliseconds.

@@ -14,9 +14,10 @@ use happen_core::{
 };
 
 use crate::accept::{Acceptance, Origin};
-use crate::config::{NodeOptions, Overflow, QueueOrder};
+use crate::config::{Durability, NodeOptions, Overflow, QueueOrder};
 use crate::context::Context;
 use crate::dispatch::{self, Job};
+use crate::durable::{Lanes, StoredFlow};
 use crate::gate::Gate;
 use crate::handler::{Argument, Handler};
 use crate::hooks::{Hooks, Moment, Seen};
@@ -51,6 +52,8 @@ pub(crate) struct NodeInner {
     pub(crate) table: Published<Table>,
     pub(crate) gate: Gate<Job>,
     has_hooks: AtomicBool,
+    /// Asked for every event.
+    durable: AtomicBool,
     aside: OnceLock<Box<Aside>>,
 }
 
@@ -64,6 +67,7 @@ struct Aside {
     /// The lanes of handlers that proved slow, by registration.
     slow: Mutex<HashMap<u64, Arc<SlowLane>>>,
     pub(crate) states: crate::state::States,
+    lanes: Lanes,
 }
 
 /// The flows of a node that go on as tasks, each with the number of the build it belongs to.
@@ -139,6 +143,7 @@ pub struct Handles {
 
 impl NodeInner {
     pub(crate) fn new(space: &Arc<SpaceInner>, key: NodeKey, name: Arc<str>, table: Arc<Table>) -> Self {
+        let durable = space.durable.is_some() && table.options.durability == Durability::Durable;
         Self {
             key,
             name,
@@ -146,8 +151,44 @@ impl NodeInner {
             table: Published::new(table),
             gate: Gate::new(),
             has_hooks: AtomicBool::new(false),
+            durable: AtomicBool::new(durable),
             aside: OnceLock::new(),
         }
+    }
+
+    /// Whether the store of the space remembers what the node does.
+    #[inline]
+    pub(crate) fn is_durable(&self) -> bool {
+        self.durable.load(Ordering::Relaxed)
+    }
+
+    /// Which of its durable flows run.
+    pub(crate) fn lanes(&self) -> &Lanes {
+        &self.aside().lanes
+    }
+
+    /// The durable flows of the node that are under way.
+    pub(crate) fn durable_flows(&self) -> Vec<Arc<StoredFlow>> {
+        self.space.durable.as_ref().map_or_else(Vec::new, |durable| durable.flows_at(self))
+    }
+
+    /// Tells how a durable flow ended, to whoever listens in this process.
+    pub(crate) fn tell_of_end(
+        self: &Arc<Self>,
+        event: &dyn ErasedEvent,
+        handler: &str,
+        outcome: &crate::flow::Outcome,
+    ) {
+        let table = self.table.load();
+        if let Err(error) = outcome {
+            tracing::debug!(target: "happen", node = &*self.name, handler, "a durable flow failed");
+            self.space.warn(self, event.envelope(), error);
+            if let Some(watched) = table.watched.clone() {
+                (watched.watch)(event, error);
+            }
+        }
+        dispatch::after_handling(self, &table, event, outcome.as_ref().err());
+        self.space.settled(event, self.key, outcome);
     }
 
     /// Whether hooks look at what the node does; asked for every event it sends.
@@ -258,6 +299,9 @@ impl NodeInner {
 
     /// Starts what waits, after the node was held.
     pub(crate) fn wake(self: &Arc<Self>) {
+        if self.is_durable() {
+            Lanes::wake(self);
+        }
         if self.gate.claim_drain() {
             dispatch::spawn_drain(self, None);
         }
@@ -325,6 +369,10 @@ impl NodeInner {
         }
         for flow in self.flows() {
             flow.cancel();
+        }
+        if let Some(durable) = self.space.durable.as_ref().filter(|_| self.is_durable()) {
+            // What is stored stays: it goes on where the node is made again.
+            durable.leave(self);
         }
     }
 }
@@ -455,6 +503,37 @@ impl Node {
     /// A broadcast that is not sent yet, to give it metadata or to make it a stream.
     pub fn broadcasting<T: Payload>(&self, event: T) -> Broadcasting<'_, T> {
         Broadcasting::new(Sender::Node(&self.inner), event)
+    }
+
+    /// Lets the store remember nothing of the node, in a space that has one: its handlers run at once, and what they were
+    /// doing ends with the process. For what can be asked again, such as a cache or a measurement.
+    #[must_use]
+    pub fn ephemeral(self) -> Self {
+        self.inner.durable.store(false, Ordering::Relaxed);
+        self.inner.change_options(|options| options.durability = Durability::Ephemeral);
+        self
+    }
+
+    /// Whether the store of the space remembers what the node does.
+    #[must_use]
+    pub fn durability(&self) -> Durability {
+        if self.inner.is_durable() { Durability::Durable } else { Durability::Ephemeral }
+    }
+
+    /// Sets how often a step of this node is tried, the first time included, and how long the second attempt waits; each
+    /// further one waits twice as long. After the last one the flow is a dead letter.
+    ///
+    /// The count outlives the process. Only failures that may pass are tried again, see
+    /// [`Error::is_retryable`](crate::Error::is_retryable). An ephemeral node tries once; use
+    /// [`wrap::retry`](crate::wrap::retry) there.
+    #[must_use]
+    pub fn attempts(self, max: u32, first_wait: std::time::Duration) -> Self {
+        let wait = u64::try_from(first_wait.as_millis()).unwrap_or(u64::MAX);
+        self.inner.change_options(|options| {
+            options.attempts_max = max.max(1);
+            options.retry_wait_ms = wait;
+        });
+        self
     }
 
     /// Makes the node handle one event at a time, in the order they came: an actor.
@@ -660,20 +739,25 @@ impl Node {
             .aside
             .get()
             .map_or(0, |aside| lock(&aside.keys).values().map(|gate| gate.waiting() as usize).sum());
-        self.inner.gate.waiting() as usize + by_key
+        let durable = if self.inner.is_durable() { self.inner.lanes().waiting() } else { 0 };
+        self.inner.gate.waiting() as usize + by_key + durable
     }
 
     /// The flows of the node that wait for something, as the ids of the events they handle.
     #[must_use]
     pub fn flows(&self) -> Vec<EventId> {
-        self.inner.flows().iter().map(Context::event_id).collect()
+        let durable = self.inner.durable_flows();
+        let durable = durable.iter().map(|flow| flow.event.envelope().id);
+        self.inner.flows().iter().map(Context::event_id).chain(durable).collect()
     }
 
     /// Asks every flow of this node that handles the event to stop at its next wait. Says how many there were.
     pub fn cancel(&self, event: EventId) -> usize {
         let flows = self.inner.flows();
         let matching = flows.iter().filter(|flow| flow.event_id() == event);
-        matching.map(Context::cancel).count()
+        let durable = self.inner.durable_flows();
+        let stored = durable.iter().filter(|flow| flow.event.envelope().id == event);
+        matching.map(Context::cancel).count() + stored.map(|flow| flow.cancel()).count()
     }
 
     /// The node's state of this type, to be read and changed.
@@ -715,6 +799,7 @@ impl Node {
                 table.phase = Phase::Open;
             }
         });
+        self.inner.wake();
         self.inner.space.announce("node.started", serde_json::json!({ "node_id": self.id() }));
     }
 

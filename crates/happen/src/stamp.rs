@@ -7,9 +7,12 @@ use std::sync::atomic::Ordering;
 use happen_core::event::{Inherited, Path, Purpose};
 use happen_core::limits::CAUSES_MAX;
 use happen_core::payload::ErasedPayload;
-use happen_core::{Dynamic, Envelope, Error, ErrorKind, Event, EventId, EventType, NodeKey, Payload, Result};
+use happen_core::{
+    Dynamic, Envelope, ErasedEvent, Error, ErrorKind, Event, EventId, EventType, NodeKey, Payload, Result,
+};
 
 use crate::context::Context;
+use crate::durable::StoredFlow;
 use crate::flow::FlowInner;
 use crate::hooks::{self, Seen};
 use crate::import::Imported;
@@ -156,6 +159,68 @@ pub(crate) fn stamp_imported(
     Ok(envelope)
 }
 
+/// An event that follows from a change of a state, before anybody knows what it is caused by.
+pub(crate) struct Unstamped {
+    event_type: EventType,
+    event: Box<dyn FnOnce(Envelope) -> Arc<dyn ErasedEvent> + Send>,
+}
+
+impl Unstamped {
+    pub(crate) fn of<T: Payload>(payload: T) -> Self {
+        let event_type = payload.event_type();
+        Self { event_type, event: Box::new(|envelope| Arc::new(Event::from_parts(envelope, payload))) }
+    }
+}
+
+/// An event that a step of a durable node sends, with the id that follows from its place in the step.
+///
+/// # Errors
+///
+/// As [`admit`] and [`complete`].
+pub(crate) fn staged<T: Payload>(
+    sender: Sender<'_>,
+    flow: Cause<'_>,
+    payload: T,
+    purpose: Purpose,
+    extras: Option<&Extras>,
+    id: EventId,
+) -> Result<Event<T>> {
+    crate::pure::check("send an event")?;
+    let space = sender.space();
+    check_limits(space, flow)?;
+    let envelope = caused(id, flow, sender.key(), payload.event_type(), purpose, space.now_unix_ms());
+    let mut event = Event::from_parts(envelope, payload);
+    complete(sender, &mut event, extras)?;
+    Ok(event)
+}
+
+/// An event that follows from a change of a state by a step.
+///
+/// # Errors
+///
+/// [`ErrorKind::Runaway`] when a limit on the correlation is passed.
+pub(crate) fn consequence_of(
+    flow: &StoredFlow,
+    id: EventId,
+    unstamped: Unstamped,
+) -> Result<Arc<dyn ErasedEvent>> {
+    let cause = FlowInner::new(Arc::clone(&flow.node), flow.event.envelope().clone());
+    let space = &flow.node.space;
+    check_limits(space, &cause)?;
+    let Unstamped { event_type, event } = unstamped;
+    Ok(event(caused(id, &cause, flow.node.key, event_type, Purpose::Broadcast, space.now_unix_ms())))
+}
+
+/// The envelope of an event that tells of the failure of a durable flow.
+pub(crate) fn failure_of(flow: &StoredFlow, id: EventId, event_type: EventType) -> Envelope {
+    let mut envelope = flow.event.envelope().clone();
+    envelope.deadline_unix_ms = 0;
+    let mut cause = FlowInner::new(Arc::clone(&flow.node), envelope);
+    let others = (1..flow.event.len()).filter_map(|index| flow.event.single(index));
+    cause.more_causes.extend(others.map(|event| event.envelope().id));
+    caused(id, &cause, flow.node.key, event_type, Purpose::Broadcast, flow.node.space.now_unix_ms())
+}
+
 #[cold]
 fn complete_envelope(
     sender: Sender<'_>,
@@ -206,11 +271,22 @@ fn root(
 /// [`ErrorKind::Runaway`] when a limit on the correlation is passed.
 #[inline]
 fn admitted(space: &SpaceInner, flow: &FlowInner, at_unix_ms: u64) -> Result<EventId> {
+    let id = local::with_local(space, |local| local.next_id_in(at_unix_ms, flow));
+    check_limits(space, flow)?;
+    Ok(id)
+}
+
+/// Counts a further event that this flow causes.
+///
+/// # Errors
+///
+/// [`ErrorKind::Runaway`] when a limit on the correlation is passed.
+#[inline]
+fn check_limits(space: &SpaceInner, flow: &FlowInner) -> Result<()> {
     let cause = flow.envelope();
     let limits = &space.config.correlation;
     let emitted = flow.emitted.fetch_add(1, Ordering::Relaxed);
-    let (id, count) =
-        local::with_local(space, |local| (local.next_id_in(at_unix_ms, flow), local.count(cause.root)));
+    let count = local::with_local(space, |local| local.count(cause.root));
     if cause.depth >= limits.depth_max {
         return Err(runaway(space, flow, "correlation.depth_max", u64::from(limits.depth_max)));
     }
@@ -220,7 +296,7 @@ fn admitted(space: &SpaceInner, flow: &FlowInner, at_unix_ms: u64) -> Result<Eve
     if count > limits.events_max {
         return Err(runaway(space, flow, "correlation.events_max", limits.events_max));
     }
-    Ok(id)
+    Ok(())
 }
 
 /// The envelope of an event that this flow causes, whatever the limits say.

@@ -393,6 +393,32 @@ impl Table {
         })
     }
 
+    /// The name under which a durable flow knows its registration: that of the function, with a number from the second one
+    /// of that name on, in the order in which they were registered.
+    pub(crate) fn registration_name(&self, entry: &Entry) -> Arc<str> {
+        let before = self.entries.iter().filter(|other| other.name == entry.name && other.id < entry.id);
+        match before.count() {
+            0 => Arc::from(&*entry.name),
+            count => format!("{}#{}", entry.name, count + 1).into(),
+        }
+    }
+
+    /// The registration with this name.
+    pub(crate) fn registered(&self, name: &str) -> Option<&Arc<Entry>> {
+        self.entries.iter().find(|entry| *self.registration_name(entry) == *name)
+    }
+
+    /// The name under which a function is registered, as a step or for a pattern.
+    pub(crate) fn name_of_step(&self, function: &dyn Function) -> Option<Arc<str>> {
+        let identity = function.identity();
+        let step = self.steps.iter().find(|step| step.function.identity() == identity);
+        let entry = || self.entries.iter().find(|entry| entry.function.identity() == identity);
+        match step {
+            Some(step) => Some(Arc::from(&*step.name)),
+            None => entry().map(|entry| Arc::from(&*entry.name)),
+        }
+    }
+
     pub(crate) fn step_names(&self) -> Vec<String> {
         let steps = self.steps.iter().map(|step| step.name.to_string());
         steps.chain(self.entries.iter().map(|entry| entry.name.to_string())).collect()

@@ -123,6 +123,7 @@ fn parts_of(kind: &ErrorKind) -> Vec<(&'static str, Part<'_>)> {
         | K::Busy { what }
         | K::Misuse { what }
         | K::Conflict { what }
+        | K::Diverged { what }
         | K::Io { what }
         | K::Damaged { what } => vec![("what", Text(what))],
         K::NoSuchNode { node } | K::DuplicateNode { node } => vec![("node", Text(node))],
@@ -136,6 +137,13 @@ fn parts_of(kind: &ErrorKind) -> Vec<(&'static str, Part<'_>)> {
         K::OtherReply { asked, found } => vec![("asked", Text(asked)), ("found", Text(found))],
         K::WrongPayload { wanted, found } => vec![("wanted", Text(wanted)), ("found", Text(found))],
         K::Undecodable { wanted } => vec![("wanted", Text(wanted))],
+        K::WrongVersion { name, stored, known } => {
+            vec![
+                ("name", Text(name)),
+                ("stored", Number(u64::from(*stored))),
+                ("known", Number(u64::from(*known))),
+            ]
+        }
         K::Unencodable { event_type } => vec![("event_type", Text(event_type))],
         K::Oversized { bytes, bytes_max } => {
             vec![("bytes", Number(*bytes as u64)), ("bytes_max", Number(*bytes_max as u64))]
@@ -148,6 +156,7 @@ fn parts_of(kind: &ErrorKind) -> Vec<(&'static str, Part<'_>)> {
             vec![("limit", Text(limit)), ("max", Number(*max)), ("path", Texts(path))]
         }
         K::Deadlock { cycle } => vec![("cycle", Texts(cycle))],
+        K::Unfit { flows } => vec![("flows", Texts(flows))],
         K::Lagged { items } => vec![("items", Number(*items))],
         K::Invalid { reason } => vec![("reason", Text(reason))],
     }
@@ -177,6 +186,11 @@ fn kind_of(code: &str, with: RawPayload<'_>) -> Option<ErrorKind> {
         "other-reply" => K::OtherReply { asked: text("asked")?, found: text("found")? },
         "wrong-payload" => K::WrongPayload { wanted: text("wanted")?, found: text("found")? },
         "undecodable" => K::Undecodable { wanted: text("wanted")? },
+        "wrong-version" => K::WrongVersion {
+            name: text("name")?,
+            stored: u32::try_from(number("stored")?).ok()?,
+            known: u32::try_from(number("known")?).ok()?,
+        },
         "unencodable" => K::Unencodable { event_type: text("event_type")? },
         "oversized" => K::Oversized { bytes: size("bytes")?, bytes_max: size("bytes_max")? },
         "bad-pattern" => {
@@ -194,6 +208,8 @@ fn kind_of(code: &str, with: RawPayload<'_>) -> Option<ErrorKind> {
         "lagged" => K::Lagged { items: number("items")? },
         "invalid" => K::Invalid { reason: text("reason")? },
         "conflict" => K::Conflict { what: text("what")? },
+        "diverged" => K::Diverged { what: text("what")? },
+        "unfit" => K::Unfit { flows: texts("flows")? },
         "io" => K::Io { what: text("what")? },
         "damaged" => K::Damaged { what: text("what")? },
         _ => return None,

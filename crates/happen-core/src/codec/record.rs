@@ -70,6 +70,8 @@ pub struct WireStep<'a> {
     pub number: u32,
     /// Which attempt at this step it was, from 1.
     pub attempt: u32,
+    /// When the flow came to this step, in milliseconds since 1970. Ids of what it sends follow from it.
+    pub at_unix_ms: u64,
     /// How it ended.
     pub outcome: StepOutcome<'a>,
     /// What the steps of the flow share from here on, by name; each value in MessagePack.
@@ -150,7 +152,7 @@ pub enum PointKind {
 
 fields! {
     Accepted = "for", Changes = "docs", Event = "of", Flow = "flow", Name = "step", Number = "number",
-    Attempt = "try", Is = "is", To = "to", Due = "due", Reply = "reply", Values = "values", Sent = "sent",
+    Attempt = "try", At = "at", Is = "is", To = "to", Due = "due", Reply = "reply", Values = "values", Sent = "sent",
     Points = "points",
 }
 
@@ -238,6 +240,7 @@ impl<'a> WireRecord<'a> {
                     Field::Name => step.name = reader.text()?.into(),
                     Field::Number => step.number = small(&mut reader)?,
                     Field::Attempt => step.attempt = small(&mut reader)?,
+                    Field::At => step.at_unix_ms = reader.number()?,
                     Field::Is => is = Is::read(&mut reader)?,
                     Field::To => to = reader.text()?.into(),
                     Field::Due => due_unix_ms = reader.number()?,
@@ -306,6 +309,7 @@ impl<'a> WireStep<'a> {
             name: name.into(),
             number: 0,
             attempt: 1,
+            at_unix_ms: 0,
             outcome,
             values: Vec::new(),
             changes: Vec::new(),
@@ -323,6 +327,9 @@ impl<'a> WireStep<'a> {
         }
         if self.attempt != 1 {
             fields.number(Field::Attempt.name(), self.attempt.into());
+        }
+        if self.at_unix_ms > 0 {
+            fields.number(Field::At.name(), self.at_unix_ms);
         }
         let (is, reply) = match &self.outcome {
             StepOutcome::Next(_) => (Is::Next, None),
@@ -516,6 +523,7 @@ mod tests {
         let mut step = WireStep::new(id(), "orders", "validate#2", "charge", outcome);
         step.number = 3;
         step.attempt = 2;
+        step.at_unix_ms = 1_750_000_000_000;
         step.values = vec![("total".into(), vec![7].into())];
         step.changes = vec![WireChange { key: "state/orders/orders".into(), revision: 9 }];
         step.sent = vec![id()];

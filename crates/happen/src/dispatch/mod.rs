@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::accept::Origin;
 use crate::context::Context;
+use crate::durable;
 use crate::encoded::Scope;
 use crate::flow::{self, Held, Outcome, Paused};
 use crate::hooks::{Moment, Seen};
@@ -26,12 +27,12 @@ use crate::table::{Entry, Lane, Phase, Route, Table};
 use crate::waits::WaitGuard;
 use crate::web;
 use queue::{Permit, enqueue, queue};
-use reply::{Joined, later};
+use reply::later;
 use task::{run_slow, spawn_flow};
 
 pub(crate) use publish::{Listener, publish};
-pub(crate) use queue::{Job, Place, spawn_drain};
-pub(crate) use reply::Reply;
+pub(crate) use queue::{Job, Place, priority_of, spawn_drain};
+pub(crate) use reply::{Joined, Reply};
 
 /// What the sender of an event wants to know, and what it sends along.
 #[derive(Default)]
@@ -152,6 +153,9 @@ fn deliver_by(
         Some(hooks) => before_handling(node, hooks, event)?,
     };
     let event = changed.as_deref().unwrap_or(event);
+    if node.is_durable() {
+        return durable::deliver(node, table, &route.entries, event, want);
+    }
     let Some(_depth) = local::deeper() else { return put_off(node, event, want) };
     let permit = match &table.lane {
         Lane::Concurrent => {
@@ -191,13 +195,13 @@ fn deliver_by(
 
 /// The registrations for an event that the node takes: from its table, or put into `uncached`.
 #[inline(always)]
-fn admissible<'t>(
+pub(crate) fn admissible<'t>(
     node: &Arc<NodeInner>,
     table: &'t Table,
     event: &dyn ErasedEvent,
     uncached: &'t mut Option<Arc<Route>>,
 ) -> Result<&'t Route> {
-    if table.phase != Phase::Open || !node.space.is_running() {
+    if (table.phase != Phase::Open || !node.space.is_running()) && !keeps_for_later(node, table) {
         return Err(node.closed_error(table.phase));
     }
     let envelope = event.envelope();
@@ -216,6 +220,12 @@ fn admissible<'t>(
         return Err(no_handler(node, envelope));
     }
     Ok(route)
+}
+
+/// Whether a node takes events although it is stopped, because the store keeps them until it goes on.
+#[cold]
+fn keeps_for_later(node: &NodeInner, table: &Table) -> bool {
+    table.phase == Phase::Stopped && node.is_durable() && node.space.is_running()
 }
 
 #[cold]
@@ -349,10 +359,14 @@ impl Drop for Started<'_> {
 
 /// A run to be made of an event: for which registration, for which one event of a batch that is taken one by one, and
 /// how its guard failed.
-type Run<'e> = (&'e Arc<Entry>, Option<usize>, Result<()>);
+pub(crate) type Run<'e> = (&'e Arc<Entry>, Option<usize>, Result<()>);
 
 /// The runs whose guards want the event. A batch that is taken as a whole is wanted when each of its events is.
-fn runs<'e>(node: &NodeInner, entries: &'e [Arc<Entry>], event: &dyn ErasedEvent) -> Result<Vec<Run<'e>>> {
+pub(crate) fn runs<'e>(
+    node: &NodeInner,
+    entries: &'e [Arc<Entry>],
+    event: &dyn ErasedEvent,
+) -> Result<Vec<Run<'e>>> {
     let mut runs: Vec<Run<'e>> = Vec::new();
     for entry in entries {
         let mut wanted = (0..event.len()).map(|index| wants(entry, event.single(index).unwrap_or(event)));
@@ -562,7 +576,12 @@ fn failed(
 }
 
 #[cold]
-fn after_handling(node: &NodeInner, table: &Table, event: &dyn ErasedEvent, error: Option<&Error>) {
+pub(crate) fn after_handling(
+    node: &NodeInner,
+    table: &Table,
+    event: &dyn ErasedEvent,
+    error: Option<&Error>,
+) {
     let Some(hooks) = table.hooks.as_ref().filter(|hooks| hooks.has(Moment::AfterHandle)) else { return };
     let seen_event = as_dynamic(event);
     let seen = Seen { node: Some(&node.name), event: Some(&seen_event), state: None, error };

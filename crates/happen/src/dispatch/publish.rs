@@ -44,6 +44,10 @@ impl Listener {
         Self { node, straight }
     }
 
+    pub(crate) const fn node(&self) -> &Arc<NodeInner> {
+        &self.node
+    }
+
     /// Whether the node has changed since.
     fn is_old(&self) -> bool {
         self.straight.as_ref().is_some_and(|straight| straight.version != self.node.table.version())
@@ -76,13 +80,14 @@ impl Listener {
     }
 }
 
-/// Brings an event to everyone who listens. What becomes of it is remembered for each listener. True when what is known
-/// of a listener is old.
+/// Brings an event to everyone who listens; durable nodes are gathered, for the store comes first there. What becomes of it
+/// is remembered for each listener. True when what is known of a listener is old.
 pub(crate) fn publish(
     listeners: &[Listener],
     event: &dyn ErasedEvent,
     id: EventId,
     source: Option<&broadcast::Sender<Value>>,
+    durable: &mut Vec<Arc<NodeInner>>,
 ) -> bool {
     let Some(first) = listeners.first() else { return false };
     let _encoded = Scope::open(&first.node.space, event);
@@ -95,6 +100,10 @@ pub(crate) fn publish(
     let ring = local::with_local(&first.node.space, |local| Arc::clone(&local.ring));
     for listener in listeners {
         let node = &listener.node;
+        if node.is_durable() {
+            durable.push(Arc::clone(node));
+            continue;
+        }
         if straight && let Some(what) = listener.run_straight(&mut way, event, envelope) {
             ring.handled(id, node.key, what);
             continue;

@@ -210,7 +210,7 @@ fn try_enqueue(
     }
 }
 
-fn priority_of(envelope: &Envelope) -> i64 {
+pub(crate) fn priority_of(envelope: &Envelope) -> i64 {
     let metadata = envelope.extra.as_ref().and_then(|extra| extra.metadata.get("priority"));
     metadata.and_then(serde_json::Value::as_i64).unwrap_or(0)
 }

@@ -17,7 +17,7 @@ pub(crate) enum Reply {
 }
 
 impl Reply {
-    pub(super) fn send(self, outcome: Outcome) {
+    pub(crate) fn send(self, outcome: Outcome) {
         match self {
             Self::Nobody => {}
             // The one who asked may have gone; then nobody is left to tell.
@@ -54,7 +54,7 @@ struct Parts {
 
 impl Joined {
     /// The joined outcome of so many flows, for whoever is to be told of it.
-    pub(super) fn new(flows: usize, reply: Reply) -> Arc<Self> {
+    pub(crate) fn new(flows: usize, reply: Reply) -> Arc<Self> {
         let outcomes = (0..flows).map(|_| None).collect();
         Arc::new(Self(Mutex::new(Parts { outcomes, wakers: vec![None; flows], reply: Some(reply) })))
     }

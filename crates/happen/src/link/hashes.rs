@@ -9,9 +9,11 @@ use happen_core::codec::{CauseLink, WireEvent};
 use happen_core::hash::{EventHash, HashMismatch, hash_event};
 use happen_core::{ErasedEvent, Error, Event, EventId, EventType, Payload, Result};
 
+use crate::current;
 use crate::limits;
 use crate::space::{Space, SpaceInner};
 use crate::sync::{Mutex, lock};
+use crate::wire::Framed;
 
 /// Hashes by event, the newest up to a limit.
 #[derive(Debug, Default)]
@@ -179,6 +181,35 @@ impl SpaceInner {
             self.hashes.note(&wire);
         }
         Ok(hash)
+    }
+
+    /// An event that came from outside a durable flow, as bytes: with what is known of its causes.
+    pub(crate) fn framed_arrival(&self, event: &dyn ErasedEvent) -> Result<Framed> {
+        self.framed(event, |single| {
+            let envelope = single.envelope();
+            if let Some(known) = self.hashes.whole(envelope.id) {
+                return Ok(known.causes.clone());
+            }
+            // Most such events have no cause. The one of others is the flow that is sending just now, if it is known.
+            let causes = envelope.causes().map(|id| {
+                let event_type = current::with(|flow| {
+                    let cause = flow?.inner().envelope();
+                    (cause.id == id).then(|| cause.event_type.clone())
+                });
+                self.hashes.cause(id, event_type.as_ref())
+            });
+            Ok(causes.collect())
+        })
+    }
+
+    /// The causes of an event that a durable flow sends, whose own events have these hashes.
+    pub(crate) fn causes_in(&self, event: &dyn ErasedEvent, own: &[(EventId, EventHash)]) -> Vec<Cause> {
+        let hash_of = |id| own.iter().find(|(own, _)| *own == id).map(|(_, hash)| *hash);
+        let causes = event.envelope().causes().map(|id| match hash_of(id) {
+            Some(hash) => Cause::Known(id, hash),
+            None => self.hashes.cause(id, None),
+        });
+        causes.collect()
     }
 
     /// The causes of an event, with what is remembered of them.

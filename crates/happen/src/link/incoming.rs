@@ -10,8 +10,7 @@ use happen_core::codec::{self, WireError, WireEvent, WireParcel, WireReply};
 use happen_core::event::Purpose;
 use happen_core::hash::{self, HashMismatch};
 use happen_core::link::{Inbound, NodePresence, Replies};
-use happen_core::payload::Dynamic;
-use happen_core::{Batch, ErasedEvent, Error, ErrorKind, Event, EventId, EventType, NodeKey, Result, Value};
+use happen_core::{ErasedEvent, Error, ErrorKind, EventId, NodeKey, Result, Value};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::dispatch::{self, Delivered, Reply, Want};
@@ -79,22 +78,11 @@ impl SpaceInner {
         for event in parcel.events() {
             hash::verify(event, known).map_err(|mismatch| untrue(event, mismatch))?;
         }
-        let events = parcel.events().iter().map(|event| self.event_of(event)).collect::<Result<Vec<_>>>()?;
+        let event = self.event_in(&parcel)?;
         for event in parcel.events() {
             self.hashes.note(event);
         }
-        if let WireParcel::Batch(_) = parcel {
-            let batch = Batch::new(events).ok_or_else(|| unreadable("batch"))?;
-            return Ok(Arc::new(batch));
-        }
-        let event = events.into_iter().next().ok_or_else(|| unreadable("event"))?;
-        Ok(Arc::new(event))
-    }
-
-    fn event_of(&self, event: &WireEvent<'_>) -> Result<Event> {
-        let event_type = EventType::new(&event.event_type);
-        let envelope = event.to_envelope(event_type.clone(), |name| self.key_of(name))?;
-        Ok(Event::from_parts(envelope, Dynamic::from_bytes(event_type, event.payload.into())))
+        Ok(event)
     }
 
     /// Counts a frame that is not to be trusted, and tells of it in this process alone: an answer to it would be a frame
@@ -335,11 +323,6 @@ impl Answers {
 #[cold]
 fn cancelled() -> Error {
     Error::new(ErrorKind::Cancelled)
-}
-
-#[cold]
-fn unreadable(wanted: &str) -> Error {
-    Error::new(ErrorKind::Undecodable { wanted: wanted.to_owned() })
 }
 
 #[cold]

@@ -18,7 +18,7 @@ use crate::space::{Space, SpaceInner};
 
 pub use self::hub::{Hub, HubLink};
 
-pub(crate) use self::hashes::Hashes;
+pub(crate) use self::hashes::{Cause, Hashes, set_causes};
 pub(crate) use self::names::RemoteNames;
 pub(crate) use self::outgoing::{Answered, Away};
 

@@ -1,20 +1,18 @@
 //! The way of an event out of a space: encoded once, hashed, handed to the link; and the way of its replies back. Does
 //! not know how the link carries either.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use happen_core::codec::{self, WireEvent, WireReply};
-use happen_core::hash::hash_event;
+use happen_core::codec::{self, WireReply};
 use happen_core::link::Replies;
 use happen_core::payload::Dynamic;
 use happen_core::{ErasedEvent, Error, ErrorKind, EventId, EventType, NodeKey, Result, Value};
 
 use crate::flow::Outcome;
-use crate::link::hashes::{Cause, set_causes};
+use crate::link::Cause;
 use crate::send::Sender;
 use crate::space::SpaceInner;
 use crate::web;
@@ -74,35 +72,8 @@ impl SpaceInner {
     }
 
     fn frame(&self, sender: Sender<'_>, event: &dyn ErasedEvent) -> Result<Vec<u8>> {
-        let bytes_max = self.config.event_bytes_max;
-        let mut payloads = Vec::with_capacity(event.len());
-        let mut causes = Vec::with_capacity(event.len());
-        for single in (0..event.len()).filter_map(|index| event.single(index)) {
-            let mut payload = Vec::new();
-            single.payload().encode(&mut payload)?;
-            payloads.push(payload);
-            causes.push(self.causes_from(sender, single));
-        }
-        let mut events = Vec::with_capacity(event.len());
-        let singles = (0..event.len()).filter_map(|index| event.single(index));
-        for ((single, payload), causes) in singles.zip(&payloads).zip(&causes) {
-            let name = |key: NodeKey| {
-                self.name_of(key).map_or(Cow::Borrowed(""), |name| Cow::Owned(name.to_string()))
-            };
-            let mut wire = WireEvent::from_envelope(single.envelope(), payload, name)?;
-            set_causes(&mut wire, causes);
-            wire.hash = Some(hash_event(&wire));
-            events.push(wire);
-        }
-        let mut frame = Vec::new();
-        match &events[..] {
-            [one] if !event.is_batch() => one.encode_into(&mut frame, bytes_max)?,
-            many => codec::encode_batch_into(many, &mut frame, bytes_max)?,
-        }
-        for wire in &events {
-            self.hashes.note(wire);
-        }
-        Ok(frame)
+        let framed = self.framed(event, |single| Ok(self.causes_from(sender, single)))?;
+        Ok(framed.frame)
     }
 
     /// The causes of an event that is just being sent: their types stand in the flow that sends it.

@@ -15,7 +15,6 @@ use tokio::sync::oneshot;
 use super::{Reply, Sender, Sending, Sent};
 use crate::context::Yielding;
 use crate::flow::Outcome;
-use crate::link::Away;
 use crate::local;
 use crate::space;
 
@@ -186,8 +185,13 @@ impl Acceptance {
     }
 
     #[cold]
-    pub(super) fn later(sender: Sender<'_>, event: EventId, away: Away, within: Option<Duration>) -> Self {
-        let waiting = Waiting::new(sender, Answering::Away(Box::pin(away.outcome())), within);
+    pub(super) fn later(
+        sender: Sender<'_>,
+        event: EventId,
+        taken: BoxFuture<'static, Outcome>,
+        within: Option<Duration>,
+    ) -> Self {
+        let waiting = Waiting::new(sender, Answering::Away(taken), within);
         let waiting = Yielding::new(waiting);
         Self {
             state: Accepted::Later(Box::pin(async move {

@@ -8,6 +8,7 @@
 
 mod asking;
 mod broadcast;
+mod staged;
 mod target;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
+use happen_core::env::BoxFuture;
 use happen_core::event::{Delegation, Purpose, User};
 use happen_core::{
     Answer, Batch, ErasedEvent, Error, ErrorKind, Event, EventId, NodeKey, Outgoing, Parcel, Payload, Result,
@@ -65,6 +67,8 @@ pub(crate) struct Extras {
     pub(crate) on_behalf_of: Option<Delegation>,
     pub(crate) metadata: BTreeMap<String, Json>,
     pub(crate) within: Option<Duration>,
+    /// The number of the effect among those of its step, of a durable node: given when the call was made.
+    pub(crate) ordinal: Option<u32>,
 }
 
 /// An event on its way to nodes that was not sent yet. Awaiting it sends and says whether it was taken; `reply` waits
@@ -90,6 +94,8 @@ enum Begun {
     Here(Delivered),
     /// By the link; nothing is there when nobody wants to hear of it.
     Away(Option<Box<Away>>),
+    /// From a step of a durable node that waits for the answer.
+    Asked(BoxFuture<'static, Outcome>),
 }
 
 /// Says that an event was taken, and which.
@@ -204,6 +210,13 @@ impl<'s, T: Payload> Sending<'s, T> {
 
     extras!();
 
+    /// Notes the number of the effect among those of its step.
+    #[cold]
+    pub(crate) fn numbered(mut self, ordinal: u32) -> Self {
+        self.extras().ordinal = Some(ordinal);
+        self
+    }
+
     /// Gives the priority by which a waiting event starts, in nodes whose queue goes by priority. Default 0; the
     /// highest first.
     pub fn priority(self, priority: i64) -> Self {
@@ -265,8 +278,8 @@ impl<'s, T: Payload> Sending<'s, T> {
                     return answer(event, outcome);
                 }
             }
-            // Beyond a link no answer is there at once.
-            Begun::Away(_) => {}
+            // Beyond a link no answer is there at once, and a step has to commit its question first.
+            Begun::Away(_) | Begun::Asked(_) => {}
         }
         let cannot_wait = "the answer is not there at once and this caller cannot wait; use `.reply().await`";
         Err(Error::new(ErrorKind::Cancelled).context(cannot_wait).at_event(event))
@@ -330,6 +343,7 @@ impl<'s, T: Payload> Sending<'s, T> {
             Err(error) => Items::failed(error),
             Ok((_, Begun::Away(Some(away)))) => Items::from_away(away),
             Ok((event, Begun::Here(Delivered::Later(end)))) => Items::from_handler(items, end, event),
+            Ok((event, Begun::Asked(_))) => Items::failed(staged::no_stream().at_event(event)),
             Ok((event, Begun::Here(Delivered::Now) | Begun::Away(None))) => {
                 Items::ended(items, outcome, event)
             }
@@ -356,6 +370,12 @@ impl<'s, T: Payload> Sending<'s, T> {
         let Some(parcel) = parcel else { return };
         local::ran(1);
         let copy = parcel.clone();
+        if let Some(kept) = staged::forget(sender, &to, parcel.clone(), extras) {
+            if let Err(error) = kept {
+                lost(sender, to.name(), &copy, &error);
+            }
+            return;
+        }
         let node = match resolve(space, &to) {
             Err(error) if away(space, &error) => {
                 let left = send_away(sender, to.name(), parcel, Purpose::Send, extras, Told::Nothing);
@@ -448,7 +468,13 @@ impl<'s, T: Payload> Sending<'s, T> {
         let sender = self.sender;
         match self.begin(Purpose::Send, Want::plain(false), Told::Back, &mut Ok(None)) {
             Err(error) => Acceptance::now(Err(error)),
-            Ok((event, Begun::Away(Some(away)))) => Acceptance::later(sender, event, *away, within),
+            Ok((event, Begun::Away(Some(away)))) => {
+                Acceptance::later(sender, event, Box::pin(away.outcome()), within)
+            }
+            Ok((event, Begun::Here(Delivered::Later(Some(stored))))) => {
+                let stored = async { stored.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Cancelled))) };
+                Acceptance::later(sender, event, Box::pin(stored), within)
+            }
             Ok((event, _)) => Acceptance::now(Ok(Sent { event })),
         }
     }
@@ -492,6 +518,10 @@ impl<'s, T: Payload> Sending<'s, T> {
             Ok((event, Begun::Away(Some(away)))) => {
                 self.answered_later(event, Answering::Away(Box::pin(away.outcome())))
             }
+            // It keeps the time itself, for a step that is run again has to give up where it gave up before.
+            Ok((event, Begun::Asked(answer))) => {
+                Answered::Later(Later::new(self.sender, event, Answering::Away(answer), None))
+            }
             Ok((event, Begun::Here(_) | Begun::Away(None))) => Answered::Now(answer(event, outcome)),
         }
     }
@@ -515,6 +545,13 @@ impl<'s, T: Payload> Sending<'s, T> {
         let (sender, to, extras) = (*sender, &*to, extras.as_deref());
         let Some(parcel) = parcel.take() else { return Err(sent_already()) };
         let space = sender.space();
+        // SAFETY: it is used in this function alone, and to ask what waits.
+        let cause = unsafe { sender.cause() };
+        if let Some(flow) = cause
+            && let Some(stage) = flow.stage()
+        {
+            return staged::begin((sender, flow, stage), to, parcel, (purpose, want), extras, told);
+        }
         let held;
         let node = match to {
             To::Node(node) if node.inner().space.id == space.id => node.inner(),
@@ -540,8 +577,6 @@ impl<'s, T: Payload> Sending<'s, T> {
             }
             _ => return Err(unknown_parcel()),
         };
-        // SAFETY: it is used in this function alone, and to ask what waits.
-        let cause = unsafe { sender.cause() };
         let moment = stamp::admit(space, cause)?;
         let event_type = payload.event_type();
         let envelope = stamp::envelope(moment, space, sender.key(), cause, event_type, purpose);
@@ -774,6 +809,11 @@ impl<'s> Sender<'s> {
     }
 }
 
+/// The serial gates that wait while the flow waits that is polled on this thread.
+pub(crate) fn held_by_current(space: &Arc<SpaceInner>) -> Option<Arc<Held>> {
+    Sender::Space(space).with_cause(held_by)
+}
+
 /// The serial gates that wait while this flow waits.
 #[inline(always)]
 fn held_by(flow: Option<Cause<'_>>) -> Option<Arc<Held>> {
@@ -793,6 +833,7 @@ impl Extras {
             on_behalf_of: self.on_behalf_of.clone(),
             metadata: self.metadata.clone(),
             within: self.within,
+            ordinal: None,
         }
     }
 }

@@ -21,8 +21,9 @@ use happen_core::{
 };
 use tokio::sync::Notify;
 
-use crate::config::{Config, NodeOptions};
+use crate::config::{Config, Durability, NodeOptions};
 use crate::dispatch::{self, Job, Want};
+use crate::durable::{self, Durable, Whereto};
 use crate::env::RealEnv;
 use crate::failure::{DeadLetter, DeadLetters};
 use crate::gate::Gate;
@@ -77,7 +78,9 @@ pub(crate) struct SpaceInner {
     pub(crate) env: Arc<dyn Env>,
     clock: Arc<CoarseClock>,
     pub(crate) config: Config,
-    /// Where the states of nodes live.
+    /// What makes nodes durable, in a space with a store that outlives it.
+    pub(crate) durable: Option<Arc<Durable>>,
+    /// Where the states of ephemeral nodes live.
     states: Arc<SpaceStore>,
     /// What the space remembers: the states and what was committed beside them, or a store that outlives the space.
     store: Arc<dyn Store>,
@@ -167,10 +170,70 @@ impl Space {
         Ok(Self::made(config, env))
     }
 
-    /// A space whose [`Space::store`] is this one, with this configuration and environment.
+    /// A space on a store in a folder, which is made if it is not there. Its nodes are durable unless they are made
+    /// [`ephemeral`](Node::ephemeral): every step of their flows is committed, and what a crash interrupts goes on when the
+    /// space is opened and started again.
     ///
-    /// What is committed to the store outlives the process when the store does. The nodes do not commit to it yet: their
-    /// states live in memory, in such a space as in any other.
+    /// # Errors
+    ///
+    /// As [`SqliteStore::open`](crate::store::SqliteStore::open).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen::{Context, Event, Space};
+    ///
+    /// #[derive(happen::State, Default, Clone, serde::Serialize, serde::Deserialize)]
+    /// struct Counter { count: u64 }
+    ///
+    /// fn add(n: &Event<u64>, cx: &Context) -> happen::Result<()> {
+    ///     let n = **n;
+    ///     cx.state::<Counter>().set(move |counter| Counter { count: counter.count + n })
+    /// }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// for total in [5, 10] {
+    ///     let space = Space::open(folder.path()).await?;
+    ///     let counter = space.node("counter");
+    ///     counter.on("u64", add);
+    ///     space.start().await?;
+    ///     space.send(&counter, 5u64).reply::<()>().await?;
+    ///     assert_eq!(counter.state::<Counter>().get(|counter| counter.count), total);
+    ///     space.stop().await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[cfg(feature = "embedded")]
+    pub async fn open(folder: impl AsRef<std::path::Path>) -> Result<Self> {
+        Self::open_with(folder, Config::default()).await
+    }
+
+    /// As [`Space::open`], with this configuration.
+    ///
+    /// # Errors
+    ///
+    /// As [`Space::with`] and [`Space::open`].
+    #[cfg(feature = "embedded")]
+    pub async fn open_with(folder: impl AsRef<std::path::Path>, config: Config) -> Result<Self> {
+        use crate::store::{SqliteOptions, SqliteStore};
+        config.check()?;
+        let env: Arc<dyn Env> = Arc::new(RealEnv::new());
+        let store = Arc::new(SqliteStore::open(folder, SqliteOptions::new(Arc::clone(&env))).await?);
+        let closing = Arc::clone(&store);
+        let close: durable::CloseStore = Box::new(move || {
+            let closing = Arc::clone(&closing);
+            Box::pin(async move { closing.close().await })
+        });
+        let durable = Durable::new(Arc::clone(&store) as Arc<dyn Store>, &env, Some(close));
+        let states = Arc::new(SpaceStore::new(Arc::clone(&env)));
+        Ok(Self::over(config, env, states, store, Some(durable)))
+    }
+
+    /// A space on this store, with this configuration and environment. Its nodes are durable, as in [`Space::open`]; the
+    /// store stays open when the space ends, until its last handle is dropped.
     ///
     /// # Errors
     ///
@@ -178,21 +241,29 @@ impl Space {
     pub fn with_store(config: Config, env: Arc<dyn Env>, store: Arc<dyn Store>) -> Result<Self> {
         config.check()?;
         let states = Arc::new(SpaceStore::new(Arc::clone(&env)));
-        Ok(Self::over(config, env, states, store))
+        let durable = Durable::new(Arc::clone(&store), &env, None);
+        Ok(Self::over(config, env, states, store, Some(durable)))
     }
 
     fn made(config: Config, env: Arc<dyn Env>) -> Self {
         let states = Arc::new(SpaceStore::new(Arc::clone(&env)));
         let store = Arc::clone(&states) as Arc<dyn Store>;
-        Self::over(config, env, states, store)
+        Self::over(config, env, states, store, None)
     }
 
-    fn over(config: Config, env: Arc<dyn Env>, states: Arc<SpaceStore>, store: Arc<dyn Store>) -> Self {
+    fn over(
+        config: Config,
+        env: Arc<dyn Env>,
+        states: Arc<SpaceStore>,
+        store: Arc<dyn Store>,
+        durable: Option<Arc<Durable>>,
+    ) -> Self {
         local::begin_run();
         let token = Arc::new(());
         let inner = Arc::new(SpaceInner {
             id: Arc::as_ptr(&token) as u64,
             token,
+            durable,
             states,
             store,
             clock: Arc::clone(env.clock()),
@@ -281,12 +352,18 @@ impl Space {
     /// # Errors
     ///
     /// The first mistake made while the space was built: a pattern that cannot be understood, an id given twice. The
-    /// others are its causes' neighbours in [`Space::problems`]. And whatever keeps the link from being attached.
+    /// others are its causes' neighbours in [`Space::problems`]. [`ErrorKind::Unfit`] when the store has flows under way that
+    /// do not fit these nodes and steps. And whatever keeps the link from being attached or the store from being read.
     pub async fn start(&self) -> Result<()> {
         let inner = self.inner();
         if let Some(first) = lock(&inner.problems).first() {
             return Err(first.duplicate());
         }
+        // Looked up before anything is delivered, and let go once everything can be.
+        let resumable = match &inner.durable {
+            Some(durable) if inner.phase.load(Ordering::SeqCst) == BUILDING => durable.recover(inner).await?,
+            _ => Vec::new(),
+        };
         inner.attach_link().await?;
         let started = inner.phase.compare_exchange(BUILDING, RUNNING, Ordering::SeqCst, Ordering::SeqCst);
         if started == Err(STOPPED) {
@@ -295,6 +372,9 @@ impl Space {
         if started.is_ok() {
             inner.presence_changed();
             let nodes = inner.by_name.pin().len();
+            if let Some(durable) = &inner.durable {
+                durable.resume(resumable);
+            }
             inner.announce("system.started", serde_json::json!({ "nodes": nodes }));
         }
         Ok(())
@@ -315,10 +395,15 @@ impl Space {
         let inner = self.inner();
         inner.announce("system.stopping", serde_json::json!({ "flows": inner.flows.load(Ordering::SeqCst) }));
         let after = Duration::from_millis(inner.config.drain_ms);
-        let drained = inner.drained(after).await;
+        let drained = inner.drained(after, Ends::Leaves).await;
         inner.close();
         if let Some(left) = inner.leave_link() {
             left.await;
+        }
+        if let Some(durable) = &inner.durable {
+            // Flows have been told to leave; what they are just committing is committed before the store closes.
+            inner.drained(after, Ends::Waits).await;
+            durable.close().await;
         }
         if drained { Ok(()) } else { Err(Error::new(ErrorKind::TimedOut { after })) }
     }
@@ -329,7 +414,7 @@ impl Space {
     ///
     /// [`ErrorKind::TimedOut`] after this time.
     pub async fn settled(&self, within: Duration) -> Result<()> {
-        if self.inner().drained(within).await {
+        if self.inner().drained(within, Ends::Waits).await {
             Ok(())
         } else {
             Err(Error::new(ErrorKind::TimedOut { after: within }))
@@ -397,7 +482,13 @@ impl Space {
     pub async fn redrive(&self, event: EventId) -> Result<()> {
         let inner = self.inner();
         let missing = || Error::misuse(format!("no dead letter has the event id {event}"));
-        let letter = inner.dead.take(event).ok_or_else(missing)?;
+        let Some(letter) = inner.dead.take(event) else {
+            let driven = match &inner.durable {
+                Some(durable) => durable.redrive(inner, event).await?,
+                None => false,
+            };
+            return if driven { Ok(()) } else { Err(missing()) };
+        };
         let result = match inner.find(&letter.node) {
             None => match inner.send_away(Sender::Space(inner), &letter.node, &*letter.event, true) {
                 Ok(Some(away)) => away.outcome().await.map(drop),
@@ -427,7 +518,7 @@ impl Space {
     }
 
     /// What the space remembers: its log, and the documents of its nodes. Of a space that was opened on a store it is
-    /// that store, which does not have the states of the nodes.
+    /// that store, which does not have the states of ephemeral nodes.
     ///
     /// The states of a space in memory live as values: each is encoded when it is asked for here, has no past and no
     /// position in the log, and is changed by its node alone.
@@ -531,7 +622,8 @@ impl SpaceInner {
         let key = NodeKey(self.next_key.fetch_add(1, Ordering::Relaxed));
         let name: Arc<str> = OWN_NODE.into();
         self.names.insert(key, Arc::clone(&name));
-        let table = self.class_for(OWN_NODE);
+        let table = self
+            .class(NodeOptions { durability: Durability::Ephemeral, ..self.config.options_for(OWN_NODE) });
         let made = Arc::new(NodeInner::new(self, key, Arc::clone(&name), table));
         let node = match self.by_name.pin().try_insert(name, NodeSlot::new(&made)) {
             Ok(_) => None,
@@ -629,15 +721,64 @@ impl SpaceInner {
     /// Brings an event to everyone here who listens.
     #[inline]
     pub(crate) fn publish_to_listeners(
-        &self,
+        self: &Arc<Self>,
         event: &dyn ErasedEvent,
         source: Option<&tokio::sync::broadcast::Sender<happen_core::Value>>,
     ) {
         let envelope = event.envelope();
         let listeners = self.index.listeners(&envelope.event_type);
-        if dispatch::publish(&listeners, event, envelope.id, source) {
+        let mut durable = Vec::new();
+        if dispatch::publish(&listeners, event, envelope.id, source, &mut durable) {
             self.index.refresh(&envelope.event_type);
         }
+        if self.durable.is_some() {
+            durable::publish(self, event, &durable);
+        }
+    }
+
+    /// Brings an event whose commit has happened to those who are not part of the commit: ephemeral nodes, and whoever is
+    /// beyond the link.
+    #[cold]
+    pub(crate) fn leave(self: &Arc<Self>, event: &Arc<dyn ErasedEvent>, to: &Whereto) {
+        let envelope = event.envelope();
+        match to {
+            Whereto::Node(node) if node.is_durable() => {}
+            Whereto::Node(node) => {
+                let mut outcome = Ok(None);
+                let mark = self.remember_sent(envelope, node.key);
+                let delivered =
+                    dispatch::deliver(node, &mut self.way(), &**event, Want::default(), &mut outcome);
+                match delivered {
+                    Ok(dispatch::Delivered::Now) => self.settle(mark, dispatch::what(&outcome)),
+                    Ok(dispatch::Delivered::Later(_)) => self.settle(mark, crate::web::WAITING),
+                    Err(error) => self.undelivered(&**event, &node.name, error, dispatch::Reply::Nobody),
+                }
+            }
+            Whereto::Away(name) => {
+                if let Err(error) = self.send_away(Sender::Space(self), name, &**event, false) {
+                    self.bury(&**event, name, &error);
+                }
+            }
+            Whereto::Everyone => {
+                let mark = self.remember_sent(envelope, NodeKey(0));
+                self.settle(mark, crate::web::PUBLISHED);
+                if self.link.get().is_some() {
+                    self.publish_away(Sender::Space(self), &**event);
+                }
+                let listeners = self.index.listeners(&envelope.event_type);
+                // Those that are durable have it by the commit.
+                if dispatch::publish(&listeners, &**event, envelope.id, None, &mut Vec::new()) {
+                    self.index.refresh(&envelope.event_type);
+                }
+            }
+        }
+    }
+
+    /// The durable nodes that listen to a type.
+    pub(crate) fn durable_listeners(&self, event_type: &EventType) -> Vec<Arc<NodeInner>> {
+        let listeners = self.index.listeners(event_type);
+        let nodes = listeners.iter().map(dispatch::Listener::node);
+        nodes.filter(|node| node.is_durable()).cloned().collect()
     }
 
     /// Whether an event may run on its sender's stack without being counted against the limit of its node. A counter
@@ -682,18 +823,22 @@ impl SpaceInner {
         }
     }
 
-    fn is_idle(&self) -> bool {
-        self.flows.load(Ordering::SeqCst) == 0
+    fn is_idle(&self, ends: Ends) -> bool {
+        let may_be_left = match (&self.durable, ends) {
+            (Some(durable), Ends::Leaves) => durable.waiting_at_points(),
+            _ => 0,
+        };
+        self.flows.load(Ordering::SeqCst) <= may_be_left
             && self.all_nodes().into_iter().all(|node| Node::from_inner(node).waiting() == 0)
     }
 
-    async fn drained(&self, within: Duration) -> bool {
+    async fn drained(&self, within: Duration, ends: Ends) -> bool {
         let mut late = self.env.sleep(within);
         loop {
             let idle = self.idle.notified();
             let mut idle = std::pin::pin!(idle);
             idle.as_mut().enable();
-            if self.is_idle() {
+            if self.is_idle(ends) {
                 return true;
             }
             // Events that wait for their node make no sound when they start, so there is a look from time to time too.
@@ -708,7 +853,7 @@ impl SpaceInner {
             })
             .await;
             if !on_time {
-                return self.is_idle();
+                return self.is_idle(ends);
             }
         }
     }
@@ -726,6 +871,9 @@ impl SpaceInner {
         // In the order they were made: the order of the map is another in every process.
         let mut nodes: Vec<_> = names.values().filter_map(|slot| slot.0.load_full()).collect();
         nodes.sort_unstable_by_key(|node| node.key);
+        if let Some(durable) = &self.durable {
+            durable.stop();
+        }
         for node in nodes {
             node.close();
         }
@@ -787,6 +935,14 @@ impl fmt::Debug for SpaceInner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Space({} nodes)", self.by_name.pin().len())
     }
+}
+
+/// What is made of flows that can be left where they are, because the store remembers them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ends {
+    /// They are waited for like others.
+    Waits,
+    Leaves,
 }
 
 const BUILDING: u8 = 0;

@@ -9,6 +9,7 @@ use happen_core::State;
 use happen_core::store::Key;
 
 use super::cell::{Cell, Live};
+use crate::keys::{escaped, plain};
 
 /// The documents of all nodes that had, have or will have one id: they belong to the id, so a node that is destroyed
 /// and made again finds them.
@@ -201,14 +202,6 @@ impl Name<'_> {
     pub(crate) fn owns(key: &str) -> bool {
         key.starts_with(STATE) || key.starts_with(ENTITY)
     }
-}
-
-fn escaped(part: &str) -> Cow<'_, str> {
-    if part.contains(['/', '%']) { part.replace('%', "%25").replace('/', "%2F").into() } else { part.into() }
-}
-
-fn plain(part: &str) -> Cow<'_, str> {
-    if part.contains('%') { part.replace("%2F", "/").replace("%25", "%").into() } else { part.into() }
 }
 
 const STATE: &str = "state/";

@@ -10,14 +10,18 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use happen_core::{Dynamic, Error, ErrorKind, Event, Result, State};
+use happen_core::store::Key;
+use happen_core::{Dynamic, Envelope, Error, ErrorKind, Event, Payload, Result, State};
 
+use crate::durable::{self, Change, Document, Durable, Stage, Staging};
 use crate::flow::FlowInner;
 use crate::hooks::{Hooks, Moment, Seen};
 use crate::limits;
 use crate::local;
-use crate::node::NodeInner;
+use crate::node::{Node, NodeInner};
 use crate::pure;
+use crate::stamp::Unstamped;
+use crate::sync::lock;
 use crate::table::{Phase, Table};
 use cell::{Cell, Replaced, Writing};
 use home::{Clash, Entities, Kind, Single};
@@ -69,7 +73,7 @@ pub(crate) use home::{Home, Name};
 /// ```
 #[must_use = "a state is read with `get` and changed with `set`"]
 pub struct StateOf<'n, S> {
-    node: &'n NodeInner,
+    node: &'n Arc<NodeInner>,
     flow: Option<&'n FlowInner>,
     place: Place<'n, S>,
     expected: Option<u64>,
@@ -78,6 +82,8 @@ pub struct StateOf<'n, S> {
 enum Place<'n, S> {
     Single(&'n Cell<S>),
     Entity(&'n Entities<S>, Cow<'n, str>),
+    /// A document of a durable node.
+    Stored(Key, Arc<Document<S>>),
     /// The node keeps another type under this name.
     Taken,
 }
@@ -91,7 +97,10 @@ pub(crate) struct States {
 
 impl<'n, S: State> StateOf<'n, S> {
     #[inline]
-    pub(crate) fn single(node: &'n NodeInner, flow: Option<&'n FlowInner>) -> Self {
+    pub(crate) fn single(node: &'n Arc<NodeInner>, flow: Option<&'n FlowInner>) -> Self {
+        if let Some(durable) = durable_of(node) {
+            return Self::stored(node, flow, durable, Kind::State, "");
+        }
         let place = match home(node).shelf::<S, _>(Kind::State, Single::<S>::new) {
             Ok(single) => Place::Single(&single.0),
             Err(Clash) => taken::<S>(node),
@@ -100,10 +109,30 @@ impl<'n, S: State> StateOf<'n, S> {
     }
 
     #[inline]
-    pub(crate) fn entity(node: &'n NodeInner, flow: Option<&'n FlowInner>, key: Cow<'n, str>) -> Self {
+    pub(crate) fn entity(node: &'n Arc<NodeInner>, flow: Option<&'n FlowInner>, key: Cow<'n, str>) -> Self {
+        if let Some(durable) = durable_of(node) {
+            return Self::stored(node, flow, durable, Kind::Entity, &key);
+        }
         let place = match home(node).shelf::<S, _>(Kind::Entity, Entities::<S>::new) {
             Ok(entities) => Place::Entity(entities, key),
             Err(Clash) => taken::<S>(node),
+        };
+        Self { node, flow, place, expected: None }
+    }
+
+    #[cold]
+    fn stored(
+        node: &'n Arc<NodeInner>,
+        flow: Option<&'n FlowInner>,
+        durable: &Durable,
+        kind: Kind,
+        key: &str,
+    ) -> Self {
+        let name = Name { kind, node: (&*node.name).into(), state: S::NAME.into(), key: key.into() };
+        let key = name.to_key();
+        let place = match durable.documents.document(&key) {
+            Some(document) => Place::Stored(key, document),
+            None => taken::<S>(node),
         };
         Self { node, flow, place, expected: None }
     }
@@ -114,9 +143,17 @@ impl<'n, S: State> StateOf<'n, S> {
     /// the state, of which it goes on seeing what it began with. What it returned may be outdated at once; decide what
     /// the next state is inside [`StateOf::set`].
     ///
+    /// Of a durable node it is what is committed, and inside a step what the step has made of it.
+    ///
+    /// # Panics
+    ///
+    /// When a document of a durable node cannot be read: the disk fails, or an old shape has no way to the present one. A
+    /// handler then fails with that error and is tried again; [`StateOf::try_get`] gives it.
+    ///
     /// # Cost
     ///
-    /// No allocation. An entity that was never set is made by `S::default()` for this call.
+    /// No allocation. An entity that was never set is made by `S::default()` for this call. A document that is not in memory
+    /// is read from the store, on this thread.
     ///
     /// # Examples
     ///
@@ -135,7 +172,82 @@ impl<'n, S: State> StateOf<'n, S> {
                 Some(cell) => cell.read(read),
                 None => read(&S::default()),
             },
+            Place::Stored(..) => match self.try_get(read) {
+                Ok(value) => value,
+                // The error itself is thrown, so that the flow fails with it and nobody prints a panic.
+                Err(error) => std::panic::resume_unwind(Box::new(error)),
+            },
             Place::Taken => read(&S::default()),
+        }
+    }
+
+    /// As [`StateOf::get`], with an error where that panics.
+    ///
+    /// # Errors
+    ///
+    /// What the store says, and [`ErrorKind::WrongVersion`] or [`ErrorKind::Undecodable`] for a document that is no `S`.
+    pub fn try_get<R>(&self, read: impl FnOnce(&S) -> R) -> Result<R> {
+        let Place::Stored(key, document) = &self.place else { return Ok(self.get(read)) };
+        let mut read = Some(read);
+        let staged = self.with_stage(|stage| match (stage, read.take()) {
+            (Some(stage), Some(read)) => Some(stage.read(key, document, read)),
+            (_, back) => {
+                read = back;
+                None
+            }
+        });
+        let result = match (staged, read) {
+            (Some(result), _) => result,
+            (None, Some(read)) => document.committed().map(|version| read(&version.value)),
+            (None, None) => Err(Error::misuse("a state was read twice; please report this")),
+        };
+        result.map_err(|error| self.placed(error))
+    }
+
+    /// As [`StateOf::get`], for a step of a durable node that decides on what it sees: the step is committed only when the
+    /// state still is what it was, and runs again otherwise. Elsewhere it is the same as `get`.
+    ///
+    /// # Errors
+    ///
+    /// As [`StateOf::try_get`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[derive(happen::State, Default, Clone, serde::Serialize, serde::Deserialize)]
+    /// # struct Stock { apples: u32 }
+    /// # fn main() -> happen::Result<()> {
+    /// # let space = happen::Space::memory();
+    /// # let shop = space.node("shop");
+    /// let apples = shop.state::<Stock>().get_for_update(|stock| stock.apples)?;
+    /// # assert_eq!(apples, 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn get_for_update<R>(&self, read: impl FnOnce(&S) -> R) -> Result<R> {
+        if let Place::Stored(key, document) = &self.place {
+            self.with_stage(|stage| match stage {
+                None => Ok(()),
+                Some(stage) => stage.stage(key, document, |staging| {
+                    staging.expect_base();
+                    Ok(())
+                }),
+            })
+            .map_err(|error| self.placed(error))?;
+        }
+        self.try_get(read)
+    }
+
+    /// Reads the document into memory, when it is one of a durable node and not there yet. For a loop over many entities:
+    /// `get` would read each on the thread of the runtime.
+    ///
+    /// # Errors
+    ///
+    /// As [`StateOf::try_get`].
+    pub async fn load(&self) -> Result<()> {
+        match &self.place {
+            Place::Stored(_, document) => document.read().await.map(drop).map_err(|error| self.placed(error)),
+            _ => Ok(()),
         }
     }
 
@@ -144,6 +256,10 @@ impl<'n, S: State> StateOf<'n, S> {
     /// Changes of one state happen one after the other, each made of what the one before left, from however many
     /// threads and tasks they come. The function is given a copy, so it may take it apart; it is to be pure, because
     /// it may run more than once for one change. If it panics, nothing is changed.
+    ///
+    /// In a step of a durable node the change is staged: the step sees it, and it happens with the step's commit, to what
+    /// the state is then. So the function runs once now, and once more if others changed the state meanwhile. Outside of
+    /// its handlers use [`StateOf::commit`] there.
     ///
     /// Every change makes a revision, also one to an equal value, which could not be told without a comparison;
     /// [`StateOf::try_set`] can refuse to change what need not be changed.
@@ -160,6 +276,7 @@ impl<'n, S: State> StateOf<'n, S> {
     ///   under the same name.
     /// - [`ErrorKind::Conflict`] when [`StateOf::at_revision`] expects another revision.
     /// - [`ErrorKind::Closed`] when the node was destroyed, or never was because its id was taken.
+    /// - [`ErrorKind::Misuse`] for the state of a durable node outside of a step of its own.
     /// - [`ErrorKind::Runaway`] when hooks change states whose hooks change states, and so on.
     /// - What a hook objects with.
     ///
@@ -183,7 +300,7 @@ impl<'n, S: State> StateOf<'n, S> {
     /// ```
     #[doc(alias = "update")]
     #[inline]
-    pub fn set(&self, change: impl Fn(S) -> S + Send + 'static) -> Result<()> {
+    pub fn set(&self, change: impl Fn(S) -> S + Send + Sync + 'static) -> Result<()> {
         self.apply(move |state| Ok(change(state)))
     }
 
@@ -211,8 +328,145 @@ impl<'n, S: State> StateOf<'n, S> {
     /// assert_eq!(sold.unwrap_err().code(), "invalid");
     /// ```
     #[inline]
-    pub fn try_set<E: Into<Error>>(&self, change: impl Fn(S) -> Result<S, E> + Send + 'static) -> Result<()> {
+    pub fn try_set<E: Into<Error>>(
+        &self,
+        change: impl Fn(S) -> Result<S, E> + Send + Sync + 'static,
+    ) -> Result<()> {
         self.apply(move |state| change(state).map_err(Into::into))
+    }
+
+    /// Changes the state, and broadcasts the events that follow from the change: a pure function gives both. In a step of a
+    /// durable node they are part of the same commit; otherwise they are sent once the state is changed.
+    ///
+    /// # Errors
+    ///
+    /// As [`StateOf::set`] and [`Context::broadcast`](crate::Context::broadcast).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen::{Context, Event, Space};
+    ///
+    /// #[derive(happen::State, Default, Clone, serde::Serialize, serde::Deserialize)]
+    /// struct Stock { apples: u32 }
+    ///
+    /// #[derive(happen::Event, Clone, serde::Serialize, serde::Deserialize)]
+    /// #[event("stock.low")]
+    /// struct Low { apples: u32 }
+    ///
+    /// fn sell(n: &Event<u32>, cx: &Context) -> happen::Result<()> {
+    ///     let n = **n;
+    ///     cx.state::<Stock>().set_emit(move |stock| {
+    ///         let apples = stock.apples.saturating_sub(n);
+    ///         (Stock { apples }, (apples < 3).then_some(Low { apples }))
+    ///     })
+    /// }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// # let space = Space::memory();
+    /// # let shop = space.node("shop");
+    /// # shop.on("u32", sell);
+    /// # let seen = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    /// # let sees = seen.clone();
+    /// # shop.on("stock.low", move |_: &Event<Low>, _: &Context| { sees.fetch_add(1, std::sync::atomic::Ordering::SeqCst); });
+    /// # space.start().await?;
+    /// # shop.state::<Stock>().set(|_| Stock { apples: 9 })?;
+    /// # space.send(&shop, 2u32).await?;
+    /// # space.send(&shop, 5u32).await?;
+    /// # assert_eq!(seen.load(std::sync::atomic::Ordering::SeqCst), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn set_emit<T: Payload, I: IntoIterator<Item = T>>(
+        &self,
+        change: impl Fn(S) -> (S, I) + Send + Sync + 'static,
+    ) -> Result<()> {
+        if let Place::Stored(key, document) = &self.place {
+            return self.stage(
+                key,
+                document,
+                Box::new(move |state, events| {
+                    let (state, following) = change(state);
+                    events.extend(following.into_iter().map(Unstamped::of));
+                    Ok(state)
+                }),
+            );
+        }
+        let following = std::sync::Mutex::new(Vec::new());
+        self.change_now(|state| {
+            let (state, events) = change(state);
+            // Of the run that counts, which is the last.
+            *lock(&following) = events.into_iter().collect();
+            Ok(state)
+        })?;
+        let node = Node::from_inner(Arc::clone(self.node));
+        let following = std::mem::take(&mut *lock(&following));
+        following.into_iter().try_for_each(|event| node.broadcast(event).map(drop))
+    }
+
+    /// Changes the state from outside of its node's handlers, whether the node is durable or not: of a durable one the
+    /// change is committed when the future ends. What it means is that somebody intervened; what a program does as a matter
+    /// of course belongs into a handler.
+    ///
+    /// # Errors
+    ///
+    /// As [`StateOf::set`], and what the store says. Inside a step of a durable node [`ErrorKind::Misuse`]: there `set` is
+    /// part of the step.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[derive(happen::State, Default, Clone, serde::Serialize, serde::Deserialize)]
+    /// # struct Stock { apples: u32 }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// let space = happen::Space::open(folder.path()).await?;
+    /// let shop = space.node("shop");
+    /// shop.state::<Stock>().commit(|_| Stock { apples: 12 }).await?;
+    /// assert_eq!(shop.state::<Stock>().get(|stock| stock.apples), 12);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn commit(&self, change: impl Fn(S) -> S + Send + Sync + 'static) -> Result<()> {
+        self.try_commit(move |state| Ok::<_, Error>(change(state))).await
+    }
+
+    /// As [`StateOf::commit`], with a function that may refuse.
+    ///
+    /// # Errors
+    ///
+    /// As there, and what the function refused with.
+    pub async fn try_commit<E: Into<Error>>(
+        &self,
+        change: impl Fn(S) -> Result<S, E> + Send + Sync + 'static,
+    ) -> Result<()> {
+        let change = move |state| change(state).map_err(Into::into);
+        let Place::Stored(_, document) = &self.place else { return self.change_now(change) };
+        if self.with_stage(|stage| stage.is_some()) {
+            let what =
+                "a step of a durable node changes its state with `set`, which is committed with the step";
+            return Err(self.placed(Error::misuse(what)));
+        }
+        let hooks = self.admit(&self.node.table.load()).map_err(|error| self.placed(error))?;
+        document.read().await.map_err(|error| self.placed(error))?;
+        let mut staging = Staging::new(Arc::clone(document))?;
+        if let Some(expected) = self.expected {
+            staging.expect(expected).map_err(|error| self.placed(error))?;
+        }
+        staging.change(Box::new(move |state, _| change(state))).map_err(|error| self.placed(error))?;
+        let node = Arc::clone(self.node);
+        // In a task of its own, for whoever waits may stop waiting while others build on the change.
+        let (told, tells) = tokio::sync::oneshot::channel();
+        self.node.space.env.spawn(Box::pin(async move {
+            drop(told.send(durable::commit_outside(&node, vec![Box::new(staging)]).await));
+        }));
+        let committed = tells.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Cancelled)));
+        committed.map_err(|error| self.placed(error))?;
+        if let Some(hooks) = hooks {
+            self.after(&hooks);
+        }
+        Ok(())
     }
 
     /// The same state, to be changed only while it has this revision: for a change that was decided elsewhere, by a
@@ -246,6 +500,7 @@ impl<'n, S: State> StateOf<'n, S> {
         match &self.place {
             Place::Single(cell) => cell.revision(),
             Place::Entity(entities, key) => entities.get(key).map_or(0, |cell| cell.revision()),
+            Place::Stored(_, document) => document.committed().map_or(0, |version| version.revision),
             Place::Taken => 0,
         }
     }
@@ -254,8 +509,11 @@ impl<'n, S: State> StateOf<'n, S> {
     /// `state/<node>/<name>`, or `entity/<node>/<name>/<key>`, each part with `/` as `%2F` and `%` as `%25`.
     #[must_use]
     pub fn document_key(&self) -> String {
+        if let Place::Stored(key, _) = &self.place {
+            return key.as_ref().to_owned();
+        }
         let (kind, key) = match &self.place {
-            Place::Single(_) | Place::Taken => (Kind::State, ""),
+            Place::Single(_) | Place::Stored(..) | Place::Taken => (Kind::State, ""),
             Place::Entity(_, key) => (Kind::Entity, &**key),
         };
         Name { kind, node: (&*self.node.name).into(), state: S::NAME.into(), key: key.into() }
@@ -265,7 +523,47 @@ impl<'n, S: State> StateOf<'n, S> {
     }
 
     #[inline]
-    fn apply(&self, change: impl Fn(S) -> Result<S>) -> Result<()> {
+    fn apply(&self, change: impl Fn(S) -> Result<S> + Send + Sync + 'static) -> Result<()> {
+        match &self.place {
+            Place::Stored(key, document) => {
+                self.stage(key, document, Box::new(move |state, _| change(state)))
+            }
+            _ => self.change_now(change),
+        }
+    }
+
+    /// Stages a change in the step that makes it.
+    #[cold]
+    fn stage(&self, key: &Key, document: &Arc<Document<S>>, change: Change<S>) -> Result<()> {
+        let hooks = self.admit(&self.node.table.load()).map_err(|error| self.placed(error))?;
+        let staged = self.with_stage(|stage| {
+            let Some(stage) = stage else { return Err(outside_of_a_step::<S>()) };
+            stage.stage(key, document, |staging| {
+                if let Some(expected) = self.expected {
+                    staging.expect(expected)?;
+                }
+                staging.change(change)
+            })?;
+            if let Some(hooks) = hooks {
+                let (node, stage) = (Arc::clone(self.node), Arc::clone(stage));
+                let event = stage.durable_flow().event.envelope().clone();
+                stage.afterwards(move || run_after::<S>(&node, &hooks, Some(event)))?;
+            }
+            Ok(())
+        });
+        staged.map_err(|error| self.placed(error))
+    }
+
+    /// The step of a durable node that this is part of, when the state is one of that node's.
+    fn with_stage<R>(&self, work: impl FnOnce(Option<&Arc<Stage>>) -> R) -> R {
+        self.with_flow(|flow| {
+            let own = flow.filter(|flow| flow.node().key == self.node.key);
+            work(own.and_then(FlowInner::stage))
+        })
+    }
+
+    #[inline]
+    fn change_now(&self, change: impl Fn(S) -> Result<S>) -> Result<()> {
         let table = self.node.table.load();
         let hooks = self.admit(&table).map_err(|error| self.placed(error))?;
         let replaced = self.write(change).map_err(|error| self.placed(error))?;
@@ -308,6 +606,7 @@ impl<'n, S: State> StateOf<'n, S> {
                 }
                 return result;
             },
+            Place::Stored(..) => Err(outside_of_a_step::<S>()),
             Place::Taken => Err(clash::<S>(self.node)),
         }
     }
@@ -352,29 +651,58 @@ impl<'n, S: State> StateOf<'n, S> {
 
     #[cold]
     fn after(&self, hooks: &Hooks) {
-        if let Err(error) = self.run_hooks(hooks, Moment::AfterState) {
-            tracing::warn!(
-                target: "happen",
-                node = &*self.node.name,
-                state = S::NAME,
-                code = error.code(),
-                "a hook after a change of state failed: {error}"
-            );
-        }
+        run_after::<S>(self.node, hooks, self.with_flow(|flow| flow.map(|flow| flow.envelope().clone())));
     }
 
     fn run_hooks(&self, hooks: &Hooks, moment: Moment) -> Result<()> {
-        let _nested = Nested::enter(self.node, S::NAME)?;
-        // A flow knows the context of its event and no longer the payload.
-        let event = self.with_flow(|flow| {
-            let envelope = flow?.envelope().clone();
-            let payload = Dynamic::from_json(envelope.event_type.clone(), serde_json::Value::Null);
-            Some(Event::from_parts(envelope, payload))
-        });
-        let seen =
-            Seen { node: Some(&self.node.name), event: event.as_ref(), state: Some(S::NAME), error: None };
-        hooks.run(moment, &seen)
+        let envelope = self.with_flow(|flow| flow.map(|flow| flow.envelope().clone()));
+        run_hooks::<S>(self.node, hooks, moment, envelope)
     }
+}
+
+/// Runs the hooks after a change, whose event this is.
+#[cold]
+fn run_after<S: State>(node: &NodeInner, hooks: &Hooks, envelope: Option<Envelope>) {
+    if let Err(error) = run_hooks::<S>(node, hooks, Moment::AfterState, envelope) {
+        tracing::warn!(
+            target: "happen",
+            node = &*node.name,
+            state = S::NAME,
+            code = error.code(),
+            "a hook after a change of state failed: {error}"
+        );
+    }
+}
+
+fn run_hooks<S: State>(
+    node: &NodeInner,
+    hooks: &Hooks,
+    moment: Moment,
+    envelope: Option<Envelope>,
+) -> Result<()> {
+    let _nested = Nested::enter(node, S::NAME)?;
+    // A flow knows the context of its event and no longer the payload.
+    let event = envelope.map(|envelope| {
+        let payload = Dynamic::from_json(envelope.event_type.clone(), serde_json::Value::Null);
+        Event::from_parts(envelope, payload)
+    });
+    let seen = Seen { node: Some(&node.name), event: event.as_ref(), state: Some(S::NAME), error: None };
+    hooks.run(moment, &seen)
+}
+
+/// The durable part of a node's space, when the node is.
+#[inline]
+fn durable_of(node: &NodeInner) -> Option<&Durable> {
+    node.space.durable.as_deref().filter(|_| node.is_durable())
+}
+
+#[cold]
+fn outside_of_a_step<S: State>() -> Error {
+    Error::misuse(format!(
+        "state `{}` belongs to a durable node, and its handlers change it; from outside use `.commit(..).await`, or send an \
+         event",
+        S::NAME
+    ))
 }
 
 #[inline]

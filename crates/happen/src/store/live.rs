@@ -155,6 +155,10 @@ impl Store for SpaceStore {
         Box::pin(async move { self.documents_now(&keys) })
     }
 
+    fn document_now(&self, key: &Key) -> Option<Result<Option<Document>>> {
+        Some(self.documents_now(std::slice::from_ref(key)).map(|mut found| found.pop().flatten()))
+    }
+
     fn list(&self, list: List) -> BoxFuture<'_, Result<Vec<Document>>> {
         Box::pin(self.list_all(list))
     }

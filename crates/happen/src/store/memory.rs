@@ -108,6 +108,10 @@ impl Store for MemoryStore {
         })
     }
 
+    fn document_now(&self, key: &Key) -> Option<Result<Option<Document>>> {
+        Some(Ok(self.documents_now(std::slice::from_ref(key)).pop().flatten()))
+    }
+
     fn documents(&self, keys: Vec<Key>) -> BoxFuture<'_, Result<Vec<Option<Document>>>> {
         Box::pin(async move { Ok(self.documents_now(&keys)) })
     }

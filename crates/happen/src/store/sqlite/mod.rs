@@ -305,6 +305,14 @@ impl Store for SqliteStore {
         Box::pin(self.readers.ask(move |queries| queries.documents(&keys)))
     }
 
+    /// Asks a reader and waits for it on this thread: some ten microseconds for a document in memory, and what the disk
+    /// takes for another one.
+    fn document_now(&self, key: &Key) -> Option<Result<Option<Document>>> {
+        let keys = vec![Arc::clone(key)];
+        let asked = self.readers.ask_and_wait(move |queries| queries.documents(&keys));
+        Some(asked.map(|mut found| found.pop().flatten()))
+    }
+
     fn list(&self, list: List) -> BoxFuture<'_, Result<Vec<Document>>> {
         Box::pin(self.readers.ask(move |queries| queries.list(&list)))
     }

@@ -62,6 +62,29 @@ impl Readers {
         answered.await.unwrap_or_else(|_| Err(fault::closed()))
     }
 
+    /// As [`Readers::ask`], for a caller that cannot wait otherwise. It goes to the front of the line, as it holds up a
+    /// whole thread, and needs no place in it: there are no more such callers than threads.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(super) fn ask_and_wait<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&mut Queries) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (answer, answered) = std::sync::mpsc::sync_channel(1);
+        let question = Box::new(move |queries: &mut Queries| drop(answer.send(question(queries))));
+        {
+            let mut line = lock(&self.line);
+            if line.closed {
+                return Err(fault::closed());
+            }
+            line.waiting.push_front(question);
+        }
+        self.more.notify_one();
+        answered.recv().unwrap_or_else(|_| Err(fault::closed()))
+    }
+
     /// Answers until the store is closed and nobody waits.
     pub(super) fn serve(&self, mut queries: Queries) {
         loop {

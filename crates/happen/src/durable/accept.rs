@@ -1,0 +1,266 @@
+//! The way of an event into flows of durable nodes: from outside, where it is stored first, and from a step, whose commit
+//! is the acceptance. Owns who gets an event; does not know how a flow runs.
+
+use std::sync::Arc;
+
+use happen_core::store::{Batch, NewRecord};
+use happen_core::{ErasedEvent, ErrorKind, Result};
+use tokio::sync::oneshot;
+
+use super::flow::StoredFlow;
+use super::lane::Lanes;
+use super::record::event_record;
+use super::stage::Whereto;
+use super::{Durable, Told};
+use crate::dispatch::{self, Delivered, Joined, Reply, Want};
+use crate::flow::Outcome;
+use crate::node::NodeInner;
+use crate::space::SpaceInner;
+use crate::sync::isolated;
+use crate::table::{Entry, Lane, Table};
+
+/// Brings an event from outside to a durable node. The outcome is told when it is there; who does not want it is told
+/// that the event is stored.
+///
+/// # Errors
+///
+/// When the node has too many waiting, or no registration wants it after all.
+pub(crate) fn deliver(
+    node: &Arc<NodeInner>,
+    table: &Table,
+    entries: &[Arc<Entry>],
+    event: &dyn ErasedEvent,
+    mut want: Want,
+) -> Result<Delivered> {
+    Lanes::check_room(node, table)?;
+    let along = want.take_along().map(|along| *along).unwrap_or_default();
+    let flows = flows_for(node, table, entries, event)?;
+    let (to, from) = oneshot::channel();
+    let told = if want.reply { Told::Outcome(to) } else { Told::Stored(to) };
+    if let [flow] = &flows[..] {
+        flow.stream_to(along.sink, along.source);
+    }
+    begin(&node.space, event, flows, told);
+    Ok(Delivered::Later(Some(from)))
+}
+
+/// Brings an event that was broadcast from outside to the durable nodes that listen.
+pub(crate) fn publish(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, nodes: &[Arc<NodeInner>]) {
+    let mut flows = Vec::new();
+    for node in nodes {
+        let table = node.table.load();
+        let mut uncached = None;
+        let route = match dispatch::admissible(node, &table, event, &mut uncached) {
+            Ok(route) => route,
+            Err(error) if matches!(error.kind(), ErrorKind::NoHandler { .. }) => continue,
+            Err(error) => {
+                space.bury(event, &node.name, &error);
+                continue;
+            }
+        };
+        match Lanes::check_room(node, &table).and_then(|()| flows_for(node, &table, &route.entries, event)) {
+            Ok(more) => flows.extend(more),
+            Err(error) if matches!(error.kind(), ErrorKind::NoHandler { .. }) => {}
+            Err(error) => space.bury(event, &node.name, &error),
+        }
+    }
+    begin(space, event, flows, Told::Nobody);
+}
+
+/// Begins flows for an event from outside.
+fn begin(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: Vec<Arc<StoredFlow>>, told: Told) {
+    let Some(durable) = &space.durable else { return };
+    if !flows.is_empty() && durable.waiters.want(&event.envelope().event_type) {
+        durable.waiters.offer(&event.to_shared());
+    }
+    match &flows[..] {
+        [] => offer_stored(space, durable, event),
+        [flow] => {
+            // Its first commit stores it: one that has ended by then has cost a single one.
+            match told {
+                Told::Outcome(to) => drop(flow.tell(Reply::One(to))),
+                Told::Stored(to) => flow.tell_stored(to),
+                Told::Nobody => {
+                    // Somebody has to be told that it was not stored, or it would be gone without a word.
+                    let (to, from) = oneshot::channel();
+                    flow.tell_stored(to);
+                    bury_unless_stored(space, Arc::clone(&flow.event), Arc::clone(&flow.node), from);
+                }
+            }
+            durable.begun(flow);
+            Lanes::enter(Arc::clone(flow));
+        }
+        _ => {
+            let event = event.to_shared();
+            let space = Arc::clone(space);
+            let env = Arc::clone(&space.env);
+            flows.iter().for_each(|flow| durable.begun(flow));
+            space.flow_began();
+            env.spawn(Box::pin(async move {
+                store_all(&space, &event, flows, told).await;
+                space.flow_ended();
+            }));
+        }
+    }
+}
+
+/// Keeps an event that begins no flow, when somebody waits for such a one.
+fn offer_stored(space: &Arc<SpaceInner>, durable: &Arc<Durable>, event: &dyn ErasedEvent) {
+    if !durable.waiters.want(&event.envelope().event_type) {
+        return;
+    }
+    let (event, space, durable) = (event.to_shared(), Arc::clone(space), Arc::clone(durable));
+    let env = Arc::clone(&space.env);
+    space.flow_began();
+    env.spawn(Box::pin(async move {
+        let stored = match bare_record(&space, &*event) {
+            Ok(record) => durable.commits.commit(Batch { records: vec![record], ..Batch::default() }).await,
+            Err(error) => Err(error),
+        };
+        match stored {
+            Ok(_) => durable.waiters.offer(&event),
+            Err(error) => space.bury(&*event, "$space", &error),
+        }
+        space.flow_ended();
+    }));
+}
+
+fn bury_unless_stored(
+    space: &Arc<SpaceInner>,
+    event: Arc<dyn ErasedEvent>,
+    node: Arc<NodeInner>,
+    from: oneshot::Receiver<Outcome>,
+) {
+    let space_then = Arc::clone(space);
+    space.env.spawn(Box::pin(async move {
+        if let Ok(Err(error)) = from.await {
+            space_then.bury(&*event, &node.name, &error);
+        }
+    }));
+}
+
+/// Stores an event for several flows at once, and lets them begin.
+async fn store_all(
+    space: &Arc<SpaceInner>,
+    event: &Arc<dyn ErasedEvent>,
+    flows: Vec<Arc<StoredFlow>>,
+    told: Told,
+) {
+    let Some(durable) = &space.durable else { return };
+    let stored = match batch_for(space, &**event, &flows) {
+        Ok(batch) => durable.commits.commit(batch).await.map(drop),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = stored {
+        let error = error.at_event(event.envelope().id);
+        flows.iter().for_each(|flow| durable.ended(flow));
+        match told {
+            Told::Outcome(to) | Told::Stored(to) => drop(to.send(Err(error))),
+            Told::Nobody => space.bury(&**event, &flows[0].node.name, &error),
+        }
+        return;
+    }
+    match told {
+        Told::Outcome(to) => {
+            let joined = Joined::new(flows.len(), Reply::One(to));
+            for (index, flow) in flows.iter().enumerate() {
+                drop(flow.tell(Reply::Part(Arc::clone(&joined), index)));
+            }
+        }
+        Told::Stored(to) => drop(to.send(Ok(None))),
+        Told::Nobody => {}
+    }
+    flows.into_iter().for_each(Lanes::enter);
+}
+
+fn batch_for(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: &[Arc<StoredFlow>]) -> Result<Batch> {
+    let framed = space.framed_arrival(event)?;
+    let records = vec![event_record(space, event, &framed, flows)?];
+    let documents = flows.iter().map(|flow| flow.first_write()).collect::<Result<_>>()?;
+    Ok(Batch { records, documents, conditions: Vec::new() })
+}
+
+/// The flows that an event begins which a step sends, when its commit happens.
+///
+/// # Errors
+///
+/// What keeps a node from taking it; a broadcast is taken by those that can.
+pub(super) fn recipients(
+    space: &Arc<SpaceInner>,
+    event: &Arc<dyn ErasedEvent>,
+    to: &Whereto,
+) -> Result<Vec<Arc<StoredFlow>>> {
+    match to {
+        Whereto::Away(_) => Ok(Vec::new()),
+        Whereto::Node(node) if !node.is_durable() => Ok(Vec::new()),
+        Whereto::Node(node) => {
+            let table = node.table.load();
+            let mut uncached = None;
+            let route = table.route(&event.envelope().event_type, &mut uncached);
+            flows_for(node, &table, &route.entries, &**event)
+        }
+        Whereto::Everyone => {
+            let mut all = Vec::new();
+            for node in space.durable_listeners(&event.envelope().event_type) {
+                let table = node.table.load();
+                let mut uncached = None;
+                let Ok(route) = dispatch::admissible(&node, &table, &**event, &mut uncached) else {
+                    continue;
+                };
+                match flows_for(&node, &table, &route.entries, &**event) {
+                    Ok(flows) => all.extend(flows),
+                    Err(error) if matches!(error.kind(), ErrorKind::NoHandler { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(all)
+        }
+    }
+}
+
+/// A flow for each registration that wants the event, or for each of its events where a batch is taken one by one.
+fn flows_for(
+    node: &Arc<NodeInner>,
+    table: &Table,
+    entries: &[Arc<Entry>],
+    event: &dyn ErasedEvent,
+) -> Result<Vec<Arc<StoredFlow>>> {
+    let held = crate::send::held_by_current(&node.space);
+    let lane = |event: &dyn ErasedEvent| match &table.lane {
+        Lane::Concurrent => Ok(None),
+        Lane::ByKey(key_of) => isolated("the key of a serial node", || key_of(event)).map(Some),
+    };
+    let runs = dispatch::runs(node, entries, event)?;
+    let flows = runs.into_iter().map(|(entry, single, guarded)| {
+        let event = single.and_then(|index| event.single(index)).unwrap_or(event);
+        let (lane, spoilt) = match (lane(event), guarded) {
+            (Ok(lane), Ok(())) => (lane, None),
+            (Err(error), _) | (_, Err(error)) => (None, Some(error)),
+        };
+        let mut progress = StoredFlow::beginning(event);
+        progress.spoilt = spoilt;
+        let registration = table.registration_name(entry);
+        StoredFlow::new(node, registration, event.to_shared(), lane, held.clone(), progress)
+    });
+    Ok(flows.collect())
+}
+
+impl Durable {
+    /// Does what a commit has let leave: flows begin, and events go to those that are not durable.
+    pub(super) fn release(&self, space: &Arc<SpaceInner>, done: super::record::Done) {
+        for flow in &done.begun {
+            space.remember_sent(flow.event.envelope(), flow.node.key);
+        }
+        done.begun.into_iter().for_each(Lanes::enter);
+        for (event, to) in done.leaving {
+            self.waiters.offer(&event);
+            space.leave(&event, &to);
+        }
+    }
+}
+
+/// A record of an event that begins no flow: somebody waits for such events.
+fn bare_record(space: &Arc<SpaceInner>, event: &dyn ErasedEvent) -> Result<NewRecord> {
+    let framed = space.framed_arrival(event)?;
+    event_record(space, event, &framed, &[])
+}

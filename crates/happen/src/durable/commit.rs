@@ -1,0 +1,128 @@
+//! What leaves for the store: batches in the order in which they were made, many at a time. Owns that order and who
+//! carries the next group; does not know what the batches say.
+//!
+//! A step that changes a document builds on the value that the step before it made, also when that one is not committed
+//! yet. So batches must reach the store in the order in which they were built, and one call at a time keeps that order,
+//! whatever the store does. What is built meanwhile goes with the next call: the more there is, the larger the groups.
+
+use std::sync::Arc;
+
+use happen_core::env::Env;
+use happen_core::store::{Batch, Committed, Store};
+use happen_core::{Error, ErrorKind, Result};
+use tokio::sync::oneshot;
+
+use crate::limits;
+use crate::sync::{Mutex, lock};
+
+/// The batches of one space on their way.
+pub(crate) struct Commits {
+    store: Arc<dyn Store>,
+    env: Arc<dyn Env>,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Vec<Waiting>,
+    /// Whether somebody carries a group now, and looks again afterwards.
+    led: bool,
+}
+
+struct Waiting {
+    batch: Batch,
+    told: oneshot::Sender<Result<Committed>>,
+}
+
+/// A batch on its way, whose outcome somebody waits for.
+#[must_use = "nobody carries the batch unless it is waited for"]
+pub(crate) struct Ticket(oneshot::Receiver<Result<Committed>>);
+
+impl Commits {
+    pub(crate) fn new(store: Arc<dyn Store>, env: Arc<dyn Env>) -> Arc<Self> {
+        Arc::new(Self { store, env, queue: Mutex::default() })
+    }
+
+    /// Takes a batch, behind all that were taken before.
+    pub(crate) fn push(&self, batch: Batch) -> Ticket {
+        let (told, tells) = oneshot::channel();
+        lock(&self.queue).waiting.push(Waiting { batch, told });
+        Ticket(tells)
+    }
+
+    /// Waits until the batch is committed or not. Whoever finds nobody carrying carries the next group itself: a lone
+    /// step then waits for nothing but the store.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::commit`].
+    pub(crate) async fn settle(self: &Arc<Self>, mut ticket: Ticket) -> Result<Committed> {
+        while let Some(lead) = Lead::take(self) {
+            lead.carry_one().await;
+            if let Ok(result) = ticket.0.try_recv() {
+                return result;
+            }
+        }
+        ticket.0.await.unwrap_or_else(|_| Err(lost()))
+    }
+
+    /// Commits one batch that builds on nothing under way.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::commit`].
+    pub(crate) async fn commit(self: &Arc<Self>, batch: Batch) -> Result<Committed> {
+        let ticket = self.push(batch);
+        self.settle(ticket).await
+    }
+}
+
+/// The right and the duty to carry groups, until there is nothing to carry.
+struct Lead(Arc<Commits>);
+
+impl Lead {
+    fn take(commits: &Arc<Commits>) -> Option<Self> {
+        let mut queue = lock(&commits.queue);
+        if queue.led || queue.waiting.is_empty() {
+            return None;
+        }
+        queue.led = true;
+        Some(Self(Arc::clone(commits)))
+    }
+
+    /// Carries one group, and leaves the others to a task of their own.
+    async fn carry_one(self) {
+        let group: Vec<_> = {
+            let mut queue = lock(&self.0.queue);
+            let len = queue.waiting.len().min(limits::COMMIT_GROUP_MAX);
+            queue.waiting.drain(..len).collect()
+        };
+        let (batches, told): (Vec<_>, Vec<_>) =
+            group.into_iter().map(|waiting| (waiting.batch, waiting.told)).unzip();
+        let results = self.0.store.commit(batches).await;
+        let results = results.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+        for (told, result) in told.into_iter().zip(results) {
+            // Who waited may have gone, and the batch is committed all the same.
+            drop(told.send(result.unwrap_or_else(|| Err(lost()))));
+        }
+    }
+}
+
+impl Drop for Lead {
+    /// Also when the one who carried was dropped in the middle: what waits must not wait for ever.
+    fn drop(&mut self) {
+        lock(&self.0.queue).led = false;
+        if let Some(next) = Self::take(&self.0) {
+            let commits = Arc::clone(&self.0);
+            self.0.env.spawn(Box::pin(async move {
+                next.carry_one().await;
+                drop(commits);
+            }));
+        }
+    }
+}
+
+#[cold]
+fn lost() -> Error {
+    Error::new(ErrorKind::Io { what: "commit (whoever carried the batch was dropped); it".to_owned() })
+}

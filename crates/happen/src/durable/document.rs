@@ -1,0 +1,367 @@
+//! The documents of durable nodes as values: the one that is committed, and the one that the next change builds on. Owns
+//! how changes are staged in a step and applied in the order of commits; does not know who changes what.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+use happen_core::env::BoxFuture;
+use happen_core::store::{Condition, Content, Document as Stored, Key, Past, Store, Write};
+use happen_core::{Error, ErrorKind, Result, State, state};
+
+use crate::limits;
+use crate::pure;
+use crate::stamp::Unstamped;
+use crate::sync::{Mutex, MutexGuard, lock};
+
+/// The documents of one space that are in memory. Those that nobody uses make room when there are many.
+pub(crate) struct Documents {
+    store: Arc<dyn Store>,
+    all: papaya::HashMap<Key, Arc<dyn AnyDocument>>,
+}
+
+trait AnyDocument: Any + Send + Sync {
+    /// Whether it is what the store has, so that it can be read again.
+    fn is_settled(&self) -> bool;
+}
+
+/// One document of type `S`.
+pub(crate) struct Document<S> {
+    key: Key,
+    store: Arc<dyn Store>,
+    values: Mutex<Values<S>>,
+}
+
+struct Values<S> {
+    /// What is committed, as far as this process knows; none while it was not read.
+    committed: Option<Arc<Version<S>>>,
+    /// What the last batch on its way makes of it.
+    head: Option<Arc<Version<S>>>,
+}
+
+/// A value with its revision; 0 when nothing was written.
+pub(crate) struct Version<S> {
+    pub(crate) revision: u64,
+    pub(crate) value: S,
+}
+
+/// What a function makes of a state, and the events that follow from it.
+pub(crate) type Change<S> = Box<dyn Fn(S, &mut Vec<Unstamped>) -> Result<S> + Send + Sync>;
+
+/// What a step does to one document.
+pub(crate) struct Staging<S> {
+    document: Arc<Document<S>>,
+    changes: Vec<Change<S>>,
+    /// Whether events follow from a change; its function then runs again when the batch is built, for they are told
+    /// there.
+    tells: bool,
+    /// What the step sees, and the revision it was made of.
+    view: S,
+    base: u64,
+    /// The revision that the document must have.
+    expected: Option<u64>,
+    applied: Option<Arc<Version<S>>>,
+}
+
+/// What a step does to a document whose type is not known.
+pub(crate) trait Staged: Send + Sync {
+    fn key(&self) -> &Key;
+
+    fn as_any_mut(&mut self) -> &mut dyn Any;
+
+    /// Reads the document unless it is in memory.
+    fn load(&self) -> BoxFuture<'_, Result<()>>;
+
+    /// Keeps everybody else from building on the document.
+    fn hold(&mut self) -> Box<dyn Holding + '_>;
+
+    /// Says what became of the batch.
+    fn settle(&mut self, committed: bool);
+}
+
+/// A document that is held while a batch is built.
+pub(crate) trait Holding {
+    fn is_loaded(&self) -> bool;
+
+    /// Makes the next value; nobody sees it before [`Holding::adopt`].
+    ///
+    /// # Errors
+    ///
+    /// What a function refuses with, and [`ErrorKind::Conflict`] when another revision is expected.
+    fn apply(&mut self, events: &mut Vec<Unstamped>) -> Result<Applied>;
+
+    /// Lets others build on the next value.
+    fn adopt(&mut self);
+
+    /// Forgets the next value, because the batch is not made.
+    fn forget(&mut self);
+}
+
+/// What a document adds to a batch.
+pub(crate) struct Applied {
+    pub(crate) write: Option<Write>,
+    pub(crate) condition: Option<Condition>,
+}
+
+impl Documents {
+    pub(crate) fn new(store: Arc<dyn Store>) -> Self {
+        Self { store, all: papaya::HashMap::new() }
+    }
+
+    /// The document with this key; `None` when another type has it.
+    pub(crate) fn document<S: State>(&self, key: &Key) -> Option<Arc<Document<S>>> {
+        let all = self.all.pin();
+        let found = match all.get(key) {
+            Some(found) => Arc::clone(found),
+            None => {
+                if all.len() >= limits::STATE_DOCUMENTS_MAX {
+                    self.make_room();
+                }
+                let made = Arc::new(Document::<S>::new(Arc::clone(key), Arc::clone(&self.store)));
+                Arc::clone(all.get_or_insert_with(Arc::clone(key), || made))
+            }
+        };
+        let found: Arc<dyn Any + Send + Sync> = found;
+        found.downcast().ok()
+    }
+
+    /// Forgets those that nobody uses. They are read again when somebody does.
+    #[cold]
+    fn make_room(&self) {
+        self.all.pin().retain(|_, document| Arc::strong_count(document) > 1 || !document.is_settled());
+    }
+}
+
+impl<S: State> Document<S> {
+    fn new(key: Key, store: Arc<dyn Store>) -> Self {
+        Self { key, store, values: Mutex::new(Values { committed: None, head: None }) }
+    }
+
+    /// What is committed. Reads it on this thread when it is not in memory.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read, or is no `S`.
+    pub(crate) fn committed(&self) -> Result<Arc<Version<S>>> {
+        if let Some(committed) = &lock(&self.values).committed {
+            return Ok(Arc::clone(committed));
+        }
+        match self.store.document_now(&self.key) {
+            Some(found) => self.take(found?),
+            None => Err(Error::misuse(format!(
+                "document `{}` is not in memory, and this store cannot read it at once; use `.load().await` first",
+                self.key
+            ))),
+        }
+    }
+
+    /// As [`Document::committed`], without holding up the thread.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(crate) async fn read(&self) -> Result<Arc<Version<S>>> {
+        if let Some(committed) = &lock(&self.values).committed {
+            return Ok(Arc::clone(committed));
+        }
+        let found = self.store.documents(vec![Arc::clone(&self.key)]).await?.pop().flatten();
+        self.take(found)
+    }
+
+    /// Keeps what was read, unless something newer came meanwhile.
+    fn take(&self, found: Option<Stored>) -> Result<Arc<Version<S>>> {
+        let read = Arc::new(self.decode(found)?);
+        let mut values = lock(&self.values);
+        let kept = match &values.committed {
+            Some(known) if known.revision >= read.revision => Arc::clone(known),
+            _ => read,
+        };
+        values.committed = Some(Arc::clone(&kept));
+        Ok(kept)
+    }
+
+    fn decode(&self, found: Option<Stored>) -> Result<Version<S>> {
+        let Some(found) = found else { return Ok(Version { revision: 0, value: S::default() }) };
+        let revision = found.revision;
+        let Some(content) = found.content else { return Ok(Version { revision, value: S::default() }) };
+        if &*content.name != S::NAME {
+            let (found, wanted) = (&content.name, S::NAME);
+            let key = &self.key;
+            return Err(Error::misuse(format!(
+                "document `{key}` is a `{found}` and was asked for as `{wanted}`"
+            )));
+        }
+        let value = state::decode_document::<S>(content.version, &content.bytes)
+            .map_err(|error| error.context(format!("document `{}` in revision {revision}", self.key)))?;
+        Ok(Version { revision, value })
+    }
+}
+
+impl<S: State> AnyDocument for Document<S> {
+    fn is_settled(&self) -> bool {
+        lock(&self.values).head.is_none()
+    }
+}
+
+impl<S: State> Staging<S> {
+    /// Begins to stage changes of a document, from what is committed.
+    ///
+    /// # Errors
+    ///
+    /// As [`Document::committed`].
+    pub(crate) fn new(document: Arc<Document<S>>) -> Result<Self> {
+        let committed = document.committed()?;
+        let (base, view) = (committed.revision, committed.value.clone());
+        Ok(Self { document, changes: Vec::new(), tells: false, view, base, expected: None, applied: None })
+    }
+
+    /// What the step sees.
+    pub(crate) const fn view(&self) -> &S {
+        &self.view
+    }
+
+    /// Has the step committed only when the document still is what the step saw.
+    pub(crate) const fn expect_base(&mut self) {
+        self.expected = Some(self.base);
+    }
+
+    /// Adds a change, when the function agrees to what the step sees now.
+    ///
+    /// # Errors
+    ///
+    /// What the function refuses with, its panic, or the effect it tried to have.
+    pub(crate) fn change(&mut self, change: Change<S>) -> Result<()> {
+        let mut events = Vec::new();
+        self.view = pure::run(|| change(self.view.clone(), &mut events))?;
+        self.tells |= !events.is_empty();
+        self.changes.push(change);
+        Ok(())
+    }
+
+    /// Has the step committed only when the document has this revision.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Conflict`] when it has another one already.
+    pub(crate) fn expect(&mut self, revision: u64) -> Result<()> {
+        if revision != self.base {
+            return Err(Condition::revision_conflict(&self.document.key, revision, self.base));
+        }
+        self.expected = Some(revision);
+        Ok(())
+    }
+}
+
+impl<S: State> Staged for Staging<S> {
+    fn key(&self) -> &Key {
+        &self.document.key
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+
+    fn load(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async { self.document.read().await.map(drop) })
+    }
+
+    fn hold(&mut self) -> Box<dyn Holding + '_> {
+        let Self { document, changes, tells, view, base, expected, applied } = self;
+        let (key, view) = (&document.key, (!*tells).then_some((*base, &*view)));
+        Box::new(Held { key, values: lock(&document.values), changes, view, expected: *expected, applied })
+    }
+
+    fn settle(&mut self, committed: bool) {
+        let Some(applied) = self.applied.take() else { return };
+        let mut values = lock(&self.document.values);
+        let replaced;
+        if committed {
+            if values.head.as_ref().is_some_and(|head| Arc::ptr_eq(head, &applied)) {
+                values.head = None;
+            }
+            let newer = values.committed.as_ref().is_none_or(|known| known.revision < applied.revision);
+            replaced = if newer { values.committed.replace(applied) } else { None };
+        } else {
+            // Whoever built on it meanwhile fails too. What is true now is in the store.
+            if values.head.as_ref().is_some_and(|head| head.revision >= applied.revision) {
+                values.head = None;
+            }
+            replaced = values.committed.take();
+        }
+        drop(values);
+        // The user's value: what its drop does is done when no lock is held.
+        drop(replaced);
+    }
+}
+
+struct Held<'d, S> {
+    key: &'d Key,
+    values: MutexGuard<'d, Values<S>>,
+    changes: &'d [Change<S>],
+    /// What the changes made of this revision, when that is all they do.
+    view: Option<(u64, &'d S)>,
+    expected: Option<u64>,
+    applied: &'d mut Option<Arc<Version<S>>>,
+}
+
+impl<S: State> Holding for Held<'_, S> {
+    fn is_loaded(&self) -> bool {
+        self.values.head.is_some() || self.values.committed.is_some()
+    }
+
+    fn apply(&mut self, events: &mut Vec<Unstamped>) -> Result<Applied> {
+        let Some(latest) = self.values.head.as_ref().or(self.values.committed.as_ref()) else {
+            return Err(Error::misuse("a document was changed before it was read; please report this"));
+        };
+        if let Some(expected) = self.expected
+            && expected != latest.revision
+        {
+            return Err(Condition::revision_conflict(self.key, expected, latest.revision));
+        }
+        if self.changes.is_empty() {
+            let revision = latest.revision;
+            let condition = Condition::Revision { key: Arc::clone(self.key), revision };
+            return Ok(Applied { write: None, condition: self.expected.map(|_| condition) });
+        }
+        let value = match self.view {
+            Some((base, view)) if base == latest.revision => view.clone(),
+            _ => {
+                let (changes, before) = (self.changes, latest.value.clone());
+                pure::run(|| changes.iter().try_fold(before, |value, change| change(value, events)))?
+            }
+        };
+        let revision = latest.revision + 1;
+        let bytes = state::encode(&value)?.into();
+        let content = Content { name: S::NAME.into(), version: S::VERSION, bytes };
+        *self.applied = Some(Arc::new(Version { revision, value }));
+        let write = Write { key: Arc::clone(self.key), revision, content: Some(content), past: Past::Kept };
+        Ok(Applied { write: Some(write), condition: None })
+    }
+
+    fn adopt(&mut self) {
+        if let Some(applied) = &*self.applied {
+            self.values.head = Some(Arc::clone(applied));
+        }
+    }
+
+    fn forget(&mut self) {
+        *self.applied = None;
+    }
+}
+
+impl<S> fmt::Debug for Document<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "document `{}`", self.key)
+    }
+}
+
+impl fmt::Debug for Documents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} documents", self.all.pin().len())
+    }
+}
+
+/// Whether an error says that a decision was made of what is no longer true.
+pub(crate) fn is_conflict(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Conflict { .. })
+}

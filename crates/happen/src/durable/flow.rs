@@ -1,0 +1,636 @@
+//! A flow of a durable node: its progress, and the turns in which it takes one step after the other. Owns when a step is
+//! run, run again, given up; what its commit consists of is in `record.rs`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::Poll;
+use std::time::Duration;
+
+use happen_core::pool::StepFuture;
+use happen_core::step::Kind;
+use happen_core::store::{Bytes, Key};
+use happen_core::{ErasedEvent, Error, ErrorKind, Function, Result, Step, Value};
+use tokio::sync::{Notify, oneshot};
+
+use super::Durable;
+use super::keys::{FLOWS, FlowName};
+use super::lane::Lanes;
+use super::record::Done;
+use super::stage::{Effects, Point, Stage};
+use crate::context::{Context, Encoded};
+use crate::current;
+use crate::dispatch::Reply;
+use crate::flow::{self, FlowInner, Held, Outcome, Polled};
+use crate::limits;
+use crate::node::NodeInner;
+use crate::stream::{Sink, Source};
+use crate::sync::{Mutex, lock};
+use crate::table::Table;
+use crate::wire::Framed;
+
+/// One run of one registration for one event, remembered by the store from its first commit on.
+pub(crate) struct StoredFlow {
+    pub(crate) node: Arc<NodeInner>,
+    pub(crate) event: Arc<dyn ErasedEvent>,
+    /// The name of its registration.
+    pub(crate) registration: Arc<str>,
+    pub(super) key: Key,
+    /// The key under which flows of its node run one at a time.
+    pub(super) lane: Option<u64>,
+    /// The serial gates that wait for this flow.
+    held: Option<Arc<Held>>,
+    framed: OnceLock<Framed>,
+    pub(super) progress: Mutex<Progress>,
+    told: Mutex<Told>,
+    cancelled: AtomicBool,
+    interrupt: Notify,
+}
+
+/// How far a flow is.
+#[derive(Default)]
+pub(super) struct Progress {
+    /// The revision of its document that the next commit builds on; 0 while there is none.
+    pub(super) revision: u64,
+    /// Whether the log has its event.
+    pub(super) recorded: bool,
+    /// The step to run; none for the function of the registration.
+    pub(super) step: Option<Arc<str>>,
+    pub(super) number: u32,
+    pub(super) attempt: u32,
+    pub(super) at_unix_ms: u64,
+    pub(super) values: BTreeMap<String, Bytes>,
+    pub(super) points: Vec<Point>,
+    /// When the step is tried again, and after which error.
+    pub(super) retry: Option<(u64, Error)>,
+    /// Why it fails before it begins.
+    pub(super) spoilt: Option<Error>,
+    /// How often the step was run again because what it saw had changed.
+    pub(super) reruns: u32,
+}
+
+/// Who is told of what becomes of a flow.
+#[derive(Default)]
+struct Told {
+    replies: Vec<Reply>,
+    stored: Option<oneshot::Sender<Outcome>>,
+    sink: Option<Sink>,
+    source: Option<Source>,
+    /// Whether all were told.
+    settled: bool,
+}
+
+/// How a step ended.
+pub(super) enum End {
+    Next(Arc<str>),
+    Done(Value),
+    Finished,
+    Retry(Error, u64),
+    Failed(Error),
+}
+
+/// Why a step was left before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Interrupt {
+    /// The space stops; the flow goes on when it is started again.
+    Stop,
+    Cancel,
+}
+
+/// Why a commit did not happen.
+pub(super) enum Trouble {
+    /// What the step decided on is no longer so: it has to decide again.
+    Outdated(Error),
+    /// It cannot be written.
+    Impossible(Error),
+    /// What the store says.
+    Store(Error),
+}
+
+/// What is next after a turn.
+pub(super) enum Turn {
+    Again,
+    Over,
+}
+
+impl StoredFlow {
+    pub(super) fn new(
+        node: &Arc<NodeInner>,
+        registration: Arc<str>,
+        event: Arc<dyn ErasedEvent>,
+        lane: Option<u64>,
+        held: Option<Arc<Held>>,
+        progress: Progress,
+    ) -> Arc<Self> {
+        let id = event.envelope().id;
+        let name = FlowName { node: (&*node.name).into(), event: id, registration: (&*registration).into() };
+        let flow = Self {
+            key: name.key(FLOWS),
+            node: Arc::clone(node),
+            registration,
+            lane,
+            held,
+            framed: OnceLock::new(),
+            progress: Mutex::new(progress),
+            told: Mutex::default(),
+            cancelled: AtomicBool::new(false),
+            interrupt: Notify::new(),
+            event,
+        };
+        Arc::new(flow)
+    }
+
+    /// The progress of a flow that begins with this event.
+    pub(super) fn beginning(event: &dyn ErasedEvent) -> Progress {
+        Progress { attempt: 1, at_unix_ms: event.envelope().at_unix_ms, ..Progress::default() }
+    }
+
+    pub(super) fn durable(&self) -> &Arc<Durable> {
+        // A flow is made by the durable part of its space alone.
+        match &self.node.space.durable {
+            Some(durable) => durable,
+            None => unreachable_part(),
+        }
+    }
+
+    pub(super) fn name(&self) -> FlowName<'_> {
+        FlowName {
+            node: (&*self.node.name).into(),
+            event: self.event.envelope().id,
+            registration: (&*self.registration).into(),
+        }
+    }
+
+    /// Who else is told of its outcome. Gives it back when the flow has ended: the log has the outcome by then.
+    pub(super) fn tell(&self, reply: Reply) -> Option<Reply> {
+        let mut told = lock(&self.told);
+        if told.settled {
+            return Some(reply);
+        }
+        told.replies.push(reply);
+        None
+    }
+
+    /// Who is told that it is stored.
+    pub(super) fn tell_stored(&self, stored: oneshot::Sender<Outcome>) {
+        lock(&self.told).stored = Some(stored);
+    }
+
+    pub(super) fn stream_to(&self, sink: Option<Sink>, source: Option<Source>) {
+        let mut told = lock(&self.told);
+        told.sink = sink;
+        told.source = source;
+    }
+
+    /// Sets the bytes that the log has of the event, so that they are not made anew.
+    pub(super) fn set_framed(&self, framed: Framed) {
+        // Made once, where the flow is.
+        drop(self.framed.set(framed));
+    }
+
+    /// The event as bytes.
+    pub(super) fn framed(&self) -> Result<&Framed> {
+        if let Some(framed) = self.framed.get() {
+            return Ok(framed);
+        }
+        let framed = self.node.space.framed_arrival(&*self.event)?;
+        Ok(self.framed.get_or_init(|| framed))
+    }
+
+    /// Asks the flow to stop at its next wait. It ends with [`ErrorKind::Cancelled`].
+    pub(crate) fn cancel(&self) {
+        self.cancelled.store(true, Ordering::SeqCst);
+        self.interrupt.notify_one();
+    }
+
+    /// Has the flow look whether the space stops.
+    pub(super) fn interrupt(&self) {
+        self.interrupt.notify_one();
+    }
+
+    fn interrupted(&self) -> Option<Interrupt> {
+        if self.durable().is_stopping() {
+            return Some(Interrupt::Stop);
+        }
+        self.cancelled.load(Ordering::SeqCst).then_some(Interrupt::Cancel)
+    }
+
+    /// Says that the flow is stored: whoever sent its event may go on.
+    pub(super) fn stored(&self) {
+        if let Some(stored) = lock(&self.told).stored.take() {
+            // The sender may have gone.
+            drop(stored.send(Ok(None)));
+        }
+    }
+
+    /// Whether a sender waits to hear that the flow is stored.
+    fn is_awaited(&self) -> bool {
+        lock(&self.told).stored.is_some()
+    }
+
+    /// Runs the flow from where it is to its end, or until the space stops.
+    pub(super) async fn drive(self: Arc<Self>) {
+        let lane = Lanes::entered(&self);
+        while let Turn::Again = self.turn().await {}
+        self.durable().ended(&self);
+        drop(lane);
+        self.let_go();
+        self.node.space.flow_ended();
+    }
+
+    /// Tells whoever still waits that nobody will answer here, by the channels that end.
+    pub(super) fn let_go(&self) {
+        let told = std::mem::take(&mut *lock(&self.told));
+        lock(&self.told).settled = true;
+        drop(told);
+    }
+
+    async fn turn(self: &Arc<Self>) -> Turn {
+        if let Some(interrupt) = self.wait_for_retry().await {
+            return self.leave(interrupt).await;
+        }
+        let (number, attempt, at_unix_ms, values, points) = {
+            let progress = lock(&self.progress);
+            let Progress { number, attempt, at_unix_ms, .. } = *progress;
+            (number, attempt, at_unix_ms, progress.values.clone(), progress.points.clone())
+        };
+        let effects = Effects::of(values, points);
+        let stage = Stage::new(self, number, attempt, at_unix_ms, effects);
+        let ended = match self.run(&stage).await {
+            Ok(ended) => ended,
+            Err(interrupt) => {
+                drop(stage.close());
+                return self.leave(interrupt).await;
+            }
+        };
+        self.commit(&stage, ended).await
+    }
+
+    /// Waits until the step may be tried again.
+    async fn wait_for_retry(self: &Arc<Self>) -> Option<Interrupt> {
+        loop {
+            if let Some(interrupt) = self.interrupted() {
+                return Some(interrupt);
+            }
+            let due = lock(&self.progress).retry.as_ref().map(|(due, _)| *due);
+            let now = self.node.space.env.unix_ms();
+            let left = due.and_then(|due| due.checked_sub(now)).filter(|left| *left > 0);
+            let Some(left) = left else { return None };
+            let _parked = self.durable().parked(self);
+            let mut sleep = self.node.space.env.sleep(Duration::from_millis(left));
+            let mut interrupt = pin!(self.interrupt.notified());
+            poll_fn(|task| {
+                let over = interrupt.as_mut().poll(task).is_ready() || sleep.as_mut().poll(task).is_ready();
+                if over { Poll::Ready(()) } else { Poll::Pending }
+            })
+            .await;
+        }
+    }
+
+    /// Runs the step that the flow has come to.
+    async fn run(self: &Arc<Self>, stage: &Arc<Stage>) -> Result<Result<End>, Interrupt> {
+        let (spoilt, step) = {
+            let mut progress = lock(&self.progress);
+            (progress.spoilt.take(), progress.step.clone())
+        };
+        if let Some(error) = spoilt {
+            return Ok(Err(error));
+        }
+        let table = self.node.table.load();
+        let (function, registration) = match function_of(&table, step.as_deref(), &self.registration) {
+            Ok(found) => found,
+            Err(error) => return Ok(Err(error)),
+        };
+        let context = self.context(stage, registration);
+        let mut outcome = Ok(None);
+        let step = match flow::start(&*function, &*self.event, &context, &mut outcome) {
+            Polled::Ended => None,
+            Polled::Goes(step) => Some(step),
+            Polled::Waits(future) => {
+                // Who sent it need not wait for what the step waits for.
+                if self.is_awaited()
+                    && let Err(error) = self.commit_progress(stage, |_, _| Ok(())).await
+                {
+                    return Ok(Err(error));
+                }
+                let time_max = table.options.flow_time_max();
+                match self.wait_for(future, &context, stage, time_max, &mut outcome).await? {
+                    Ok(step) => step,
+                    Err(error) => return Ok(Err(error)),
+                }
+            }
+        };
+        drop(context.end());
+        if let Some(error) = stage.take_failure() {
+            return Ok(Err(error));
+        }
+        let Some(step) = step else {
+            return Ok(outcome.map(|value| value.map_or(End::Finished, End::Done)));
+        };
+        // What it goes on with is looked for among what is registered now.
+        let table = self.node.table.load();
+        Ok(decide(&table, step, function.identity(), self.current_name()))
+    }
+
+    /// The name of the step that is run.
+    pub(super) fn current_name(&self) -> Arc<str> {
+        lock(&self.progress).step.clone().unwrap_or_else(|| Arc::clone(&self.registration))
+    }
+
+    fn context(self: &Arc<Self>, stage: &Arc<Stage>, registration: u64) -> Context {
+        let mut inner = FlowInner::new(Arc::clone(&self.node), self.event.envelope().clone());
+        for other in (1..self.event.len()).filter_map(|index| self.event.single(index)) {
+            inner.more_causes.push(other.envelope().id);
+            inner.more_types.push(other.envelope().event_type.clone());
+        }
+        inner.registration = registration;
+        inner.serial = Lanes::serial_key(self);
+        inner.held = self.held.clone();
+        inner.stage = Some(Arc::clone(stage));
+        let (sink, source) = {
+            let mut told = lock(&self.told);
+            (told.sink.clone(), told.source.take())
+        };
+        inner.set_streams(sink, source);
+        for (name, value) in &lock(&self.progress).values {
+            inner.with_named(|named| named.push((name.clone().into(), Box::new(Encoded(Arc::clone(value))))));
+        }
+        Context::owned(inner)
+    }
+
+    /// Polls a step that waits until it ends or has to be left.
+    async fn wait_for(
+        &self,
+        mut future: StepFuture,
+        context: &Context,
+        stage: &Stage,
+        time_max: Option<Duration>,
+        outcome: &mut Outcome,
+    ) -> Result<Result<Option<Step>>, Interrupt> {
+        let mut late = time_max.map(|time| (time, self.node.space.env.sleep(time)));
+        let mut interrupt: Pin<Box<dyn Future<Output = ()> + Send + '_>> =
+            Box::pin(self.interrupt.notified());
+        poll_fn(|task| {
+            while interrupt.as_mut().poll(task).is_ready() {
+                interrupt = Box::pin(self.interrupt.notified());
+                if let Some(interrupt) = self.interrupted() {
+                    return Poll::Ready(Err(interrupt));
+                }
+            }
+            if let Some(interrupt) = self.interrupted() {
+                return Poll::Ready(Err(interrupt));
+            }
+            if let Some((time, sleep)) = &mut late
+                && sleep.as_mut().poll(task).is_ready()
+            {
+                return Poll::Ready(Ok(Err(Error::new(ErrorKind::TimedOut { after: *time }))));
+            }
+            let polled = catch_unwind(AssertUnwindSafe(|| {
+                current::enter(context, || future.poll_into(task, outcome))
+            }));
+            if context.is_cancelled() {
+                self.cancelled.store(true, Ordering::SeqCst);
+                return Poll::Ready(Err(Interrupt::Cancel));
+            }
+            if let Some(error) = stage.take_failure() {
+                return Poll::Ready(Ok(Err(error)));
+            }
+            match polled {
+                Ok(Poll::Pending) => Poll::Pending,
+                Ok(Poll::Ready(step)) => Poll::Ready(Ok(Ok(step))),
+                Err(panic) => Poll::Ready(Ok(Err(Error::panicked(&*panic)))),
+            }
+        })
+        .await
+    }
+
+    /// Leaves a step that did not end.
+    async fn leave(self: &Arc<Self>, interrupt: Interrupt) -> Turn {
+        match interrupt {
+            Interrupt::Stop => Turn::Over,
+            Interrupt::Cancel => {
+                let stage = self.empty_stage();
+                self.commit(&stage, Err(Error::new(ErrorKind::Cancelled))).await
+            }
+        }
+    }
+
+    /// A step that has done nothing, for a commit that says how a flow ended.
+    fn empty_stage(self: &Arc<Self>) -> Arc<Stage> {
+        let progress = lock(&self.progress);
+        let effects = Effects::of(progress.values.clone(), Vec::new());
+        Stage::new(self, progress.number, progress.attempt, progress.at_unix_ms, effects)
+    }
+
+    /// Commits what a step did, or that it failed; again until the store has it or says that it never will.
+    async fn commit(self: &Arc<Self>, stage: &Arc<Stage>, ended: Result<End>) -> Turn {
+        let mut effects = stage.close();
+        let mut end = ended.unwrap_or_else(|error| self.failed(error));
+        let (mut tries, mut failures) = (0, 0);
+        loop {
+            if matches!(end, End::Retry(..) | End::Failed(_)) {
+                // Nothing of what it did has happened. What it waited for stays known.
+                let values = lock(&self.progress).values.clone();
+                effects = Effects::of(values, std::mem::take(&mut effects.points));
+            }
+            let error = match self.try_commit(stage, &mut effects, &end).await {
+                Ok(done) => return self.carry_out(done, effects, end),
+                Err(Trouble::Store(error)) => error,
+                Err(Trouble::Outdated(error)) => {
+                    if self.may_run_again(&effects) {
+                        return Turn::Again;
+                    }
+                    end = self.failed(error);
+                    continue;
+                }
+                Err(Trouble::Impossible(error)) => {
+                    if matches!(end, End::Failed(_)) {
+                        return self.refuse_storing(&error);
+                    }
+                    end = End::Failed(error);
+                    continue;
+                }
+            };
+            if self.durable().is_stopping() || matches!(error.kind(), ErrorKind::Closed { .. }) {
+                return self.refuse_storing(&error);
+            }
+            match self.resync(stage).await {
+                Ok(Known::Open) => {}
+                Ok(Known::Committed) => return self.carry_out(Done::default(), effects, end),
+                // Somebody else ended it, with the store's own tools.
+                Ok(Known::Gone) => return self.refuse_storing(&Error::new(ErrorKind::Cancelled)),
+                Err(_) => {
+                    if self.outlast(&error, &mut failures).await {
+                        continue;
+                    }
+                    return self.refuse_storing(&error);
+                }
+            }
+            match error.kind() {
+                // A document was changed by somebody else: the changes are applied to what it is now.
+                ErrorKind::Conflict { .. } if tries < limits::COMMIT_TRIES_MAX => tries += 1,
+                ErrorKind::Conflict { .. } if self.may_run_again(&effects) => return Turn::Again,
+                ErrorKind::Io { .. } => {
+                    if !self.outlast(&error, &mut failures).await {
+                        return self.refuse_storing(&error);
+                    }
+                }
+                _ if matches!(end, End::Failed(_)) => return self.refuse_storing(&error),
+                _ => end = End::Failed(error),
+            }
+        }
+    }
+
+    /// Whether the step runs once more at once, because what it saw has changed. What it waited for stays known.
+    fn may_run_again(&self, effects: &Effects) -> bool {
+        let mut progress = lock(&self.progress);
+        if progress.reruns >= limits::STEP_RERUNS_MAX {
+            return false;
+        }
+        progress.reruns += 1;
+        progress.points.clone_from(&effects.points);
+        true
+    }
+
+    /// Waits for a store that fails, as long as the flow is one that it has already. False when nobody was promised
+    /// anything: then whoever sent the event is told.
+    async fn outlast(&self, error: &Error, failures: &mut u32) -> bool {
+        if lock(&self.progress).revision == 0 && !lock(&self.progress).recorded {
+            return false;
+        }
+        *failures += 1;
+        self.durable().store_failed(&self.node.space, error);
+        let shift = (*failures - 1).min(16);
+        let wait = (limits::STORE_WAIT_MS << shift).min(limits::STORE_WAIT_MS_MAX);
+        let mut sleep = self.node.space.env.sleep(Duration::from_millis(wait));
+        let mut interrupt = pin!(self.interrupt.notified());
+        poll_fn(|task| {
+            let over = interrupt.as_mut().poll(task).is_ready() || sleep.as_mut().poll(task).is_ready();
+            if over { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        true
+    }
+
+    /// Ends a flow that the store does not take: nothing of it has happened.
+    fn refuse_storing(&self, error: &Error) -> Turn {
+        let error = error.duplicate().at_event(self.event.envelope().id).at_node(&self.node.name);
+        let told = std::mem::take(&mut *lock(&self.told));
+        if let Some(stored) = told.stored {
+            drop(stored.send(Err(error.duplicate())));
+        }
+        for reply in told.replies {
+            reply.refuse(error.duplicate());
+        }
+        Turn::Over
+    }
+
+    /// What a failure means: another attempt, or the end.
+    fn failed(&self, error: Error) -> End {
+        let error = error.at_event(self.event.envelope().id).at_node(&self.node.name);
+        let attempt = lock(&self.progress).attempt;
+        let options = &self.node.table.load().options;
+        if !error.is_retryable() || attempt >= options.attempts_max.max(1) {
+            return End::Failed(error);
+        }
+        let shift = (attempt - 1).min(32);
+        let wait = options.retry_wait_ms.saturating_mul(1 << shift).min(limits::RETRY_WAIT_MS_MAX);
+        End::Retry(error, self.node.space.env.unix_ms().saturating_add(wait))
+    }
+
+    /// Tells the outcome to all who wait for it.
+    pub(super) fn settle(&self, outcome: Outcome) {
+        self.stored();
+        let replies = {
+            let mut told = lock(&self.told);
+            told.settled = true;
+            std::mem::take(&mut told.replies)
+        };
+        let mut outcome = Some(outcome);
+        let last = replies.len();
+        for (index, reply) in replies.into_iter().enumerate() {
+            match outcome.take() {
+                Some(told) if index + 1 == last => reply.send(told),
+                Some(told) => {
+                    reply.send(copy(&told));
+                    outcome = Some(told);
+                }
+                None => {}
+            }
+        }
+    }
+}
+
+/// What the store knows of a step whose commit failed.
+pub(super) enum Known {
+    /// It was committed all the same.
+    Committed,
+    /// It was not, and can be.
+    Open,
+    /// The flow is not under way any more.
+    Gone,
+}
+
+/// An outcome once more.
+pub(super) fn copy(outcome: &Outcome) -> Outcome {
+    match outcome {
+        Ok(value) => Ok(value.as_ref().map(|value| value.as_payload().to_value())),
+        Err(error) => Err(error.duplicate()),
+    }
+}
+
+/// The function of a step, and the number of the registration that the flow belongs to.
+fn function_of(table: &Table, step: Option<&str>, registration: &str) -> Result<(Arc<dyn Function>, u64)> {
+    let entry = table.registered(registration);
+    let number = entry.map_or(0, |entry| entry.id);
+    let found = match step {
+        None => entry.map(|entry| Arc::clone(&entry.function)),
+        Some(name) => table.step(name).map(|step| Arc::clone(&step.function)),
+    };
+    let name = step.unwrap_or(registration);
+    let unknown = || Error::new(ErrorKind::UnknownStep { step: name.to_owned(), known: table.step_names() });
+    Ok((found.ok_or_else(unknown)?, number))
+}
+
+/// What a step that ended means for its flow.
+fn decide(table: &Table, step: Step, current: std::any::TypeId, name: Arc<str>) -> Result<End> {
+    match step.into_kind() {
+        Kind::Next(function) if function.identity() == current => Ok(End::Next(name)),
+        Kind::Next(function) => table.name_of_step(&*function).map(End::Next).ok_or_else(|| {
+            Error::misuse(format!(
+                "a step of a durable node went on with `{}`, which is not registered; add it with `.step({})` where the \
+                 handler is registered, so that the flow finds it after a restart",
+                function.type_name(),
+                function.short_name(),
+            ))
+        }),
+        Kind::Again => Ok(End::Next(name)),
+        Kind::Goto(goal) => match table.step(&goal) {
+            Some(step) => Ok(End::Next((&*step.name).into())),
+            None => {
+                let known = table.step_names();
+                Err(Error::new(ErrorKind::UnknownStep { step: goal.into_owned(), known }))
+            }
+        },
+        Kind::Done(value) => Ok(End::Done(value)),
+        Kind::End => Ok(End::Finished),
+        _ => Err(Error::misuse("a step of a kind this runtime does not know")),
+    }
+}
+
+#[cold]
+fn unreachable_part() -> ! {
+    // Not an error that anybody could handle: the caller would have to exist without what made it.
+    unreachable!("a stored flow without a store")
+}
+
+impl fmt::Debug for StoredFlow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (event, node) = (self.event.envelope().id, &self.node.name);
+        write!(f, "the flow `{}` of {event} at `{node}`", self.registration)
+    }
+}

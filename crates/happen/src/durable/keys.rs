@@ -1,0 +1,63 @@
+//! What the documents of durable flows are called. Owns the keys; does not know what the documents say.
+
+use std::borrow::Cow;
+
+use happen_core::EventId;
+use happen_core::store::Key;
+
+use crate::keys::{escaped, plain};
+
+/// What flows under way are kept under.
+pub(crate) const FLOWS: &str = "flow/";
+
+/// What flows that failed for good are kept under.
+pub(crate) const DEAD: &str = "dead/";
+
+/// Keys that outside callers gave their events, for a while.
+pub(crate) const SEEN: &str = "seen/";
+
+/// Who the space is.
+pub(crate) const IDENTITY: &str = "space/identity";
+
+/// A flow, as its documents are called: `<node>/<event>/<registration>` behind their prefix, with `/` in names as `%2F`
+/// and `%` as `%25`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FlowName<'k> {
+    pub(crate) node: Cow<'k, str>,
+    pub(crate) event: EventId,
+    pub(crate) registration: Cow<'k, str>,
+}
+
+impl<'k> FlowName<'k> {
+    pub(crate) fn key(&self, prefix: &str) -> Key {
+        let (node, registration) = (escaped(&self.node), escaped(&self.registration));
+        format!("{prefix}{node}/{}/{registration}", self.event).into()
+    }
+
+    /// The flow that a key with this prefix names; `None` when it is no such key.
+    pub(crate) fn of(key: &'k str, prefix: &str) -> Option<Self> {
+        let mut parts = key.strip_prefix(prefix)?.split('/');
+        let (node, event, registration) = (parts.next()?, parts.next()?, parts.next()?);
+        let event = event.parse().ok()?;
+        parts.next().is_none().then(|| Self { node: plain(node), event, registration: plain(registration) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_any_text_come_back_from_their_keys() {
+        let event: EventId = "0197a5d0-7c00-7000-8000-000000000001".parse().unwrap();
+        for text in ["a", "a/b", "%2F", "validate#2", "tenant:acme/ä", "{{closure}}"] {
+            let name = FlowName { node: text.into(), event, registration: text.into() };
+            for prefix in [FLOWS, DEAD] {
+                assert_eq!(FlowName::of(&name.key(prefix), prefix).as_ref(), Some(&name), "{text}");
+            }
+        }
+        for other in ["", "flow/", "flow/a/b/c", "flow/a/0197a5d0-7c00-7000-8000-000000000001", "state/a/b"] {
+            assert_eq!(FlowName::of(other, FLOWS), None, "{other}");
+        }
+    }
+}

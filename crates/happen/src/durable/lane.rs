@@ -1,0 +1,180 @@
+//! Which flows of a durable node run, and which wait for a place: as many as its options allow, or one at a time, or one
+//! for each key. Those that wait are in the store already, so none is ever lost here.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use happen_core::{Error, ErrorKind, Result};
+
+use super::flow::StoredFlow;
+use crate::config::QueueOrder;
+use crate::dispatch::priority_of;
+use crate::node::NodeInner;
+use crate::sync::{Mutex, lock};
+use crate::table::{Lane, Phase, Table};
+
+/// The lanes of one node: one, or one for each key.
+#[derive(Default)]
+pub(crate) struct Lanes(Mutex<HashMap<Option<u64>, Places>>);
+
+#[derive(Default)]
+struct Places {
+    running: u32,
+    waiting: VecDeque<Arc<StoredFlow>>,
+}
+
+/// A flow's place among those that run.
+pub(super) struct Place {
+    flow: Arc<StoredFlow>,
+    held: AtomicBool,
+}
+
+impl Lanes {
+    /// Lets a flow run, or wait until there is room.
+    pub(super) fn enter(flow: Arc<StoredFlow>) {
+        let node = Arc::clone(&flow.node);
+        let lane = flow.lane;
+        node.space.flow_began();
+        lock(&node.lanes().0).entry(lane).or_default().waiting.push_back(flow);
+        Self::fill(&node, lane);
+    }
+
+    /// The place of a flow that was let in.
+    pub(super) fn entered(flow: &Arc<StoredFlow>) -> Arc<Place> {
+        let place = Arc::new(Place { flow: Arc::clone(flow), held: AtomicBool::new(true) });
+        flow.durable().note_place(flow, &place);
+        place
+    }
+
+    /// Starts flows that wait, as far as there is room for them.
+    fn fill(node: &Arc<NodeInner>, lane: Option<u64>) {
+        loop {
+            let table = node.table.load();
+            let next = {
+                let mut lanes = lock(&node.lanes().0);
+                let Some(places) = lanes.get_mut(&lane) else { return };
+                let stopping = node.space.durable.as_ref().is_none_or(|durable| durable.is_stopping());
+                if stopping || places.running >= room(&table, lane) {
+                    return;
+                }
+                match places.next(table.options.queue_order) {
+                    Some(next) => {
+                        places.running += 1;
+                        next
+                    }
+                    None => {
+                        if places.running == 0 {
+                            lanes.remove(&lane);
+                        }
+                        return;
+                    }
+                }
+            };
+            node.space.env.spawn(Box::pin(next.drive()));
+        }
+    }
+
+    /// Starts what waits, after the node was stopped or held.
+    pub(crate) fn wake(node: &Arc<NodeInner>) {
+        let lanes: Vec<_> = lock(&node.lanes().0).keys().copied().collect();
+        for lane in lanes {
+            Self::fill(node, lane);
+        }
+    }
+
+    /// Takes off all that wait: they are in the store, and a later space goes on with them.
+    pub(super) fn clear(node: &NodeInner) {
+        let waiting: Vec<_> = {
+            let mut lanes = lock(&node.lanes().0);
+            lanes.values_mut().flat_map(|places| std::mem::take(&mut places.waiting)).collect()
+        };
+        for flow in waiting {
+            flow.let_go();
+            node.space.flow_ended();
+        }
+    }
+
+    /// The number of flows that wait.
+    pub(crate) fn waiting(&self) -> usize {
+        lock(&self.0).values().map(|places| places.waiting.len()).sum()
+    }
+
+    /// Refuses an event from outside when too many wait.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Busy`].
+    pub(super) fn check_room(node: &Arc<NodeInner>, table: &Table) -> Result<()> {
+        let (waiting, limit) = (node.lanes().waiting(), table.options.queue_limit);
+        node.space.note_pressure(node, waiting, limit);
+        if waiting > limit || (waiting == limit && limit > 0) {
+            let what = format!("queue of node `{}` ({limit} events)", node.name);
+            return Err(Error::new(ErrorKind::Busy { what }).at_node(&node.name));
+        }
+        Ok(())
+    }
+
+    /// The key of the serial gate that a flow is in.
+    pub(super) fn serial_key(flow: &StoredFlow) -> Option<u64> {
+        let serial = flow.lane.is_some() || flow.node.table.load().options.max_concurrent == 1;
+        serial.then(|| flow.lane.unwrap_or(0))
+    }
+}
+
+fn room(table: &Table, lane: Option<u64>) -> u32 {
+    if table.phase != Phase::Open {
+        return 0;
+    }
+    match (&table.lane, lane) {
+        (Lane::ByKey(_), Some(_)) => table.max_by_key(),
+        _ => table.max_concurrent(),
+    }
+}
+
+impl Places {
+    fn next(&mut self, order: QueueOrder) -> Option<Arc<StoredFlow>> {
+        match order {
+            QueueOrder::Fifo => self.waiting.pop_front(),
+            QueueOrder::Lifo => self.waiting.pop_back(),
+            QueueOrder::Priority => {
+                // The first of the highest: a later one has to be higher.
+                let priority = |flow: &Arc<StoredFlow>| priority_of(flow.event.envelope());
+                let best = self.waiting.iter().map(priority).max()?;
+                let at = self.waiting.iter().position(|flow| priority(flow) == best)?;
+                self.waiting.remove(at)
+            }
+        }
+    }
+}
+
+impl Place {
+    /// Gives the place to others while the flow waits, unless only one at a time has it.
+    pub(super) fn release(&self) {
+        if Lanes::serial_key(&self.flow).is_none() && self.held.swap(false, Ordering::SeqCst) {
+            self.give_back();
+        }
+    }
+
+    /// Takes the place again, even beyond the limit: a flow under way is never made to wait behind newer ones.
+    pub(super) fn retake(&self) {
+        if !self.held.swap(true, Ordering::SeqCst) {
+            lock(&self.flow.node.lanes().0).entry(self.flow.lane).or_default().running += 1;
+        }
+    }
+
+    fn give_back(&self) {
+        if let Some(places) = lock(&self.flow.node.lanes().0).get_mut(&self.flow.lane) {
+            places.running = places.running.saturating_sub(1);
+        }
+        Lanes::fill(&self.flow.node, self.flow.lane);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if *self.held.get_mut() {
+            self.give_back();
+        }
+    }
+}

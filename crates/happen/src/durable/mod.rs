@@ -1,0 +1,244 @@
+//! What makes nodes durable: flows that the store remembers step by step. Owns what a space with a store has beside the
+//! others: its flows under way, its documents, its commits, and who waits for what.
+//!
+//! A step of a durable node has no effect while it runs. What it sends, sets and keeps is staged (`stage.rs`) and
+//! committed at its end as one batch (`record.rs`), in the order in which batches were built (`commit.rs`). So a crash
+//! leaves either all of a step or nothing, and whoever starts the space again finds each flow at its first step that was
+//! not committed (`recover.rs`).
+
+mod accept;
+mod commit;
+mod document;
+mod flow;
+mod keys;
+mod lane;
+mod outside;
+mod point;
+mod record;
+mod recover;
+mod stage;
+mod wait;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use happen_core::env::{BoxFuture, Env};
+use happen_core::store::{Key, Store};
+use happen_core::{Error, EventId, Result};
+use tokio::sync::oneshot;
+
+use crate::flow::Outcome;
+use crate::node::NodeInner;
+use crate::space::SpaceInner;
+use crate::sync::{Mutex, lock};
+use commit::Commits;
+use lane::Place;
+use wait::Waiters;
+
+pub(crate) use accept::{deliver, publish};
+pub(crate) use document::{Change, Document, Documents, Staging};
+pub(crate) use flow::StoredFlow;
+pub(crate) use lane::Lanes;
+pub(crate) use outside::commit as commit_outside;
+pub(crate) use point::{ask, once, sleep};
+pub(crate) use stage::{Stage, Whereto};
+pub(crate) use wait::wait_for;
+
+/// The durable part of a space.
+pub(crate) struct Durable {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) commits: Arc<Commits>,
+    pub(crate) documents: Documents,
+    /// Tells the ids of this space from those of others, whatever its nodes are called.
+    identity: OnceLock<[u8; 16]>,
+    live: Mutex<HashMap<EventId, Vec<Live>>>,
+    stopping: AtomicBool,
+    /// Flows that wait at a point of a step: they can be left there.
+    at_points: AtomicUsize,
+    pub(crate) waiters: Waiters,
+    troubled: AtomicBool,
+    /// Closes the store, when it was opened with the space.
+    close: Option<CloseStore>,
+}
+
+/// Closes the store that a space has opened itself.
+pub(crate) type CloseStore = Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// A flow under way, with its place once it runs.
+struct Live {
+    flow: Arc<StoredFlow>,
+    place: Weak<Place>,
+}
+
+/// Who is told what of an event from outside.
+enum Told {
+    Outcome(oneshot::Sender<Outcome>),
+    Stored(oneshot::Sender<Outcome>),
+    Nobody,
+}
+
+/// Counts a flow that waits at a point.
+pub(crate) struct AtPoint<'d>(&'d Durable);
+
+/// A flow that waits for a time and counts as none meanwhile.
+pub(crate) struct Parked {
+    space: Arc<SpaceInner>,
+    place: Option<Arc<Place>>,
+}
+
+impl Durable {
+    pub(crate) fn new(store: Arc<dyn Store>, env: &Arc<dyn Env>, close: Option<CloseStore>) -> Arc<Self> {
+        Arc::new(Self {
+            commits: Commits::new(Arc::clone(&store), Arc::clone(env)),
+            documents: Documents::new(Arc::clone(&store)),
+            store,
+            identity: OnceLock::new(),
+            live: Mutex::default(),
+            stopping: AtomicBool::new(false),
+            at_points: AtomicUsize::new(0),
+            waiters: Waiters::default(),
+            troubled: AtomicBool::new(false),
+            close,
+        })
+    }
+
+    fn identity(&self) -> [u8; 16] {
+        self.identity.get().copied().unwrap_or_default()
+    }
+
+    /// Lists a flow, so that it is found by its event.
+    fn begun(&self, flow: &Arc<StoredFlow>) {
+        let live = Live { flow: Arc::clone(flow), place: Weak::new() };
+        lock(&self.live).entry(flow.event.envelope().id).or_default().push(live);
+    }
+
+    fn note_place(&self, flow: &Arc<StoredFlow>, place: &Arc<Place>) {
+        let mut live = lock(&self.live);
+        let same = |live: &&mut Live| Arc::ptr_eq(&live.flow, flow);
+        let found = live.get_mut(&flow.event.envelope().id).and_then(|flows| flows.iter_mut().find(same));
+        if let Some(live) = found {
+            live.place = Arc::downgrade(place);
+        }
+    }
+
+    fn place_of(&self, flow: &Arc<StoredFlow>) -> Option<Arc<Place>> {
+        let live = lock(&self.live);
+        let flows = live.get(&flow.event.envelope().id)?;
+        flows.iter().find(|live| Arc::ptr_eq(&live.flow, flow))?.place.upgrade()
+    }
+
+    /// Takes a flow off the list.
+    fn ended(&self, flow: &Arc<StoredFlow>) {
+        let mut live = lock(&self.live);
+        let id = flow.event.envelope().id;
+        let Some(flows) = live.get_mut(&id) else { return };
+        flows.retain(|live| !Arc::ptr_eq(&live.flow, flow));
+        if flows.is_empty() {
+            live.remove(&id);
+        }
+    }
+
+    /// The flows under way for an event.
+    pub(crate) fn flows_of(&self, event: EventId) -> Vec<Arc<StoredFlow>> {
+        lock(&self.live)
+            .get(&event)
+            .map_or_else(Vec::new, |flows| flows.iter().map(|live| Arc::clone(&live.flow)).collect())
+    }
+
+    /// The flows under way at a node.
+    pub(crate) fn flows_at(&self, node: &NodeInner) -> Vec<Arc<StoredFlow>> {
+        let live = lock(&self.live);
+        let all = live.values().flatten().filter(|live| live.flow.node.key == node.key);
+        all.map(|live| Arc::clone(&live.flow)).collect()
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// The flows that wait at a point, where they can be left.
+    pub(crate) fn waiting_at_points(&self) -> usize {
+        self.at_points.load(Ordering::SeqCst)
+    }
+
+    fn at_point(&self) -> AtPoint<'_> {
+        self.at_points.fetch_add(1, Ordering::SeqCst);
+        AtPoint(self)
+    }
+
+    /// Lets a flow count as none while it waits for a time: it holds up neither its node nor the end of the space.
+    fn parked(&self, flow: &Arc<StoredFlow>) -> Parked {
+        let place = self.place_of(flow);
+        if let Some(place) = &place {
+            place.release();
+        }
+        flow.node.space.flow_ended();
+        Parked { space: Arc::clone(&flow.node.space), place }
+    }
+
+    /// Has every flow leave its step: it goes on when the space is started again.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        let live = lock(&self.live);
+        live.values().flatten().for_each(|live| live.flow.interrupt());
+    }
+
+    /// Takes off what waits for a place.
+    pub(crate) fn leave(&self, node: &NodeInner) {
+        Lanes::clear(node);
+        for flow in self.flows_at(node) {
+            flow.interrupt();
+        }
+    }
+
+    /// Closes the store, when it belongs to the space.
+    pub(crate) async fn close(&self) {
+        if let Some(close) = &self.close {
+            close().await;
+        }
+    }
+
+    /// Tells once that the store does not take what is committed, and that it does again.
+    fn store_failed(&self, space: &Arc<SpaceInner>, error: &Error) {
+        if !self.troubled.swap(true, Ordering::SeqCst) {
+            tracing::error!(target: "happen", code = error.code(), "the store does not take a commit: {error}");
+            let told = serde_json::json!({ "code": error.code(), "reason": error.chain().join(": ") });
+            space.announce("system.store-failed", told);
+        }
+    }
+
+    fn store_took(&self, space: &Arc<SpaceInner>) {
+        if self.troubled.load(Ordering::Relaxed) && self.troubled.swap(false, Ordering::SeqCst) {
+            space.announce("system.store-recovered", serde_json::json!({}));
+        }
+    }
+
+    /// The revision that a document has, deleted or not.
+    async fn revision_of(&self, key: &Key) -> Result<u64> {
+        let found = self.store.documents(vec![Arc::clone(key)]).await?.pop().flatten();
+        Ok(found.map_or(0, |document| document.revision))
+    }
+}
+
+impl Drop for AtPoint<'_> {
+    fn drop(&mut self) {
+        self.0.at_points.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Parked {
+    fn drop(&mut self) {
+        self.space.flow_began();
+        if let Some(place) = &self.place {
+            place.retake();
+        }
+    }
+}
+
+impl fmt::Debug for Durable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} flows over {:?}", lock(&self.live).len(), self.store)
+    }
+}

@@ -1,0 +1,79 @@
+//! Changes of a durable node's state from outside its handlers: each a commit of its own, with a record that says so.
+
+use std::sync::Arc;
+
+use happen_core::codec::{WireChange, WireRecord};
+use happen_core::limits::RECORD_BYTES_MAX;
+use happen_core::store::{Batch, NewRecord, Tag};
+use happen_core::{Error, Result};
+
+use super::commit::Ticket;
+use super::document::{Applied, Staged};
+use crate::limits;
+use crate::node::NodeInner;
+
+/// Commits what was staged for documents of one node.
+///
+/// # Errors
+///
+/// What a function refuses with, a conflict that does not end, and what the store says.
+pub(crate) async fn commit(node: &Arc<NodeInner>, mut documents: Vec<Box<dyn Staged>>) -> Result<()> {
+    let Some(durable) = &node.space.durable else {
+        return Err(Error::misuse("a durable node without a store; please report this"));
+    };
+    documents.sort_by(|a, b| a.key().cmp(b.key()));
+    let mut tries = 0;
+    loop {
+        for staged in &documents {
+            staged.load().await?;
+        }
+        let Some(ticket) = build(node, &mut documents)? else { continue };
+        let result = durable.commits.settle(ticket).await;
+        documents.iter_mut().for_each(|staged| staged.settle(result.is_ok()));
+        match result {
+            Ok(_) => return Ok(()),
+            Err(error) if super::document::is_conflict(&error) && tries < limits::COMMIT_TRIES_MAX => {
+                tries += 1;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Builds the batch while its documents are held; `None` when one of them has to be read again.
+fn build(node: &Arc<NodeInner>, documents: &mut [Box<dyn Staged>]) -> Result<Option<Ticket>> {
+    let Some(durable) = &node.space.durable else { return Ok(None) };
+    let keys: Vec<_> = documents.iter().map(|staged| Arc::clone(staged.key())).collect();
+    let mut held: Vec<_> = documents.iter_mut().map(|staged| staged.hold()).collect();
+    if !held.iter().all(|document| document.is_loaded()) {
+        return Ok(None);
+    }
+    let mut batch = Batch::default();
+    let mut changes = Vec::new();
+    let built = held.iter_mut().zip(&keys).try_for_each(|(document, key)| {
+        let mut events = Vec::new();
+        let Applied { write, condition } = document.apply(&mut events)?;
+        if !events.is_empty() {
+            return Err(Error::misuse(
+                "events follow from a change inside a handler; from outside, send them yourself",
+            ));
+        }
+        batch.conditions.extend(condition);
+        if let Some(write) = write {
+            changes.push(WireChange { key: key.to_string().into(), revision: write.revision });
+            batch.documents.push(write);
+        }
+        Ok(())
+    });
+    let record = WireRecord { changes, ..WireRecord::default() };
+    let mut bytes = Vec::new();
+    let encoded = built.and_then(|()| record.encode_into(&mut bytes, RECORD_BYTES_MAX));
+    let tags = vec![Tag::Node(Arc::clone(&node.name))];
+    batch.records.push(NewRecord { tags, bytes: bytes.into() });
+    if let Err(error) = encoded.and_then(|()| batch.check()) {
+        held.iter_mut().for_each(|document| document.forget());
+        return Err(error);
+    }
+    held.iter_mut().for_each(|document| document.adopt());
+    Ok(Some(durable.commits.push(batch)))
+}

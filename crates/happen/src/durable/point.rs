@@ -1,0 +1,429 @@
+//! The points at which a step waits, each of which is committed: questions to other nodes, effects outside, times. Owns
+//! what a step that is run again finds there; does not know how the commit is built.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use happen_core::codec::{PointKind, StepOutcome, WireRecord};
+use happen_core::content;
+use happen_core::hash::digest;
+use happen_core::limits::RECORD_BYTES_MAX;
+use happen_core::store::{Bytes, Order, Read, Select, Start, Tag};
+use happen_core::{ErasedEvent, Error, ErrorKind, Result};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::oneshot;
+
+use super::Durable;
+use super::accept::recipients;
+use super::flow::StoredFlow;
+use super::lane::Place;
+use super::record::{decode_outcome, encode_outcome, event_record};
+use super::stage::{Point, Stage, Whereto};
+use crate::dispatch::{self, Delivered, Joined, Reply, Want};
+use crate::flow::Outcome;
+use crate::send::Sender;
+
+/// Asks a node from a step, and waits for the answer. The question is committed before it leaves; a step that is run
+/// again gets the answer that there was.
+pub(crate) async fn ask(
+    stage: Arc<Stage>,
+    ordinal: u32,
+    event: Arc<dyn ErasedEvent>,
+    to: Whereto,
+    within: Option<Duration>,
+) -> Outcome {
+    let question = digest_of(&*event, &to)?;
+    let flow = Arc::clone(&stage.flow);
+    let known = stage.point(PointKind::Ask, ordinal, "")?;
+    let point = match &known {
+        None => Point {
+            ordinal,
+            kind: PointKind::Ask,
+            name: to.name().to_owned(),
+            event: Some(event.envelope().id),
+            due_unix_ms: event.envelope().deadline_unix_ms,
+            digest: question,
+            result: None,
+        },
+        Some(known) => {
+            if known.kind != PointKind::Ask || known.digest != question {
+                return Err(diverged(&stage, known, &to));
+            }
+            if let Some(result) = &known.result {
+                return decode_outcome(result);
+            }
+            known.clone()
+        }
+    };
+    let answering = Answering { stage: &stage, point, answered: false };
+    let (to_us, from) = oneshot::channel();
+    // A question that was committed before the process ended may be answered already.
+    let asked = known.is_some() && attach(&flow, &answering.point, &to, to_us).await?;
+    let from = if asked {
+        from
+    } else {
+        let (to_us, from) = oneshot::channel();
+        send_question(&stage, &answering.point, &event, &to, to_us).await?;
+        from
+    };
+    let place = flow.durable().place_of(&flow);
+    let _given = place.as_ref().map(Given::give);
+    let _at_point = flow.durable().at_point();
+    let outcome = in_time(&flow, from, within).await;
+    answering.answered(outcome)
+}
+
+/// Waits for an answer, but not longer than the sender wants to.
+async fn in_time(
+    flow: &Arc<StoredFlow>,
+    mut from: oneshot::Receiver<Outcome>,
+    within: Option<Duration>,
+) -> Outcome {
+    let mut late = within.map(|time| (time, flow.node.space.env.sleep(time)));
+    poll_fn(|task| {
+        if let Poll::Ready(outcome) = Pin::new(&mut from).poll(task) {
+            return Poll::Ready(outcome.unwrap_or_else(|_| Err(Error::new(ErrorKind::Cancelled))));
+        }
+        if let Some((after, sleep)) = &mut late
+            && sleep.as_mut().poll(task).is_ready()
+        {
+            return Poll::Ready(Err(Error::new(ErrorKind::TimedOut { after: *after })));
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Commits a question and lets it leave.
+async fn send_question(
+    stage: &Arc<Stage>,
+    point: &Point,
+    event: &Arc<dyn ErasedEvent>,
+    to: &Whereto,
+    to_us: oneshot::Sender<Outcome>,
+) -> Result<()> {
+    let flow = &stage.flow;
+    let space = &flow.node.space;
+    stage.note(point.clone())?;
+    let durable_target = matches!(to, Whereto::Node(node) if node.is_durable());
+    let mut to_us = Some(to_us);
+    let done = flow
+        .commit_progress(stage, |batch, done| {
+            let framed = flow.frame_effect(&**event)?;
+            let begun = recipients(space, event, to)?;
+            batch.records.push(event_record(space, &**event, &framed, &begun)?);
+            for begun in &begun {
+                batch.documents.push(begun.first_write()?);
+            }
+            match (&begun[..], to_us.take()) {
+                ([one], Some(to_us)) => drop(one.tell(Reply::One(to_us))),
+                ([], to_here) => to_us = to_here,
+                (many, Some(to_us)) => {
+                    let joined = Joined::new(many.len(), Reply::One(to_us));
+                    for (index, one) in many.iter().enumerate() {
+                        drop(one.tell(Reply::Part(Arc::clone(&joined), index)));
+                    }
+                }
+                (_, None) => {}
+            }
+            done.begun = begun;
+            Ok(())
+        })
+        .await?;
+    flow.stored();
+    flow.durable().waiters.offer(event);
+    flow.durable().release(space, done);
+    match to_us {
+        Some(to_us) if !durable_target => ask_elsewhere(flow, event, to, to_us),
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Asks a node that remembers nothing: one here, or one beyond the link.
+fn ask_elsewhere(
+    flow: &Arc<StoredFlow>,
+    event: &Arc<dyn ErasedEvent>,
+    to: &Whereto,
+    to_us: oneshot::Sender<Outcome>,
+) {
+    let space = &flow.node.space;
+    match to {
+        Whereto::Node(node) => {
+            let mark = space.remember_sent(event.envelope(), node.key);
+            let mut outcome = Ok(None);
+            let delivered =
+                dispatch::deliver(node, &mut space.way(), &**event, Want::plain(true), &mut outcome);
+            match delivered {
+                Err(error) => {
+                    space.settle(mark, crate::web::failed(error.code()));
+                    drop(to_us.send(Err(error.at_event(event.envelope().id).at_node(&node.name))));
+                }
+                Ok(Delivered::Now | Delivered::Later(None)) => {
+                    space.settle(mark, dispatch::what(&outcome));
+                    drop(to_us.send(outcome));
+                }
+                Ok(Delivered::Later(Some(from))) => {
+                    space.env.spawn(Box::pin(async move {
+                        if let Ok(outcome) = from.await {
+                            drop(to_us.send(outcome));
+                        }
+                    }));
+                }
+            }
+        }
+        Whereto::Away(name) => match space.send_away(Sender::Space(space), name, &**event, true) {
+            Ok(Some(away)) => {
+                space.env.spawn(Box::pin(async move { drop(to_us.send(away.outcome().await)) }))
+            }
+            Ok(None) => {}
+            Err(error) => drop(to_us.send(Err(error))),
+        },
+        Whereto::Everyone => {}
+    }
+}
+
+/// Waits for the answer to a question that was committed by an earlier run of the step. False when nobody got it.
+async fn attach(
+    flow: &Arc<StoredFlow>,
+    point: &Point,
+    to: &Whereto,
+    to_us: oneshot::Sender<Outcome>,
+) -> Result<bool> {
+    let (Some(event), Whereto::Node(node)) = (point.event, to) else { return Ok(false) };
+    if !node.is_durable() {
+        return Ok(false);
+    }
+    let durable = flow.durable();
+    let Some(accepted) = accepted_flows(durable, event, &node.name).await? else { return Ok(false) };
+    let joined = Joined::new(accepted.len(), Reply::One(to_us));
+    for (index, registration) in accepted.iter().enumerate() {
+        let part = Reply::Part(Arc::clone(&joined), index);
+        let live = durable
+            .flows_of(event)
+            .into_iter()
+            .find(|live| live.node.key == node.key && *live.registration == **registration);
+        let part = match live {
+            Some(live) => live.tell(part),
+            None => Some(part),
+        };
+        if let Some(part) = part {
+            part.send(outcome_of(durable, event, &node.name, registration).await?);
+        }
+    }
+    Ok(true)
+}
+
+/// The flows that began with an event at a node; `None` when the log does not have the event.
+async fn accepted_flows(
+    durable: &Durable,
+    event: happen_core::EventId,
+    node: &str,
+) -> Result<Option<Vec<String>>> {
+    let page =
+        durable.store.read(Read::forward(Select::tag(Tag::Event(event))).at_most(EVENT_RECORDS)).await?;
+    for record in &page.records {
+        let record = WireRecord::decode(&record.bytes, RECORD_BYTES_MAX)?;
+        if !record.event.is_empty() {
+            let here = record.accepted.iter().filter(|flow| flow.node == node);
+            let accepted: Vec<_> = here.map(|flow| flow.registration.clone().into_owned()).collect();
+            return Ok((!accepted.is_empty()).then_some(accepted));
+        }
+    }
+    Ok(None)
+}
+
+/// What a flow that is not under way any more ended with.
+async fn outcome_of(
+    durable: &Durable,
+    event: happen_core::EventId,
+    node: &str,
+    registration: &str,
+) -> Result<Outcome> {
+    let mut start = Start::Edge;
+    loop {
+        let read = Read { order: Order::Backward, ..Read::forward(Select::tag(Tag::Event(event))) };
+        let page = durable.store.read(read.start(start)).await?;
+        for record in &page.records {
+            let record = WireRecord::decode(&record.bytes, RECORD_BYTES_MAX)?;
+            let Some(step) = record.step else { continue };
+            if step.flow.node != node || step.flow.registration != registration {
+                continue;
+            }
+            match step.outcome {
+                StepOutcome::Done(reply) | StepOutcome::Failed(reply) => return Ok(decode_outcome(&reply)),
+                StepOutcome::End => return Ok(Ok(None)),
+                _ => {}
+            }
+        }
+        match page.next {
+            Some(next) => start = Start::Position(next),
+            None => {
+                let what = format!("the flow `{registration}` of node `{node}`, whose record is gone,");
+                return Ok(Err(Error::new(ErrorKind::Closed { what }).at_event(event)));
+            }
+        }
+    }
+}
+
+/// A question that waits for its answer. Dropped without one, it counts as given up: a later run of the step gives it up
+/// too.
+struct Answering<'s> {
+    stage: &'s Stage,
+    point: Point,
+    answered: bool,
+}
+
+impl Answering<'_> {
+    fn answered(mut self, outcome: Outcome) -> Outcome {
+        self.answered = true;
+        self.note(&outcome)?;
+        outcome
+    }
+
+    fn note(&self, outcome: &Outcome) -> Result<()> {
+        let result: Bytes = encode_outcome(&self.stage.flow, outcome)?.into();
+        self.stage.note(Point { result: Some(result), ..self.point.clone() })
+    }
+}
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        if !self.answered {
+            // A step that has ended takes nothing more, and needs nothing more.
+            drop(self.note(&Err(Error::new(ErrorKind::Cancelled))));
+        }
+    }
+}
+
+/// A place that a flow has given to others while it waits.
+pub(super) struct Given<'p>(&'p Arc<Place>);
+
+impl<'p> Given<'p> {
+    pub(super) fn give(place: &'p Arc<Place>) -> Self {
+        place.release();
+        Self(place)
+    }
+}
+
+impl Drop for Given<'_> {
+    fn drop(&mut self) {
+        self.0.retake();
+    }
+}
+
+/// Does something outside once: a step that is run again gets the value that there was.
+///
+/// # Errors
+///
+/// What the work gives, which is not remembered, and when the value cannot be kept.
+pub(crate) async fn once<T, F>(stage: Arc<Stage>, name: String, work: impl FnOnce(String) -> F) -> Result<T>
+where
+    T: Serialize + DeserializeOwned,
+    F: Future<Output = Result<T>>,
+{
+    let ordinal = stage.ordinal();
+    if let Some(known) = stage.point(PointKind::Once, ordinal, &name)?
+        && let Some(result) = &known.result
+    {
+        return content::decode(result, &name);
+    }
+    let value = {
+        let _at_point = stage.flow.durable().at_point();
+        work(stage.outside_key(&name)).await?
+    };
+    let mut result = Vec::new();
+    content::encode_into(&value, &name, &mut result)?;
+    let point = Point {
+        ordinal,
+        kind: PointKind::Once,
+        name,
+        event: None,
+        due_unix_ms: 0,
+        digest: 0,
+        result: Some(result.into()),
+    };
+    stage.note(point)?;
+    stage.flow.commit_progress(&stage, |_, _| Ok(())).await?;
+    stage.flow.stored();
+    Ok(value)
+}
+
+/// Waits for a time, of which what has passed already counts when the step is run again.
+pub(crate) async fn sleep(stage: Arc<Stage>, time: Duration) -> Result<()> {
+    let ordinal = stage.ordinal();
+    let flow = Arc::clone(&stage.flow);
+    let env = &flow.node.space.env;
+    let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let due_unix_ms = match stage.point(PointKind::Sleep, ordinal, "")? {
+        Some(known) if known.kind == PointKind::Sleep => known.due_unix_ms,
+        Some(known) => return Err(diverged_to(&stage, &known, "slept")),
+        None => {
+            let due_unix_ms = env.unix_ms().saturating_add(millis);
+            let point = Point {
+                ordinal,
+                kind: PointKind::Sleep,
+                name: String::new(),
+                event: None,
+                due_unix_ms,
+                digest: 0,
+                result: Some(Bytes::from([])),
+            };
+            stage.note(point)?;
+            flow.commit_progress(&stage, |_, _| Ok(())).await?;
+            flow.stored();
+            due_unix_ms
+        }
+    };
+    let left = due_unix_ms.saturating_sub(env.unix_ms());
+    if left > 0 {
+        let _parked = flow.durable().parked(&flow);
+        env.sleep(Duration::from_millis(left)).await;
+    }
+    Ok(())
+}
+
+impl Whereto {
+    /// The id of the node; empty for everyone.
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Node(node) => &node.name,
+            Self::Away(name) => name,
+            Self::Everyone => "",
+        }
+    }
+}
+
+/// What a question is, whenever it is asked.
+fn digest_of(event: &dyn ErasedEvent, to: &Whereto) -> Result<u64> {
+    let mut bytes = Vec::new();
+    for single in (0..event.len()).filter_map(|index| event.single(index)) {
+        single.payload().encode(&mut bytes)?;
+    }
+    Ok(digest(&[to.name().as_bytes(), event.envelope().event_type.as_str().as_bytes(), &bytes]))
+}
+
+#[cold]
+fn diverged(stage: &Stage, known: &Point, to: &Whereto) -> Error {
+    diverged_to(stage, known, &format!("asked `{}`", to.name()))
+}
+
+#[cold]
+pub(super) fn diverged_to(stage: &Stage, known: &Point, now: &str) -> Error {
+    let before = match known.kind {
+        PointKind::Ask => format!("had asked `{}` something else", known.name),
+        PointKind::Sleep => "had slept".to_owned(),
+        PointKind::Wait => format!("had waited for `{}`", known.name),
+        _ => format!("had done `{}` once", known.name),
+    };
+    let step = stage.flow.current_name();
+    let what = format!("step `{step}` {now} as its effect {}, where it {before}", known.ordinal);
+    Error::new(ErrorKind::Diverged { what })
+}
+
+/// Records of an event that are looked through for the one that has it, which is the first.
+const EVENT_RECORDS: usize = 8;

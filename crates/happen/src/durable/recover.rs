@@ -1,0 +1,292 @@
+//! Going on where the last process ended: the flows under way in the store, checked against the nodes and steps of this
+//! program, and begun again. And dead letters, which begin again when somebody says so.
+
+use std::sync::Arc;
+
+use happen_core::codec;
+use happen_core::codec::{StepOutcome, WireParcel, WireRecord, WireReply};
+use happen_core::limits::{PAGE_RECORDS_MAX, RECORD_BYTES_MAX};
+use happen_core::store::{
+    Batch, Content, Document, Key, List, NewRecord, Past, Position, Read, Select, Tag, Write,
+};
+use happen_core::{ErasedEvent, Error, ErrorKind, EventId, Result};
+
+use super::Durable;
+use super::flow::{Progress, StoredFlow};
+use super::keys::{DEAD, FLOWS, FlowName, IDENTITY};
+use super::lane::Lanes;
+use super::stage::Point;
+use crate::config::UnfitFlows;
+use crate::space::SpaceInner;
+use crate::sync::isolated;
+use crate::table::Lane;
+use crate::wire::Framed;
+
+/// A flow that the store has and that can go on, with the place of its event in the log.
+pub(crate) struct Resumable {
+    flow: Arc<StoredFlow>,
+    position: Position,
+}
+
+impl Durable {
+    /// Finds out who the space is, and which flows go on. Nothing runs yet.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Unfit`] when flows do not fit this program, unless those are to be left alone; what the store says.
+    pub(crate) async fn recover(self: &Arc<Self>, space: &Arc<SpaceInner>) -> Result<Vec<Resumable>> {
+        self.identify(space).await?;
+        let mut found = Vec::new();
+        let mut unfit = Vec::new();
+        let mut after: Option<Key> = None;
+        loop {
+            let list = List { prefix: FLOWS.into(), after: after.take(), documents_max: PAGE_RECORDS_MAX };
+            let page = self.store.list(list).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(Arc::clone(&last.key));
+            for document in &page {
+                match self.resumable(space, document).await? {
+                    Ok(resumable) => found.push(resumable),
+                    Err(why) => unfit.push(why),
+                }
+            }
+        }
+        if !unfit.is_empty() {
+            let error = Error::new(ErrorKind::Unfit { flows: unfit });
+            match space.config.unfit_flows {
+                UnfitFlows::Refuse => return Err(error),
+                UnfitFlows::Park => space.problem(error),
+            }
+        }
+        // In the order in which they were accepted, which is the order of starting.
+        found.sort_by_key(|resumable| resumable.position);
+        Ok(found)
+    }
+
+    /// Lets the flows go on.
+    pub(crate) fn resume(self: &Arc<Self>, found: Vec<Resumable>) {
+        for Resumable { flow, .. } in &found {
+            self.begun(flow);
+        }
+        found.into_iter().for_each(|resumable| Lanes::enter(resumable.flow));
+    }
+
+    /// Reads who the space is, or makes it somebody.
+    async fn identify(&self, space: &SpaceInner) -> Result<()> {
+        if self.identity.get().is_some() {
+            return Ok(());
+        }
+        let read = async || -> Result<Option<[u8; 16]>> {
+            let found = self.store.documents(vec![IDENTITY.into()]).await?.pop().flatten();
+            Ok(found.and_then(|document| document.content?.bytes.as_ref().try_into().ok()))
+        };
+        let identity = match read().await? {
+            Some(known) => known,
+            None => {
+                let mut made = [0; 16];
+                space.env.fill_random(&mut made);
+                let content = Content { name: "identity".into(), version: 1, bytes: made.into() };
+                let write =
+                    Write { key: IDENTITY.into(), revision: 1, content: Some(content), past: Past::Dropped };
+                let batch = Batch { documents: vec![write], ..Batch::default() };
+                match self.commits.commit(batch).await {
+                    Ok(_) => made,
+                    Err(error) => read().await?.ok_or(error)?,
+                }
+            }
+        };
+        // Whoever else was here first read the same.
+        self.identity.get_or_init(|| identity);
+        Ok(())
+    }
+
+    /// A flow of the store as one that can go on, or why it cannot.
+    async fn resumable(
+        self: &Arc<Self>,
+        space: &Arc<SpaceInner>,
+        document: &Document,
+    ) -> Result<Result<Resumable, String>> {
+        let Some(name) = FlowName::of(&document.key, FLOWS) else {
+            return Ok(Err(format!("`{}`, which is no flow", document.key)));
+        };
+        let Some(content) = &document.content else { return Ok(Err(format!("`{}`, ended", document.key))) };
+        let form = WireRecord::decode(&content.bytes, RECORD_BYTES_MAX)
+            .map_err(|error| error.context(format!("document `{}`", document.key)))?;
+        let Some(step) = form.step else {
+            return Ok(Err(format!("`{}`, which has no step", document.key)));
+        };
+        let Some(node) = space.find(&name.node).filter(|node| node.is_durable()) else {
+            return Ok(Err(format!("{} waits for node `{}`, which is not there", name.event, name.node)));
+        };
+        let table = node.table.load();
+        let FlowName { event, registration, .. } = &name;
+        if table.registered(registration).is_none() {
+            return Ok(Err(format!(
+                "{event} waits for registration `{registration}` of node `{}`, which is not there",
+                name.node
+            )));
+        }
+        let at_entry = step.number == 0 && step.name == *registration;
+        if !at_entry && table.step(&step.name).is_none() {
+            return Ok(Err(format!(
+                "{event} waits for step `{}` of node `{}`, which is not there",
+                step.name, name.node
+            )));
+        }
+        let takes_batch = table.registered(registration).is_some_and(|entry| entry.function.takes_batch());
+        let Some((arrived, framed, position)) = self.event_of(space, *event, takes_batch).await? else {
+            return Ok(Err(format!("{event} of node `{}` is not in the log any more", name.node)));
+        };
+        let retry = match &step.outcome {
+            StepOutcome::Retry { due_unix_ms, error } => Some((*due_unix_ms, error_in(error))),
+            _ => None,
+        };
+        let progress = Progress {
+            revision: document.revision,
+            recorded: true,
+            step: (!at_entry).then(|| Arc::from(&*step.name)),
+            number: step.number,
+            attempt: step.attempt,
+            at_unix_ms: step.at_unix_ms,
+            values: step
+                .values
+                .iter()
+                .map(|(name, value)| (name.clone().into_owned(), value.as_ref().into()))
+                .collect(),
+            points: step.points.iter().map(Point::of).collect(),
+            retry,
+            ..Progress::default()
+        };
+        let lane = match &table.lane {
+            Lane::Concurrent => None,
+            Lane::ByKey(key_of) => isolated("the key of a serial node", || key_of(&*arrived)).ok(),
+        };
+        let flow = StoredFlow::new(&node, Arc::from(&**registration), arrived, lane, None, progress);
+        flow.set_framed(framed);
+        Ok(Ok(Resumable { flow, position }))
+    }
+
+    /// An event of the log, with its bytes and its place.
+    async fn event_of(
+        &self,
+        space: &Arc<SpaceInner>,
+        event: EventId,
+        takes_batch: bool,
+    ) -> Result<Option<(Arc<dyn ErasedEvent>, Framed, Position)>> {
+        let page =
+            self.store.read(Read::forward(Select::tag(Tag::Event(event))).at_most(EVENT_RECORDS)).await?;
+        for record in &page.records {
+            let position = record.position;
+            let record = WireRecord::decode(&record.bytes, RECORD_BYTES_MAX)?;
+            if record.event.is_empty() {
+                continue;
+            }
+            let parcel = WireParcel::decode(&record.event, RECORD_BYTES_MAX)?;
+            let hashes =
+                parcel.events().iter().filter_map(|event| Some((event.id, event.hash?))).collect::<Vec<_>>();
+            // A batch that is taken one by one has a flow for each of its events.
+            let whole = space.event_in(&parcel)?;
+            let index = parcel.events().iter().position(|one| one.id == event);
+            let single = index.filter(|_| !takes_batch).and_then(|index| whole.single(index));
+            let arrived = single.map_or_else(|| whole.to_shared(), ErasedEvent::to_shared);
+            let framed = Framed { frame: record.event.into_owned(), hashes };
+            return Ok(Some((arrived, framed, position)));
+        }
+        Ok(None)
+    }
+
+    /// The dead letters of an event, or of all events.
+    pub(crate) async fn dead(&self, event: Option<EventId>) -> Result<Vec<Document>> {
+        let mut all = Vec::new();
+        let mut after: Option<Key> = None;
+        loop {
+            let list = List { prefix: DEAD.into(), after: after.take(), documents_max: PAGE_RECORDS_MAX };
+            let page = self.store.list(list).await?;
+            let Some(last) = page.last() else { return Ok(all) };
+            after = Some(Arc::clone(&last.key));
+            let wanted = |document: &Document| {
+                event.is_none_or(|event| {
+                    FlowName::of(&document.key, DEAD).is_some_and(|name| name.event == event)
+                })
+            };
+            all.extend(page.into_iter().filter(wanted));
+        }
+    }
+
+    /// Begins the flows of an event anew that failed for good: at the step that failed, with its first attempt and nothing
+    /// known of what it had waited for. False when there are none.
+    ///
+    /// # Errors
+    ///
+    /// When the program has no such node or step any more, and what the store says.
+    pub(crate) async fn redrive(self: &Arc<Self>, space: &Arc<SpaceInner>, event: EventId) -> Result<bool> {
+        let letters = self.dead(Some(event)).await?;
+        let mut any = false;
+        for letter in letters {
+            any |= self.redrive_one(space, &letter).await?;
+        }
+        Ok(any)
+    }
+
+    async fn redrive_one(self: &Arc<Self>, space: &Arc<SpaceInner>, letter: &Document) -> Result<bool> {
+        let (Some(name), Some(content)) = (FlowName::of(&letter.key, DEAD), &letter.content) else {
+            return Ok(false);
+        };
+        let key = name.key(FLOWS);
+        let mut form = WireRecord::decode(&content.bytes, RECORD_BYTES_MAX)?;
+        let Some(step) = &mut form.step else { return Ok(false) };
+        step.outcome = StepOutcome::Waits;
+        step.attempt = 1;
+        step.points = Vec::new();
+        step.at_unix_ms = space.env.unix_ms();
+        let record = WireRecord { step: Some(step.clone()), ..WireRecord::default() };
+        let mut bytes = Vec::new();
+        record.encode_into(&mut bytes, RECORD_BYTES_MAX)?;
+        let bytes: Arc<[u8]> = bytes.into();
+        let revision = self.revision_of(&key).await? + 1;
+        let content = Content { name: "flow".into(), version: 1, bytes: Arc::clone(&bytes) };
+        let begins = Write { key: Arc::clone(&key), revision, content: Some(content), past: Past::Dropped };
+        let ends = Write {
+            key: Arc::clone(&letter.key),
+            revision: letter.revision + 1,
+            content: None,
+            past: Past::Dropped,
+        };
+        // Checked before anything is written: a letter that fits nothing stays where it is.
+        let document = Document {
+            key: Arc::clone(&key),
+            revision,
+            position: letter.position,
+            at_unix_ms: letter.at_unix_ms,
+            content: begins.content.clone(),
+        };
+        let resumable = match self.resumable(space, &document).await? {
+            Ok(resumable) => resumable,
+            Err(why) => {
+                return Err(Error::new(ErrorKind::Unfit { flows: vec![why] }).at_event(name.event));
+            }
+        };
+        let mut tags = super::record::tags_of(space, &*resumable.flow.event)?;
+        tags.push(Tag::Node(Arc::from(&*name.node)));
+        let batch = Batch {
+            records: vec![NewRecord { tags, bytes }],
+            documents: vec![ends, begins],
+            conditions: Vec::new(),
+        };
+        self.commits.commit(batch).await.map_err(|error| error.at_event(name.event))?;
+        self.resume(vec![resumable]);
+        Ok(true)
+    }
+}
+
+/// The error in a frame of a reply.
+pub(crate) fn error_in(frame: &[u8]) -> Error {
+    match WireReply::decode(frame, RECORD_BYTES_MAX).map(|reply| reply.outcome) {
+        Ok(codec::Outcome::Error(error)) => error.to_error(),
+        Ok(_) => Error::misuse("a failure that is none was stored; please report this"),
+        Err(error) => error,
+    }
+}
+
+/// Records of an event that are looked through for the one that has it, which is the first.
+const EVENT_RECORDS: usize = 8;

@@ -1,0 +1,224 @@
+//! Waiting for an event that somebody else sends: a person's approval, a message that comes back. Owns who waits for
+//! which; does not know where the events come from.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use happen_core::codec::{PointKind, WireParcel, WireRecord};
+use happen_core::limits::RECORD_BYTES_MAX;
+use happen_core::store::{Position, Read, Select, Start, Tag};
+use happen_core::{ErasedEvent, Error, ErrorKind, Event, EventType, Pattern, Result};
+use tokio::sync::mpsc;
+
+use super::flow::StoredFlow;
+use super::point::diverged_to;
+use super::stage::{Point, Stage};
+use crate::dispatch::as_dynamic;
+use crate::limits;
+use crate::sync::{Mutex, isolated, lock};
+
+/// Who waits for events of which types.
+#[derive(Default)]
+pub(crate) struct Waiters {
+    count: AtomicUsize,
+    all: Mutex<Vec<Waiter>>,
+}
+
+struct Waiter {
+    number: u64,
+    pattern: Pattern,
+    to: mpsc::Sender<Arc<dyn ErasedEvent>>,
+}
+
+/// Takes a waiter off when it waits no more.
+struct Waiting<'w> {
+    waiters: &'w Waiters,
+    number: u64,
+    from: mpsc::Receiver<Arc<dyn ErasedEvent>>,
+}
+
+/// Looks at an event and says whether it is the one that is waited for.
+pub(crate) type Wanted = dyn Fn(&Event) -> bool + Send + Sync;
+
+impl Waiters {
+    /// Whether anybody waits for events of this type.
+    pub(super) fn want(&self, event_type: &EventType) -> bool {
+        self.count.load(Ordering::Relaxed) > 0
+            && lock(&self.all).iter().any(|waiter| waiter.pattern.matches(event_type.as_str()))
+    }
+
+    /// Shows an event to those who wait for its type.
+    pub(super) fn offer(&self, event: &Arc<dyn ErasedEvent>) {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let event_type = &event.envelope().event_type;
+        for waiter in lock(&self.all).iter() {
+            if waiter.pattern.matches(event_type.as_str()) {
+                // One that does not keep up finds the event in the log.
+                drop(waiter.to.try_send(Arc::clone(event)));
+            }
+        }
+    }
+
+    fn wait(&self, pattern: Pattern) -> Waiting<'_> {
+        let (to, from) = mpsc::channel(limits::WAIT_EVENTS_MAX);
+        let mut all = lock(&self.all);
+        let number = all.last().map_or(1, |last| last.number + 1);
+        all.push(Waiter { number, pattern, to });
+        self.count.store(all.len(), Ordering::Relaxed);
+        Waiting { waiters: self, number, from }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut all = lock(&self.waiters.all);
+        all.retain(|waiter| waiter.number != self.number);
+        self.waiters.count.store(all.len(), Ordering::Relaxed);
+    }
+}
+
+/// Waits until an event comes that matches and is wanted, or the time is over. It is one that came after the step first
+/// waited here, also while the process was not there.
+///
+/// # Errors
+///
+/// [`ErrorKind::TimedOut`], and whatever keeps the waiting from being remembered.
+pub(crate) async fn wait_for(
+    stage: Arc<Stage>,
+    pattern: Pattern,
+    within: Option<Duration>,
+    wanted: Arc<Wanted>,
+) -> Result<Event> {
+    let ordinal = stage.ordinal();
+    let flow = Arc::clone(&stage.flow);
+    let env = Arc::clone(&flow.node.space.env);
+    let durable = Arc::clone(flow.durable());
+    let text = pattern.to_string();
+    // Before the waiting is committed, so that nothing comes between.
+    let mut waiting = durable.waiters.wait(pattern.clone());
+    let known = stage.point(PointKind::Wait, ordinal, "")?;
+    let mut point = match known {
+        Some(known) if known.kind != PointKind::Wait || known.name != text => {
+            return Err(diverged_to(&stage, &known, &format!("waited for `{text}`")));
+        }
+        Some(known) => known,
+        None => {
+            let due_unix_ms = within.map_or(0, |within| {
+                env.unix_ms().saturating_add(u64::try_from(within.as_millis()).unwrap_or(u64::MAX).max(1))
+            });
+            // What is in the log by now was there before; the head may lie behind what others are just committing, and
+            // such an event counts as one that came later.
+            let head = durable.store.read(Read::forward(Select::All).at_most(0)).await?.head;
+            let digest = u64::try_from(head.number()).unwrap_or(u64::MAX);
+            let point = Point {
+                ordinal,
+                kind: PointKind::Wait,
+                name: text,
+                event: None,
+                due_unix_ms,
+                digest,
+                result: None,
+            };
+            stage.note(point.clone())?;
+            flow.commit_progress(&stage, |_, _| Ok(())).await?;
+            flow.stored();
+            point
+        }
+    };
+    if let Some(result) = &point.result {
+        return decode(&flow, result);
+    }
+    let after = Position::from_number(point.digest.into());
+    let found = match find(&flow, &pattern, after, &wanted).await? {
+        Some(found) => Some(found),
+        None => next(&flow, &mut waiting, point.due_unix_ms, &wanted).await?,
+    };
+    let event = found.ok_or_else(|| {
+        Error::new(ErrorKind::TimedOut { after: within.unwrap_or_default() })
+            .context(format!("waiting for `{}`", point.name))
+    })?;
+    point.event = Some(event.envelope().id);
+    point.result = Some(flow.node.space.framed_arrival(&*event)?.frame.into());
+    stage.note(point)?;
+    Ok(as_dynamic(&*event))
+}
+
+/// The first wanted event of the log behind a position.
+async fn find(
+    flow: &Arc<StoredFlow>,
+    pattern: &Pattern,
+    after: Position,
+    wanted: &Arc<Wanted>,
+) -> Result<Option<Arc<dyn ErasedEvent>>> {
+    let select = match pattern.is_literal() {
+        Some(exact) => Select::tag(Tag::Type(exact.into())),
+        None => Select::All,
+    };
+    let mut start = Start::Position(after);
+    loop {
+        let page = flow.durable().store.read(Read::forward(select.clone()).start(start)).await?;
+        for record in &page.records {
+            let record = WireRecord::decode(&record.bytes, RECORD_BYTES_MAX)?;
+            if record.event.is_empty() {
+                continue;
+            }
+            let parcel = WireParcel::decode(&record.event, RECORD_BYTES_MAX)?;
+            let matches = parcel.events().first().is_some_and(|event| pattern.matches(&event.event_type));
+            if !matches {
+                continue;
+            }
+            let event = flow.node.space.event_in(&parcel)?;
+            if is_wanted(&*event, wanted)? {
+                return Ok(Some(event));
+            }
+        }
+        match page.next {
+            Some(next) => start = Start::Position(next),
+            None => return Ok(None),
+        }
+    }
+}
+
+/// The next wanted event that comes; `None` when the time is over.
+async fn next(
+    flow: &Arc<StoredFlow>,
+    waiting: &mut Waiting<'_>,
+    due_unix_ms: u64,
+    wanted: &Arc<Wanted>,
+) -> Result<Option<Arc<dyn ErasedEvent>>> {
+    let env = &flow.node.space.env;
+    let _parked = flow.durable().parked(flow);
+    let mut late = (due_unix_ms > 0)
+        .then(|| env.sleep(Duration::from_millis(due_unix_ms.saturating_sub(env.unix_ms()))));
+    loop {
+        let come = std::future::poll_fn(|task| {
+            if let Poll::Ready(event) = waiting.from.poll_recv(task) {
+                return Poll::Ready(event);
+            }
+            if let Some(late) = &mut late
+                && late.as_mut().poll(task).is_ready()
+            {
+                return Poll::Ready(None);
+            }
+            Poll::Pending
+        })
+        .await;
+        let Some(event) = come else { return Ok(None) };
+        if is_wanted(&*event, wanted)? {
+            return Ok(Some(event));
+        }
+    }
+}
+
+fn is_wanted(event: &dyn ErasedEvent, wanted: &Arc<Wanted>) -> Result<bool> {
+    isolated("what an event is waited for by", || wanted(&as_dynamic(event)))
+}
+
+fn decode(flow: &Arc<StoredFlow>, frame: &[u8]) -> Result<Event> {
+    let parcel = WireParcel::decode(frame, RECORD_BYTES_MAX)?;
+    Ok(as_dynamic(&*flow.node.space.event_in(&parcel)?))
+}

@@ -1,0 +1,150 @@
+//! Sending from a step of a durable node: nothing leaves before the step is committed, and a question is a commit of its
+//! own. Owns what is staged and under which id; does not know how it is committed.
+
+use std::sync::Arc;
+
+use happen_core::event::Purpose;
+use happen_core::{Batch, ErasedEvent, Error, EventId, EventType, Parcel, Payload, Result};
+
+use super::target::To;
+use super::{Begun, Extras, Sender, Told, away, empty_batch, mixed_batch, resolve, unknown_parcel};
+use crate::dispatch::{self, Delivered, Want};
+use crate::durable::{self, Stage, Whereto};
+use crate::flow::FlowInner;
+use crate::stamp;
+
+/// Whose step sends: the sender, the flow, and what the step has done so far.
+type Within<'s> = (Sender<'s>, &'s FlowInner, &'s Arc<Stage>);
+
+/// Stages an event, or begins to ask.
+pub(super) fn begin<T: Payload>(
+    within: Within<'_>,
+    to: &To<'_>,
+    parcel: Parcel<T>,
+    (purpose, want): (Purpose, Want),
+    extras: Option<&Extras>,
+    _told: Told,
+) -> Result<(EventId, Begun)> {
+    let (_, _, stage) = within;
+    let ordinal = ordinal(stage, extras);
+    let event = stamped(within, parcel, purpose, extras, ordinal)?;
+    let id = event.envelope().id;
+    let whereto = whereto(within.0, to, &event).map_err(|error| error.at_event(id))?;
+    match purpose {
+        Purpose::Stream => Err(no_stream().at_event(id)),
+        Purpose::Ask => {
+            let within = extras.and_then(|extras| extras.within);
+            debug_assert!(want.reply, "whoever asks wants the answer");
+            let asked = durable::ask(Arc::clone(stage), ordinal, event, whereto, within);
+            Ok((id, Begun::Asked(Box::pin(asked))))
+        }
+        _ => {
+            stage.send(ordinal, event, whereto)?;
+            Ok((id, Begun::Here(Delivered::Later(None))))
+        }
+    }
+}
+
+/// Stages an event that nobody wants to hear of; nothing when no step of a durable node sends it.
+pub(super) fn forget<T: Payload>(
+    sender: Sender<'_>,
+    to: &To<'_>,
+    parcel: Parcel<T>,
+    extras: Option<&Extras>,
+) -> Option<Result<()>> {
+    sender.with_cause(|cause| {
+        let flow = cause?;
+        let within = (sender, flow, flow.stage()?);
+        let wants = (Purpose::Send, Want::plain(false));
+        Some(begin(within, to, parcel, wants, extras, Told::Nothing).map(drop))
+    })
+}
+
+/// What became of a broadcast.
+pub(super) enum Staged<T> {
+    Kept(Result<EventId>),
+    /// It is sent by no step of a durable node; here it is again.
+    No(T),
+}
+
+/// Stages a broadcast, when a step of a durable node sends it.
+pub(super) fn publish<T: Payload>(
+    sender: Sender<'_>,
+    payload: T,
+    source: Option<&tokio::sync::broadcast::Sender<happen_core::Value>>,
+    extras: Option<&Extras>,
+) -> Staged<T> {
+    sender.with_cause(|cause| {
+        let Some((flow, stage)) = cause.and_then(|flow| Some((flow, flow.stage()?))) else {
+            return Staged::No(payload);
+        };
+        if source.is_some() {
+            return Staged::Kept(Err(no_stream()));
+        }
+        let ordinal = ordinal(stage, extras);
+        let within = (sender, flow, stage);
+        let staged = stamped(within, Parcel::One(payload), Purpose::Broadcast, extras, ordinal);
+        Staged::Kept(staged.and_then(|event| {
+            let id = event.envelope().id;
+            stage.send(ordinal, event, Whereto::Everyone)?;
+            Ok(id)
+        }))
+    })
+}
+
+fn ordinal(stage: &Stage, extras: Option<&Extras>) -> u32 {
+    extras.and_then(|extras| extras.ordinal).unwrap_or_else(|| stage.ordinal())
+}
+
+fn stamped<T: Payload>(
+    (sender, flow, stage): Within<'_>,
+    parcel: Parcel<T>,
+    purpose: Purpose,
+    extras: Option<&Extras>,
+    ordinal: u32,
+) -> Result<Arc<dyn ErasedEvent>> {
+    let id = |index: u32| match purpose {
+        Purpose::Ask => stage.id_of_question(ordinal, index),
+        _ => stage.id(ordinal, index),
+    };
+    match parcel {
+        Parcel::One(payload) => Ok(Arc::new(stamp::staged(sender, flow, payload, purpose, extras, id(0))?)),
+        Parcel::Batch(payloads) => {
+            let mut events = Vec::with_capacity(payloads.len());
+            let mut first: Option<EventType> = None;
+            for (index, payload) in (0..).zip(payloads) {
+                let event_type = payload.event_type();
+                if *first.get_or_insert_with(|| event_type.clone()) != event_type {
+                    return Err(mixed_batch());
+                }
+                events.push(stamp::staged(sender, flow, payload, purpose, extras, id(index))?);
+            }
+            Ok(Arc::new(Batch::new(events).ok_or_else(empty_batch)?))
+        }
+        _ => Err(unknown_parcel()),
+    }
+}
+
+/// Where an event goes, when it will be taken there: what keeps a node from it is told now, and not after the commit.
+fn whereto(sender: Sender<'_>, to: &To<'_>, event: &Arc<dyn ErasedEvent>) -> Result<Whereto> {
+    let space = sender.space();
+    match resolve(space, to) {
+        Ok(node) => {
+            let table = node.table.load();
+            let mut uncached = None;
+            dispatch::admissible(&node, &table, &**event, &mut uncached)
+                .map_err(|error| error.at_node(&node.name))?;
+            Ok(Whereto::Node(node))
+        }
+        Err(error) if away(space, &error) => Ok(Whereto::Away(to.name().into())),
+        Err(error) => Err(error),
+    }
+}
+
+#[cold]
+pub(super) fn no_stream() -> Error {
+    Error::misuse(
+        "a step of a durable node cannot read or send a stream, which nobody could commit; do it in `cx.spawn`, or from \
+         an ephemeral node",
+    )
+}

@@ -1,0 +1,88 @@
+//! Events as the bytes that leave the process or are kept, and back. Owns what is encoded and hashed with what; does not
+//! know where the bytes go.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use happen_core::codec::{self, WireEvent, WireParcel};
+use happen_core::hash::{EventHash, hash_event};
+use happen_core::payload::Dynamic;
+use happen_core::{Batch, ErasedEvent, Error, ErrorKind, Event, EventId, EventType, NodeKey, Result};
+
+use crate::link::{Cause, set_causes};
+use crate::space::SpaceInner;
+
+/// An event, or a batch, as bytes, with the hashes that stand in them.
+#[derive(Debug)]
+pub(crate) struct Framed {
+    pub(crate) frame: Vec<u8>,
+    pub(crate) hashes: Vec<(EventId, EventHash)>,
+}
+
+impl SpaceInner {
+    /// Encodes an event or a batch, with hashes over what it says of its causes.
+    ///
+    /// # Errors
+    ///
+    /// When a payload or its metadata cannot be encoded, when it is too large, and what `causes` gives.
+    pub(crate) fn framed(
+        &self,
+        event: &dyn ErasedEvent,
+        causes: impl Fn(&dyn ErasedEvent) -> Result<Vec<Cause>>,
+    ) -> Result<Framed> {
+        let bytes_max = self.config.event_bytes_max;
+        let singles = || (0..event.len()).filter_map(|index| event.single(index));
+        let mut payloads = Vec::with_capacity(event.len());
+        let mut all_causes = Vec::with_capacity(event.len());
+        for single in singles() {
+            let mut payload = Vec::new();
+            single.payload().encode(&mut payload)?;
+            payloads.push(payload);
+            all_causes.push(causes(single)?);
+        }
+        let mut events = Vec::with_capacity(event.len());
+        for ((single, payload), causes) in singles().zip(&payloads).zip(&all_causes) {
+            let name = |key: NodeKey| {
+                self.name_of(key).map_or(Cow::Borrowed(""), |name| Cow::Owned(name.to_string()))
+            };
+            let mut wire = WireEvent::from_envelope(single.envelope(), payload, name)?;
+            set_causes(&mut wire, causes);
+            wire.hash = Some(hash_event(&wire));
+            events.push(wire);
+        }
+        let mut frame = Vec::new();
+        match &events[..] {
+            [one] if !event.is_batch() => one.encode_into(&mut frame, bytes_max)?,
+            many => codec::encode_batch_into(many, &mut frame, bytes_max)?,
+        }
+        let hashed = events.iter().inspect(|wire| self.hashes.note(wire));
+        let hashes = hashed.filter_map(|wire| Some((wire.id, wire.hash?))).collect();
+        Ok(Framed { frame, hashes })
+    }
+
+    /// The event or the batch in a parcel. Payloads stay bytes until somebody asks for more.
+    ///
+    /// # Errors
+    ///
+    /// When its metadata have no form in JSON.
+    pub(crate) fn event_in(&self, parcel: &WireParcel<'_>) -> Result<Arc<dyn ErasedEvent>> {
+        let events = parcel.events().iter().map(|event| self.event_of(event)).collect::<Result<Vec<_>>>()?;
+        if let WireParcel::Batch(_) = parcel {
+            let batch = Batch::new(events).ok_or_else(|| unreadable("batch"))?;
+            return Ok(Arc::new(batch));
+        }
+        let event = events.into_iter().next().ok_or_else(|| unreadable("event"))?;
+        Ok(Arc::new(event))
+    }
+
+    fn event_of(&self, event: &WireEvent<'_>) -> Result<Event> {
+        let event_type = EventType::new(&event.event_type);
+        let envelope = event.to_envelope(event_type.clone(), |name| self.key_of(name))?;
+        Ok(Event::from_parts(envelope, Dynamic::from_bytes(event_type, event.payload.into())))
+    }
+}
+
+#[cold]
+fn unreadable(wanted: &str) -> Error {
+    Error::new(ErrorKind::Undecodable { wanted: wanted.to_owned() })
+}
