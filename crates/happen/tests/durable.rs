@@ -3,11 +3,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
 use happen::store::{MemoryStore, Store};
-use happen::{Config, Context, Error, ErrorKind, Event, Space, Step, done, next, secs};
-use happen_testing::Simulator;
+use happen::{Config, Context, Error, Event, Space, Step, done, next, secs};
+use happen_testing::{Dies, FaultyStore, Simulator};
 use serde::{Deserialize, Serialize};
 
 #[derive(happen::Event, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,22 +41,32 @@ struct Ledger {
     count: u64,
 }
 
-/// A store and the simulator that its spaces run in.
+/// A disk and the simulator that the processes over it run in.
 struct World {
     sim: Simulator,
-    store: Arc<dyn Store>,
+    disk: Arc<dyn Store>,
 }
 
 impl World {
     fn new(seed: u64) -> Self {
         let sim = Simulator::new(seed);
-        let store = Arc::new(MemoryStore::new(sim.env()));
-        Self { sim, store }
+        let disk = Arc::new(MemoryStore::new(sim.env()));
+        Self { sim, disk }
+    }
+
+    /// What a process has of the disk.
+    fn store(&self) -> Arc<FaultyStore> {
+        FaultyStore::new(Arc::clone(&self.disk), self.sim.env())
+    }
+
+    fn space_over(&self, store: &Arc<FaultyStore>) -> Space {
+        let store = Arc::clone(store) as Arc<dyn Store>;
+        Space::with_store(Config::default(), self.sim.env(), store).unwrap()
     }
 
     /// A space over what an earlier one left behind.
     fn space(&self) -> Space {
-        Space::with_store(Config::default(), self.sim.env(), Arc::clone(&self.store)).unwrap()
+        self.space_over(&self.store())
     }
 }
 
@@ -120,4 +129,50 @@ fn an_order_goes_through_three_nodes_and_its_states_stay() {
         assert_eq!(announced.load(Ordering::SeqCst), 1);
         space.stop().await.unwrap();
     });
+}
+
+/// Kills the process at every commit it makes, before and after, and lets the next one go on.
+#[test]
+fn a_process_that_dies_at_any_commit_loses_nothing_and_does_nothing_twice() {
+    let mut deaths = 0;
+    for dies in [Dies::Before, Dies::Unheard] {
+        for commit in 1.. {
+            let world = World::new(commit);
+            let announced = Arc::new(AtomicU32::new(0));
+            let store = world.store();
+            store.dies_at(commit, dies);
+            let acknowledged = world.sim.run(async {
+                let space = world.space_over(&store);
+                shop(&space, &announced);
+                if space.start().await.is_err() {
+                    return false;
+                }
+                let sent = space.send("orders", Create { id: "a".into(), cents: 700 }).await;
+                // Beyond what is acknowledged nothing is promised; the rest goes on by itself until the end.
+                drop(space.settled(secs(60)).await);
+                drop(space.stop().await);
+                sent.is_ok()
+            });
+            let died = store.is_dead();
+            deaths += u32::from(died);
+            let counts = world.sim.run(async {
+                let space = world.space();
+                shop(&space, &announced);
+                space.start().await.unwrap();
+                space.settled(secs(60)).await.unwrap();
+                let count =
+                    |node: &str| space.find(node).unwrap().state::<Ledger>().get(|ledger| ledger.count);
+                let counts = ["orders", "payments", "mails"].map(count);
+                space.stop().await.unwrap();
+                counts
+            });
+            let once = [1; 3];
+            assert!(counts == once || (!acknowledged && counts == [0; 3]), "{dies:?} {commit}: {counts:?}");
+            if !died {
+                assert!(acknowledged && announced.load(Ordering::SeqCst) >= 1);
+                break;
+            }
+        }
+    }
+    assert!(deaths >= 10, "only {deaths} deaths: the workload has become too small");
 }
