@@ -96,7 +96,7 @@ pub use link::{Hub, HubLink, RemoteNode};
 pub use node::{Handles, Node, Registration};
 pub use send::{Acceptance, Asking, Broadcasting, Replies, Reply, Sending, Sent, Target};
 pub use space::Space;
-pub use state::StateOf;
+pub use state::{Collected, Freshness, StateOf, View, Viewing, Views};
 pub use step::{again, done, goto, next, next_with};
 pub use stream::{Items, Outlet};
 pub use supervise::{Standing, Strategy, Supervised, Supervisor};

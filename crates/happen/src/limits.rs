@@ -168,6 +168,10 @@ pub const COMMIT_TRIES_MAX: u32 = 16;
 /// How often in a row a step is run again because what it had seen was no longer so, before that counts as a failure.
 pub const STEP_RERUNS_MAX: u32 = 100;
 
+/// Milliseconds of the longest wait before another attempt at a step of a durable node: a day, after which somebody should
+/// look.
+pub const DURABLE_RETRY_WAIT_MS_MAX: u64 = 24 * 3_600_000;
+
 /// Milliseconds before a commit is tried again that a store did not take; each further wait doubles.
 pub const STORE_WAIT_MS: u64 = 50;
 
@@ -177,6 +181,12 @@ pub const STORE_WAIT_MS_MAX: u64 = 5_000;
 /// Documents of durable nodes that are kept in memory, beside those in use. Beyond it the others are forgotten and read
 /// again when they are asked for.
 pub const STATE_DOCUMENTS_MAX: usize = 65_536;
+
+/// Documents that following references from one to the next may come to.
+pub const VIEWS_FOLLOWED_MAX: usize = 1_000;
+
+/// How often references are followed anew because they changed meanwhile.
+pub const VIEWS_TRIES_MAX: u32 = 16;
 
 /// Events that wait for a flow that waits for them, before it looks into the log instead.
 pub const WAIT_EVENTS_MAX: usize = 64;

@@ -311,6 +311,7 @@ impl StoredFlow {
                 progress.at_unix_ms = space.now_unix_ms().max(progress.at_unix_ms);
                 progress.values = effects.values;
                 progress.points.clear();
+                progress.expected.clear();
                 progress.retry = None;
                 return Turn::Again;
             }

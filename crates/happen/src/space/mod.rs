@@ -38,7 +38,7 @@ use crate::node::{Node, NodeInner, Registration};
 use crate::published::Readers;
 use crate::send::{Broadcasting, Sender, Sending, Target};
 use crate::state::Home;
-use crate::store::{SpaceStore, Store};
+use crate::store::{Document, Key, SpaceStore, Store};
 use crate::sync::{Mutex, lock};
 use crate::table::{Entry, Table};
 use crate::waits::Waits;
@@ -662,6 +662,16 @@ impl SpaceInner {
         self.states.home(node)
     }
 
+    /// Documents of durable nodes, or of all nodes in a space in memory, at one point of the log.
+    pub(crate) async fn documents(&self, keys: Vec<Key>) -> Result<Vec<Option<Document>>> {
+        if keys.is_empty() { Ok(Vec::new()) } else { self.store.documents(keys).await }
+    }
+
+    /// Documents of ephemeral nodes, at one moment.
+    pub(crate) async fn live_documents(&self, keys: Vec<Key>) -> Result<Vec<Option<Document>>> {
+        if keys.is_empty() { Ok(Vec::new()) } else { self.states.documents(keys).await }
+    }
+
     pub(crate) fn next_registration(&self) -> u64 {
         self.next_registration.fetch_add(1, Ordering::Relaxed)
     }
@@ -824,12 +834,15 @@ impl SpaceInner {
     }
 
     fn is_idle(&self, ends: Ends) -> bool {
-        let may_be_left = match (&self.durable, ends) {
-            (Some(durable), Ends::Leaves) => durable.waiting_at_points(),
+        let left = match (&self.durable, ends) {
+            (Some(durable), Ends::Leaves) => durable.can_be_left(),
             _ => 0,
         };
-        self.flows.load(Ordering::SeqCst) <= may_be_left
-            && self.all_nodes().into_iter().all(|node| Node::from_inner(node).waiting() == 0)
+        let waits = |node: Arc<NodeInner>| match ends {
+            Ends::Leaves if node.is_durable() => false,
+            _ => Node::from_inner(node).waiting() > 0,
+        };
+        self.flows.load(Ordering::SeqCst) <= left && !self.all_nodes().into_iter().any(waits)
     }
 
     async fn drained(&self, within: Duration, ends: Ends) -> bool {
