@@ -4,6 +4,7 @@
 //! Users take the crate `happen`, which re-exports what they need. Adapters build on this one.
 
 pub mod codec;
+pub mod content;
 pub mod downcast;
 pub mod env;
 pub mod error;
