@@ -18,6 +18,7 @@ use crate::config::{NodeOptions, Overflow, QueueOrder};
 use crate::context::Context;
 use crate::dispatch::{self, Job};
 use crate::gate::Gate;
+use crate::global::{Author, Global};
 use crate::handler::{Argument, Handler};
 use crate::hooks::{Hooks, Moment, Seen};
 use crate::published::Published;
@@ -706,6 +707,13 @@ impl Node {
     #[inline]
     pub fn entity<'n, S: State>(&'n self, key: impl Into<Cow<'n, str>>) -> StateOf<'n, S> {
         StateOf::entity(&self.inner, None, key.into())
+    }
+
+    /// The values that everybody in the space reads and changes, by key. What is changed by it is recorded as changed by
+    /// this node.
+    pub fn global(&self) -> Global {
+        let author = Author { node: Some(Arc::clone(&self.inner.name)), event: None };
+        Global::new(&self.inner.space, author)
     }
 
     /// Takes events again after [`Node::stop`].
