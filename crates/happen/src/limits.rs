@@ -219,6 +219,11 @@ pub(crate) const GLOBAL_LINES: usize = 64;
 /// their retention says.
 pub const GLOBAL_RECORDS_KEPT: u64 = 8_192;
 
+/// Milliseconds that a space in memory remembers at least which revision a deleted entry of global state had: a day,
+/// which is longer than anybody keeps a revision to change what it belongs to. Then the entry counts as never written, so
+/// that keys which are used once take no room for good.
+pub const GLOBAL_DELETED_KEPT_MS: u64 = 86_400_000;
+
 /// Entries whose expiry the sweep of a space remembers, some 200 bytes each: those that expire first. When one beyond
 /// is due, it looks through the store again.
 pub const GLOBAL_EXPIRIES_MAX: usize = 65_536;

@@ -12,11 +12,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use happen::env::RealEnv;
 use happen::global::{Change, ChangeKind, Global, LargeValue, Watch};
 use happen::limits::{
-    GLOBAL_ATTEMPTS_MAX, GLOBAL_KEY_BYTES_MAX, GLOBAL_RECORDS_KEPT, GLOBAL_SWEEP_MS_MAX,
-    GLOBAL_SWEEP_RETRY_MS, LARGE_BYTES_MAX, LARGE_PART_BYTES, LARGE_UNFINISHED_MS,
+    GLOBAL_ATTEMPTS_MAX, GLOBAL_DELETED_KEPT_MS, GLOBAL_KEY_BYTES_MAX, GLOBAL_RECORDS_KEPT,
+    GLOBAL_SWEEP_MS_MAX, GLOBAL_SWEEP_RETRY_MS, LARGE_BYTES_MAX, LARGE_PART_BYTES, LARGE_UNFINISHED_MS,
 };
 use happen::store::{
     Batch, Committed, Condition, Content, Document, History, List, MemoryStore, NewRecord, Page, Past,
@@ -61,6 +60,7 @@ fn on_each_store(test: impl AsyncFnOnce(&Space) + Clone) {
 
 #[cfg(feature = "embedded")]
 async fn in_folder(folder: &tempfile::TempDir) -> Space {
+    use happen::env::RealEnv;
     use happen::store::{SqliteOptions, SqliteStore};
     let env: Arc<dyn Env> = Arc::new(RealEnv::new());
     let store = SqliteStore::open(folder.path(), SqliteOptions::new(Arc::clone(&env))).await.unwrap();
@@ -671,6 +671,73 @@ fn many_entries_expire_at_once() {
 }
 
 #[test]
+fn a_space_in_memory_forgets_the_revision_of_what_was_deleted_after_a_day_and_not_before() {
+    let day = GLOBAL_DELETED_KEPT_MS;
+    for (waited_ms, revision) in [(day - 1, 3), (day, 1), (day + 1, 1)] {
+        let sim = Simulator::new(19);
+        let space = in_simulator(&sim);
+        sim.run(async {
+            let (global, env) = (space.global(), space.env());
+            let reference = global.put_large(b"x").await.unwrap();
+            global.delete_large(&reference).await.unwrap();
+            for key in ["old", "there"] {
+                global.set(key, &1).await.unwrap();
+            }
+            global.delete("old").await.unwrap();
+            // Two marks: the log is looked at whenever so many changes were made.
+            for change in 0..2 * GLOBAL_RECORDS_KEPT {
+                global.set("busy", &change).await.unwrap();
+                if change + 10 == GLOBAL_RECORDS_KEPT {
+                    env.sleep(secs(5)).await;
+                } else if change == GLOBAL_RECORDS_KEPT {
+                    global.set("later", &1).await.unwrap();
+                    global.delete("later").await.unwrap();
+                    env.sleep(Duration::from_millis(waited_ms)).await;
+                }
+            }
+            global.delete("busy").await.unwrap();
+            assert_eq!(global.set("later", &2).await.unwrap(), 3, "it was not there when the day began");
+            assert_eq!(global.set("old", &2).await.unwrap(), revision, "{waited_ms}");
+            assert_eq!(global.set("there", &2).await.unwrap(), 2);
+            assert_eq!(global.set("busy", &2).await.unwrap(), 2 * GLOBAL_RECORDS_KEPT + 2);
+            for key in ["0", "manifest"] {
+                let key = format!("large/{}/{key}", reference.id());
+                assert!(space.store().document(&key).await.unwrap().is_none(), "{key}");
+            }
+        });
+    }
+}
+
+/// As of a reader in another process, whose writer sweeps.
+#[test]
+fn a_store_that_takes_no_commits_is_read_and_not_swept() {
+    let sim = Simulator::new(20);
+    let env = sim.env();
+    let store = Arc::new(Unsteady::new(Arc::clone(&env)));
+    let open = || {
+        let store = Arc::clone(&store) as Arc<dyn Store>;
+        Space::with_store(Config::default(), Arc::clone(&env), store).unwrap()
+    };
+    sim.run(async {
+        let writer = open();
+        writer.global().set("lease", &1).expires_in(secs(5)).await.unwrap();
+        writer.global().set("there", &1).await.unwrap();
+        writer.stop().await.unwrap();
+        store.fail_next(u32::MAX, Failing::Refused);
+        let reader = open();
+        let mut watch = reader.global().watch("").await.unwrap();
+        env.sleep(secs(10)).await;
+        assert_eq!(told(&mut watch, 1).await, [change("there", 1, ChangeKind::There)]);
+        assert_eq!(reader.global().get::<i32>("lease").await.unwrap(), None);
+        assert_eq!(code(reader.global().set("x", &1).await), "misuse");
+        // It was tried once by the sweep, and once here.
+        env.sleep(secs(3_600)).await;
+        assert_eq!(u32::MAX - store.bad.load(Ordering::SeqCst), 2);
+        reader.stop().await.unwrap();
+    });
+}
+
+#[test]
 fn the_sweep_holds_nothing_while_it_sleeps_and_ends_with_its_space() {
     let sim = Simulator::new(16);
     let env = sim.env();
@@ -1151,6 +1218,7 @@ struct Unsteady {
 #[derive(Debug, Clone, Copy)]
 enum Failing {
     Io,
+    Refused,
     Conflict,
 }
 
@@ -1207,6 +1275,7 @@ impl Store for Unsteady {
         let failing = *self.failing.lock().unwrap();
         let error = move |_: Batch| match failing {
             Failing::Io => Err(Error::new(ErrorKind::Io { what: "writing".into() })),
+            Failing::Refused => Err(Error::misuse("the store is read only")),
             Failing::Conflict => Err(Condition::revision_conflict("x", 1, 2)),
         };
         Box::pin(async move { batches.into_iter().map(error).collect() })

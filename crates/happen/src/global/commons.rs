@@ -13,7 +13,7 @@ use happen_core::env::BoxFuture;
 use happen_core::store::Position;
 use tokio::sync::{MutexGuard, Notify};
 
-use crate::limits::{GLOBAL_LINES, GLOBAL_RECORDS_KEPT, LARGE_GIVEN_UP_MAX};
+use crate::limits::{GLOBAL_DELETED_KEPT_MS, GLOBAL_LINES, GLOBAL_RECORDS_KEPT, LARGE_GIVEN_UP_MAX};
 use crate::sync::lock;
 
 /// One for each space; takes little room before anything is contended.
@@ -35,7 +35,18 @@ struct Log {
     written: u64,
     /// Where the log was when the last [`GLOBAL_RECORDS_KEPT`] changes began.
     mark: Position,
+    /// Where it was a day ago or later, and when that was.
+    day: Option<(Position, u64)>,
     forgotten: Forgotten,
+}
+
+/// What is to be forgotten now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Forget {
+    /// The records of changes before this position.
+    pub(super) changes_before: Position,
+    /// The revisions of entries that were deleted before this position.
+    pub(super) deletions_before: Position,
 }
 
 /// The records before this position are forgotten, so many.
@@ -114,9 +125,9 @@ impl Commons {
         }
     }
 
-    /// Counts a change at this position. Gives the position before which records are to be forgotten, from time to time:
-    /// who is behind it counts as behind at once, before anything is gone.
-    pub(super) fn count_change(&self, at: Position) -> Option<Position> {
+    /// Counts a change at this position. Says from time to time what is to be forgotten: who is behind it counts as
+    /// behind at once, before anything is gone.
+    pub(super) fn count_change(&self, at: Position, now_unix_ms: u64) -> Option<Forget> {
         let mut log = lock(&self.log);
         log.written += 1;
         if !log.written.is_multiple_of(GLOBAL_RECORDS_KEPT) {
@@ -124,12 +135,24 @@ impl Commons {
         }
         // Changes are counted in another order than they are committed in, so a mark never goes back.
         let mark = at.max(log.mark);
-        let before = std::mem::replace(&mut log.mark, mark);
-        if before == Position::START {
+        let changes_before = std::mem::replace(&mut log.mark, mark);
+        let deletions_before = match log.day {
+            Some((day, since)) if now_unix_ms >= since.saturating_add(GLOBAL_DELETED_KEPT_MS) => {
+                log.day = Some((mark, now_unix_ms));
+                day
+            }
+            Some(_) => Position::START,
+            None => {
+                log.day = Some((mark, now_unix_ms));
+                Position::START
+            }
+        };
+        if changes_before == Position::START {
             return None;
         }
-        log.forgotten = Forgotten { before, records: log.forgotten.records + GLOBAL_RECORDS_KEPT };
-        Some(before)
+        log.forgotten =
+            Forgotten { before: changes_before, records: log.forgotten.records + GLOBAL_RECORDS_KEPT };
+        Some(Forget { changes_before, deletions_before })
     }
 
     pub(super) fn forgotten(&self) -> Forgotten {
@@ -195,11 +218,17 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_never_goes_back_and_what_is_forgotten_is_counted() {
+    fn marks_never_go_back_and_deletions_are_forgotten_after_a_day() {
         let commons = Commons::default();
         let at = |number| Position::from_number(number);
-        let count = |from: u128| (0..GLOBAL_RECORDS_KEPT).find_map(|_| commons.count_change(at(from)));
-        assert_eq!((count(10), count(5), count(20)), (None, Some(at(10)), Some(at(10))));
-        assert_eq!(commons.forgotten().records, 2 * GLOBAL_RECORDS_KEPT);
+        let count = |from: u128, now: u64| {
+            let forget = (0..GLOBAL_RECORDS_KEPT).find_map(|_| commons.count_change(at(from), now));
+            forget.map(|forget| (forget.changes_before.number(), forget.deletions_before.number()))
+        };
+        let day = GLOBAL_DELETED_KEPT_MS;
+        assert_eq!((count(10, 7), count(5, 7 + day - 1)), (None, Some((10, 0))));
+        assert_eq!((count(20, 7 + day), count(30, 7 + day)), (Some((10, 10)), Some((20, 0))));
+        assert_eq!((count(40, 8 + 2 * day), count(50, 8 + 4 * day)), (Some((30, 20)), Some((40, 40))));
+        assert_eq!(commons.forgotten().records, 5 * GLOBAL_RECORDS_KEPT);
     }
 }

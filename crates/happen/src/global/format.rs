@@ -285,7 +285,8 @@ pub(super) const ENTRIES: &str = "global/";
 /// What the keys of all marks of large values that are not finished begin with. Not below `large/`: a list of marks must
 /// not read the parts.
 pub(super) const UNFINISHED: &str = "large-unfinished/";
-const LARGE: &str = "large/";
+/// What the keys of the parts and manifests of all large values begin with.
+pub(super) const LARGE: &str = "large/";
 
 const VALUE: &str = "value";
 const EXPIRING: &str = "expiring";

@@ -37,7 +37,9 @@ pub use watch::{Change, ChangeKind, Watch};
 /// Values that everybody in a space reads and changes, by key; or those of one scope. A handle; cloning shares.
 ///
 /// A value is anything that serde encodes. Each entry has a revision, which counts its changes and goes on through
-/// deletion, so a change can be made on the condition that nothing happened in between.
+/// deletion, so a change can be made on the condition that nothing happened in between. A space in memory forgets the
+/// revision of an entry some time after a day without one
+/// ([`GLOBAL_DELETED_KEPT_MS`](crate::limits::GLOBAL_DELETED_KEPT_MS)).
 ///
 /// # Delivery
 ///

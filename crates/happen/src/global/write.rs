@@ -208,18 +208,24 @@ impl Global {
     }
 }
 
-/// Has a space in memory forget old changes from time to time, now that there is a record more. What is forgotten was
-/// read by all who read along.
+/// Has a space in memory forget old changes and deletions from time to time, now that there is a record more.
 pub(super) async fn told(space: &SpaceInner, store: &dyn Store, at: Position) {
     if !space.is_in_memory() {
         return;
     }
-    let Some(before) = space.commons.count_change(at) else { return };
-    let records = Select::tag(format::tag());
-    let prune = Prune { before, records, keep: Vec::new(), histories: Vec::new(), documents: Vec::new() };
-    // The change itself is made, so this is no failure of it.
-    if let Err(error) = store.prune(prune).await {
-        tracing::warn!(target: "happen", "old changes of global state are kept: {error}");
+    let Some(forget) = space.commons.count_change(at, space.env.unix_ms()) else { return };
+    // Ids of large values are never used again, so nobody asks for the revision of a deleted one.
+    let large = vec![format::LARGE.into(), format::UNFINISHED.into()];
+    let none = Select::Tagged(Vec::new());
+    for (before, records, histories) in [
+        (forget.changes_before, Select::tag(format::tag()), large),
+        (forget.deletions_before, none, vec![format::ENTRIES.into()]),
+    ] {
+        let prune = Prune { before, records, keep: Vec::new(), histories, documents: Vec::new() };
+        // The change itself is made, so this is no failure of it.
+        if let Err(error) = store.prune(prune).await {
+            tracing::warn!(target: "happen", "old changes of global state are kept: {error}");
+        }
     }
 }
 
