@@ -56,6 +56,7 @@ mod zero;
 mod encoded;
 mod state;
 mod durable;
+pub mod global;
 mod keys;
 mod wire;
 pub mod store;

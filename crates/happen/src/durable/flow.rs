@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use happen_core::pool::StepFuture;
 use happen_core::step::Kind;
-use happen_core::store::{Bytes, Key};
+use happen_core::store::{Batch, Bytes, Key};
 use happen_core::{ErasedEvent, Error, ErrorKind, Function, Result, Step, Value};
 use tokio::sync::{Notify, oneshot};
 
@@ -262,10 +262,15 @@ impl StoredFlow {
         // Taken here and not in the task, for the flow may begin before the task does.
         let Ok(storing) = Arc::clone(&self.storing).try_lock_owned() else { return };
         let flow = Arc::clone(self);
+        // Here as well: events are stored in the order in which they came.
+        let pushed = self.push_progress(Vec::new, Batch::default(), &Done::default());
         self.node.space.env.spawn(Box::pin(async move {
-            let stage = flow.empty_stage();
-            match flow.commit_progress(&stage, |_, _| Ok(())).await {
-                Ok(_) => flow.stored(),
+            let stored = match pushed {
+                Ok(ticket) => flow.settle_progress(ticket).await,
+                Err(error) => Err(error),
+            };
+            match stored {
+                Ok(()) => flow.stored(),
                 Err(error) => {
                     flow.refused.store(true, Ordering::SeqCst);
                     flow.refuse_storing(&error);
