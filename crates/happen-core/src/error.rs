@@ -104,6 +104,16 @@ pub enum ErrorKind {
         /// The type that was wanted.
         wanted: String,
     },
+    /// A stored state has a version that this program cannot read: a newer one, or an older one without a way to the
+    /// version that the type has now.
+    WrongVersion {
+        /// The state's name.
+        name: String,
+        /// The version it was stored in.
+        stored: u32,
+        /// The version of the type that was wanted.
+        known: u32,
+    },
     /// A payload could not be encoded.
     Unencodable {
         /// The type it has.
@@ -317,6 +327,7 @@ impl Error {
             | K::OtherReply { .. }
             | K::WrongPayload { .. }
             | K::Undecodable { .. }
+            | K::WrongVersion { .. }
             | K::Unencodable { .. }
             | K::Oversized { .. }
             | K::BadPattern { .. }
@@ -405,6 +416,7 @@ impl ErrorKind {
             Self::OtherReply { .. } => "other-reply",
             Self::WrongPayload { .. } => "wrong-payload",
             Self::Undecodable { .. } => "undecodable",
+            Self::WrongVersion { .. } => "wrong-version",
             Self::Unencodable { .. } => "unencodable",
             Self::Oversized { .. } => "oversized",
             Self::BadPattern { .. } => "bad-pattern",
@@ -447,6 +459,16 @@ impl fmt::Display for ErrorKind {
                 )
             }
             Self::Undecodable { wanted } => write!(f, "the bytes are no `{wanted}`"),
+            Self::WrongVersion { name, stored, known } if stored > known => write!(
+                f,
+                "state `{name}` was stored in version {stored}, and this program knows it up to version {known}: \
+                 run the program that wrote it, or a newer one"
+            ),
+            Self::WrongVersion { name, stored, known } => write!(
+                f,
+                "state `{name}` was stored in version {stored}, and version {known} has no way from there: \
+                 give it one with `migrate`"
+            ),
             Self::Unencodable { event_type } => write!(f, "the payload of `{event_type}` cannot be encoded"),
             Self::Oversized { bytes, bytes_max } => {
                 write!(

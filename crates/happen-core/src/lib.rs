@@ -32,6 +32,6 @@ pub use name::{EventType, TypeName};
 pub use pattern::{IntoPattern, Pattern, PatternError};
 pub use payload::{Dynamic, Payload};
 pub use reply::{Answer, Outgoing, Parcel};
-pub use state::State;
+pub use state::{OldState, State};
 pub use step::{IntoStep, Step};
 pub use value::Value;

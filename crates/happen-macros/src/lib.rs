@@ -1,8 +1,8 @@
 //! Derives for data only: `Event` names a payload, `State` names and versions a state. Owns the attributes and their
 //! error messages; knows nothing of nodes, and of the traits no more than their paths.
 //!
-//! Users reach both through the crate `happen`. Neither derive writes code that runs: each is an `impl` of constants,
-//! which can as well be written by hand.
+//! Users reach both through the crate `happen`. Neither derive writes code that decides anything: each is an `impl` of
+//! constants, with a call of the function that `migrate` names, and can as well be written by hand.
 //!
 //! ```
 //! use happen_core::{Payload, State};
@@ -110,8 +110,9 @@ pub fn derive_event(input: TokenStream) -> TokenStream {
 /// Implements `happen::State`, which makes a struct or an enum something a node can keep.
 ///
 /// `#[state("orders", version = 1)]` gives the name and the version its documents are stored under. Both can be left
-/// out: the name is then the one of the type in kebab-case, the version is 1. `crate = path` replaces the path
-/// `::happen`.
+/// out: the name is then the one of the type in kebab-case, the version is 1. `migrate = from_old` names the function
+/// that makes the state of an older version's document, `fn(&OldState<'_>) -> Result<Self>`. `crate = path` replaces
+/// the path `::happen`.
 ///
 /// The type also has to be `Default`, `Clone`, `Serialize` and `Deserialize`, and to have no generic parameters:
 /// documents of one name and version have one shape, which two instantiations would not have. A generic state
@@ -122,6 +123,7 @@ pub fn derive_event(input: TokenStream) -> TokenStream {
 /// Those of [`Event`](macro@Event) under the name `#[state]`, and further:
 ///
 /// - a version that is not a whole number from 1 to [`u32::MAX`]
+/// - a `migrate` that is no path of a function
 /// - a type with any generic parameter
 ///
 /// # Examples
@@ -137,6 +139,33 @@ pub fn derive_event(input: TokenStream) -> TokenStream {
 ///
 /// assert_eq!(StockLevels::NAME, "stock-levels");
 /// assert_eq!(StockLevels::VERSION, 1);
+/// ```
+///
+/// A type that changed its shape has the next version, and a way to it from the one before:
+///
+/// ```
+/// use happen_core::{OldState, Result, state};
+/// use happen_macros::State;
+/// use serde::{Deserialize, Serialize};
+///
+/// #[derive(State, Default, Clone, Serialize, Deserialize)]
+/// #[state("stock", version = 1, crate = happen_core)]
+/// struct StockV1 { apples: u32 }
+///
+/// #[derive(State, Default, Clone, Serialize, Deserialize)]
+/// #[state("stock", version = 2, migrate = from_old, crate = happen_core)]
+/// struct Stock { fruit: Vec<(String, u32)> }
+///
+/// fn from_old(old: &OldState<'_>) -> Result<Stock> {
+///     let StockV1 { apples } = old.state()?;
+///     Ok(Stock { fruit: vec![("apples".into(), apples)] })
+/// }
+///
+/// # fn main() -> Result<()> {
+/// let stored = state::encode(&StockV1 { apples: 5 })?;
+/// assert_eq!(state::decode_document::<Stock>(1, &stored)?.fruit[0].1, 5);
+/// # Ok(())
+/// # }
 /// ```
 ///
 /// Versions start at 1:

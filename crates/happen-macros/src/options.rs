@@ -8,7 +8,7 @@
 use proc_macro2::{Span, TokenStream, TokenTree};
 use quote::ToTokens;
 use syn::ext::IdentExt;
-use syn::parse::ParseStream;
+use syn::parse::{ParseStream, Parser};
 use syn::{Attribute, Data, DeriveInput, Error, Ident, Lit, LitInt, LitStr, Meta, Path, Result, Token};
 
 use crate::name::{flaw, kebab_case, mended};
@@ -26,6 +26,8 @@ pub(crate) struct Options {
     pub(crate) name: LitStr,
     /// The version of a state; 1 for an event.
     pub(crate) version: u32,
+    /// The function that makes a state of an older version's document.
+    pub(crate) migrate: Option<Path>,
     /// The path that `::happen` is the default of.
     pub(crate) happen: Path,
 }
@@ -41,6 +43,7 @@ struct Reader {
     example: String,
     name: Option<LitStr>,
     version: Option<u32>,
+    migrate: Option<Path>,
     happen: Option<Path>,
     mistakes: Mistakes,
 }
@@ -95,7 +98,7 @@ impl Kind {
     fn keys(self) -> &'static str {
         match self {
             Self::Event => "`crate = path`",
-            Self::State => "`version = 1` and `crate = path`",
+            Self::State => "`version = 1`, `migrate = from_old` and `crate = path`",
         }
     }
 
@@ -131,6 +134,7 @@ impl Reader {
             example: example.to_owned(),
             name: None,
             version: None,
+            migrate: None,
             happen: None,
             mistakes: Mistakes::default(),
         }
@@ -214,6 +218,10 @@ impl Reader {
                 let version = version(key, &take_until_comma(input))?;
                 fill(&mut self.version, key, version)
             }
+            ("migrate", Kind::State) => {
+                let function = function(key, &take_until_comma(input))?;
+                fill(&mut self.migrate, key, function)
+            }
             ("name" | "type" | "rename", _) => {
                 let value = syn::parse2::<LitStr>(take_until_comma(input)).map(|text| text.value());
                 let name = value.ok().and_then(|text| mended(&text)).unwrap_or_else(|| self.example.clone());
@@ -263,6 +271,7 @@ impl Reader {
         let options = Options {
             name: self.name.unwrap_or_else(|| LitStr::new(&self.example, span)),
             version: self.version.unwrap_or(1),
+            migrate: self.migrate,
             happen: self.happen.unwrap_or_else(|| syn::parse_quote!(::happen)),
         };
         (options, self.mistakes)
@@ -294,6 +303,9 @@ impl Reader {
             "crate" => Error::new_spanned(words, "`crate` takes a path: write `crate = my::happen`"),
             "version" if self.kind == Kind::State => {
                 Error::new_spanned(words, "`version` takes a number: write `version = 1`")
+            }
+            "migrate" if self.kind == Kind::State => {
+                Error::new_spanned(words, "`migrate` takes a function: write `migrate = from_old`")
             }
             _ => {
                 let name = mended(&text).unwrap_or_else(|| self.example.clone());
@@ -350,6 +362,22 @@ fn illegal_version(key: &Ident, value: &TokenStream) -> Error {
     let version = quoted.unwrap_or(1);
     let message = format!("a version is a whole number from 1 to {}: write `version = {version}`", u32::MAX);
     if value.is_empty() { Error::new_spanned(key, message) } else { Error::new_spanned(value, message) }
+}
+
+/// The path of a function. A closure is refused: commas in it would end it here, and a name tells what it does.
+fn function(key: &Ident, value: &TokenStream) -> Result<Path> {
+    if value.is_empty() {
+        return Err(Error::new_spanned(key, "`migrate` takes a function: write `migrate = from_old`"));
+    }
+    let path = Path::parse_mod_style.parse2(value.clone()).ok();
+    path.ok_or_else(|| {
+        let quoted = syn::parse2::<LitStr>(value.clone()).ok();
+        let quoted = quoted.and_then(|text| text.parse_with(Path::parse_mod_style).ok());
+        let path = quoted.map_or_else(|| "from_old".to_owned(), |path| path.to_token_stream().to_string());
+        let path = path.replace(' ', "");
+        let message = format!("`migrate` takes the path of a function: write `migrate = {path}`");
+        Error::new_spanned(value, message)
+    })
 }
 
 fn at_comma_or_end(input: ParseStream<'_>) -> Result<()> {

@@ -16,12 +16,20 @@ pub(crate) fn state(input: TokenStream) -> TokenStream {
     let mistakes = mistakes.into_code();
     let (happen, name, ident) = (&options.happen, &options.name, &input.ident);
     let version = Literal::u32_unsuffixed(options.version);
+    let migrate = options.migrate.map(|function| {
+        quote! {
+            fn migrate(old: &#happen::OldState<'_>) -> #happen::Result<Self> {
+                #function(old)
+            }
+        }
+    });
     quote! {
         #mistakes
         #[automatically_derived]
         impl #happen::State for #ident {
             const NAME: &'static str = #name;
             const VERSION: u32 = #version;
+            #migrate
         }
     }
 }
@@ -92,6 +100,23 @@ mod tests {
     }
 
     #[test]
+    fn a_migration_is_called_by_its_path() {
+        for path in ["from_old", "Self::from_old", "crate::old::orders"] {
+            let source = format!("#[state(\"orders\", migrate = {path}, version = 3)] struct X;");
+            let code = format!(
+                "#[automatically_derived] impl ::happen::State for X {{
+                    const NAME: &'static str = \"orders\";
+                    const VERSION: u32 = 3;
+                    fn migrate(old: &::happen::OldState<'_>) -> ::happen::Result<Self> {{
+                        {path}(old)
+                    }}
+                }}"
+            );
+            assert_code(state, &source, &code);
+        }
+    }
+
+    #[test]
     fn versions_start_at_one() {
         let one = "a version is a whole number from 1 to 4294967295: write `version = 1`";
         for value in ["0", "-1", "4294967296", "1.0", "1u64", "V", "\"0\"", "V + 1", "[1, 2]"] {
@@ -120,11 +145,29 @@ mod tests {
             ),
             ("#[state(\"a\", 2)]", "2", "a version has a key: write `version = 2`"),
             ("#[state(\"a\", version)]", "version", "`version` takes a number: write `version = 1`"),
+            ("#[state(\"a\", migrate)]", "migrate", "`migrate` takes a function: write `migrate = from_old`"),
+            (
+                "#[state(\"a\", migrate =)]",
+                "migrate",
+                "`migrate` takes a function: write `migrate = from_old`",
+            ),
+            (
+                "#[state(\"a\", migrate = \"old::orders\")]",
+                "\"old::orders\"",
+                "`migrate` takes the path of a function: write `migrate = old::orders`",
+            ),
+            (
+                "#[state(\"a\", migrate = |old| old.state())]",
+                "|old| old.state()",
+                "`migrate` takes the path of a function: write `migrate = from_old`",
+            ),
+            ("#[state(migrate = f, migrate = g)]", "migrate", "`migrate` is given once: remove one of them"),
             ("#[state(version = 1, version = 2)]", "version", "`version` is given once: remove one of them"),
             (
                 "#[state(\"a\", verson = 2)]",
                 "verson",
-                "`#[state]` has no key `verson`: beside the name it takes `version = 1` and `crate = path`",
+                "`#[state]` has no key `verson`: beside the name it takes `version = 1`, `migrate = from_old` and \
+                 `crate = path`",
             ),
             ("#[state(orders)]", "orders", "the name of a state is a text in quotes: write `\"orders\"`"),
             (

@@ -6,7 +6,7 @@
 use std::fmt::Debug;
 
 use happen_core::payload::{ErasedPayload, decode};
-use happen_core::{Dynamic, EventType, Payload, State};
+use happen_core::{Dynamic, EventType, OldState, Payload, Result, State, state};
 use happen_macros::{Event, State};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -14,7 +14,7 @@ use serde_json::json;
 /// A crate that re-exports what the derives name.
 mod my {
     pub(crate) mod happen {
-        pub(crate) use happen_core::{Payload, State, TypeName};
+        pub(crate) use happen_core::{OldState, Payload, Result, State, TypeName};
     }
 }
 
@@ -149,6 +149,29 @@ fn states_of_every_kind() {
     kept(&Door::default(), "door", 7);
     kept(&Door::Open { since: 5 }, "door", 7);
     carried(&Door::Open { since: 5 }, "door.changed");
+}
+
+#[derive(State, Clone, Default, Debug, PartialEq, Serialize, Deserialize)]
+#[state("shelf", crate = my::happen)]
+struct ShelfV1(u32);
+
+#[derive(State, Clone, Default, Debug, PartialEq, Serialize, Deserialize)]
+#[state("shelf", version = 2, migrate = Self::of, crate = my::happen)]
+struct Shelf {
+    books: u32,
+}
+
+impl Shelf {
+    fn of(old: &OldState<'_>) -> Result<Self> {
+        Ok(Self { books: old.state::<ShelfV1>()?.0 })
+    }
+}
+
+#[test]
+fn an_older_document_goes_through_the_function_named() {
+    let stored = state::encode(&ShelfV1(7)).unwrap();
+    assert_eq!(state::decode_document::<Shelf>(1, &stored).unwrap(), Shelf { books: 7 });
+    assert_eq!(state::decode_document::<ShelfV1>(0, &stored).unwrap_err().code(), "wrong-version");
 }
 
 #[test]

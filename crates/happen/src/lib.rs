@@ -76,7 +76,7 @@ pub use happen_core::pattern::{
 pub use happen_core::raw;
 pub use happen_core::{
     Answer, Batch, Dynamic, Envelope, Error, ErrorKind, Event, EventId, EventType, IntoPattern, IntoStep,
-    Outgoing, Payload, Result, State, Step, TypeName, Value,
+    OldState, Outgoing, Payload, Result, State, Step, TypeName, Value,
 };
 pub use happen_macros::{Event, State};
 

@@ -136,6 +136,13 @@ fn parts_of(kind: &ErrorKind) -> Vec<(&'static str, Part<'_>)> {
         K::OtherReply { asked, found } => vec![("asked", Text(asked)), ("found", Text(found))],
         K::WrongPayload { wanted, found } => vec![("wanted", Text(wanted)), ("found", Text(found))],
         K::Undecodable { wanted } => vec![("wanted", Text(wanted))],
+        K::WrongVersion { name, stored, known } => {
+            vec![
+                ("name", Text(name)),
+                ("stored", Number(u64::from(*stored))),
+                ("known", Number(u64::from(*known))),
+            ]
+        }
         K::Unencodable { event_type } => vec![("event_type", Text(event_type))],
         K::Oversized { bytes, bytes_max } => {
             vec![("bytes", Number(*bytes as u64)), ("bytes_max", Number(*bytes_max as u64))]
@@ -177,6 +184,11 @@ fn kind_of(code: &str, with: RawPayload<'_>) -> Option<ErrorKind> {
         "other-reply" => K::OtherReply { asked: text("asked")?, found: text("found")? },
         "wrong-payload" => K::WrongPayload { wanted: text("wanted")?, found: text("found")? },
         "undecodable" => K::Undecodable { wanted: text("wanted")? },
+        "wrong-version" => K::WrongVersion {
+            name: text("name")?,
+            stored: u32::try_from(number("stored")?).ok()?,
+            known: u32::try_from(number("known")?).ok()?,
+        },
         "unencodable" => K::Unencodable { event_type: text("event_type")? },
         "oversized" => K::Oversized { bytes: size("bytes")?, bytes_max: size("bytes_max")? },
         "bad-pattern" => {
