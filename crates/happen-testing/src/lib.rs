@@ -7,10 +7,12 @@ pub mod limits;
 
 mod contract;
 pub mod link;
+mod migrations;
 mod panic_text;
 mod seeds;
 mod simulator;
 pub mod store_contract;
 
+pub use migrations::Migrations;
 pub use seeds::{SeedOutcome, check_seeds};
 pub use simulator::{RunError, RunErrorKind, Simulator};
