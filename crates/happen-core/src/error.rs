@@ -250,6 +250,13 @@ impl Error {
         self
     }
 
+    /// The same error as one of another kind: places, context and causes stay.
+    #[must_use]
+    pub fn with_kind(mut self, kind: ErrorKind) -> Self {
+        self.0.kind = kind;
+        self
+    }
+
     /// The same error with the event it belongs to, unless it has one already: the first place to know it knows best.
     #[must_use]
     pub fn at_event(mut self, event: EventId) -> Self {
@@ -501,7 +508,7 @@ impl fmt::Display for ErrorKind {
                 )
             }
             Self::Lagged { items } => write!(f, "the reader was too slow and missed {items} items"),
-            Self::Invalid { reason } => write!(f, "the event is not valid: {reason}"),
+            Self::Invalid { reason } => write!(f, "not valid: {reason}"),
             Self::Conflict { what } => write!(f, "conflict: {what}"),
             Self::Io { what } => write!(f, "{what} failed"),
             Self::Damaged { what } => write!(f, "damaged: {what}"),

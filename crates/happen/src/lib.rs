@@ -55,6 +55,7 @@ mod chunks;
 mod zero;
 mod encoded;
 mod state;
+pub mod model;
 pub mod store;
 mod pure;
 mod failure;
