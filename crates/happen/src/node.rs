@@ -313,6 +313,7 @@ impl NodeInner {
         });
         let mut jobs = self.gate.clear();
         if let Some(aside) = self.aside.get() {
+            aside.states.bells.ring_all();
             let keys = lock(&aside.keys);
             let mut gates: Vec<_> = keys.iter().map(|(key, gate)| (*key, Arc::clone(gate))).collect();
             drop(keys);

@@ -16,6 +16,7 @@ use crate::flow::FlowInner;
 use crate::hooks::{Hooks, Moment, Seen};
 use crate::limits;
 use crate::local;
+use crate::model::{Bells, checked};
 use crate::node::NodeInner;
 use crate::pure;
 use crate::table::{Phase, Table};
@@ -87,6 +88,8 @@ enum Place<'n, S> {
 pub(crate) struct States {
     home: OnceLock<Arc<Home>>,
     told_of_clash: AtomicBool,
+    /// Rung for those who follow a document.
+    pub(crate) bells: Bells,
 }
 
 impl<'n, S: State> StateOf<'n, S> {
@@ -268,9 +271,11 @@ impl<'n, S: State> StateOf<'n, S> {
     fn apply(&self, change: impl Fn(S) -> Result<S>) -> Result<()> {
         let table = self.node.table.load();
         let hooks = self.admit(&table).map_err(|error| self.placed(error))?;
+        let change = checked(table.hooks.as_deref(), change);
         let replaced = self.write(change).map_err(|error| self.placed(error))?;
         // The user's value: what its drop does is done when no lock is held.
         drop(replaced);
+        self.node.states().bells.ring(|| self.document_key());
         if let Some(hooks) = hooks {
             self.after(&hooks);
         }
@@ -374,6 +379,39 @@ impl<'n, S: State> StateOf<'n, S> {
         let seen =
             Seen { node: Some(&self.node.name), event: event.as_ref(), state: Some(S::NAME), error: None };
         hooks.run(moment, &seen)
+    }
+
+    /// Reads the state as [`StateOf::get`] does, together with the revision that was read: for a change that is decided
+    /// elsewhere and made by [`StateOf::at_revision`].
+    ///
+    /// The function runs again when the state was changed meanwhile.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[derive(happen::State, Default, Clone, serde::Serialize, serde::Deserialize)]
+    /// # struct Page { text: String }
+    /// # fn main() -> happen::Result<()> {
+    /// let space = happen::Space::memory();
+    /// let wiki = space.node("wiki");
+    /// let (revision, text) = wiki.entity::<Page>("home").versioned(|page| page.text.clone());
+    /// let longer = text + "more";
+    /// wiki.entity::<Page>("home").at_revision(revision).set(move |_| Page { text: longer.clone() })?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn versioned<R>(&self, read: impl Fn(&S) -> R) -> (u64, R) {
+        let mut revision = self.revision();
+        loop {
+            let value = self.get(&read);
+            // A revision never comes back, so what was read between two looks at the same one is of that revision.
+            // Each turn more means that somebody else changed the state meanwhile.
+            let now = self.revision();
+            if now == revision {
+                return (revision, value);
+            }
+            revision = now;
+        }
     }
 }
 
