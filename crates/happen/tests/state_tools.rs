@@ -2,7 +2,7 @@
 //! of a change.
 #![expect(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -250,6 +250,14 @@ fn a_path_that_leads_nowhere_changes_nothing_and_says_so() {
     assert_eq!(node.state::<Shop>().revision(), 1);
     let error = node.state::<Shop>().try_set(lens::<Shop, u8>("stok").setter(1)).unwrap_err();
     assert!(error.to_string().contains("`stok` leads nowhere in a "), "{error}");
+
+    // A type that makes something else of what it is given.
+    #[derive(Debug, Default, Serialize, Deserialize)]
+    struct Tags(BTreeSet<u8>);
+    let tags = lens::<Tags, Vec<u8>>("");
+    assert_eq!(tags.set(&Tags::default(), &vec![1, 2]).unwrap().0, [1, 2].into());
+    let error = tags.set(&Tags::default(), &vec![2, 1]).unwrap_err();
+    assert!(error.to_string().ends_with("does not keep what is set at ``"), "{error}");
 }
 
 // Changes made of changes.

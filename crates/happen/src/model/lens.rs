@@ -1,6 +1,7 @@
 //! Lenses: one place of a state, read and changed without the code that does it knowing the rest. Owns both kinds, by
 //! functions and by a path; does not know nodes.
 
+use std::any::type_name;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -118,7 +119,7 @@ impl<S, T> Clone for Lens<S, T> {
 
 impl<S, T> fmt::Debug for Lens<S, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "lens to a {} in a {}", std::any::type_name::<T>(), std::any::type_name::<S>())
+        write!(f, "lens to a {} in a {}", type_name::<T>(), type_name::<S>())
     }
 }
 
@@ -210,10 +211,13 @@ where
         *place.ok_or_else(|| self.leads_nowhere())? = value.clone();
         let changed: S = from_json(json).map_err(|error| self.at(error))?;
         // Types pass over fields they do not know, and a value that was set nowhere would be lost without a word.
-        if self.path.find(&to_json(&changed)?) != Some(&value) {
-            return Err(self.leads_nowhere());
+        match self.path.find(&to_json(&changed)?) {
+            Some(kept) if *kept == value => Ok(changed),
+            Some(_) => {
+                Err(invalid(format!("a {} does not keep what is set at `{}`", type_name::<S>(), self.path)))
+            }
+            None => Err(self.leads_nowhere()),
         }
-        Ok(changed)
     }
 
     /// The change that puts a value there, for [`StateOf::try_set`](crate::StateOf::try_set). It refuses with the
@@ -243,7 +247,7 @@ where
     }
 
     fn leads_nowhere(&self) -> happen_core::Error {
-        invalid(format!("`{}` leads nowhere in a {}", self.path, std::any::type_name::<S>()))
+        invalid(format!("`{}` leads nowhere in a {}", self.path, type_name::<S>()))
     }
 
     fn at(&self, error: happen_core::Error) -> happen_core::Error {
@@ -259,6 +263,6 @@ impl<S, T> Clone for PathLens<S, T> {
 
 impl<S, T> fmt::Debug for PathLens<S, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "lens to `{}` in a {}", self.path, std::any::type_name::<S>())
+        write!(f, "lens to `{}` in a {}", self.path, type_name::<S>())
     }
 }

@@ -208,3 +208,35 @@ impl<S> fmt::Debug for Changes<S> {
         write!(f, "changes of {} after revision {}", self.listening.document, self.seen)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Space;
+
+    #[derive(Default, Clone, serde::Serialize, serde::Deserialize)]
+    struct Count(u64);
+
+    impl State for Count {
+        const NAME: &'static str = "count";
+        const VERSION: u32 = 1;
+    }
+
+    #[test]
+    fn a_reader_that_went_leaves_no_bell_behind() {
+        let space = Space::memory();
+        let node = space.node("node");
+        let followed = || lock(node.inner().states().bells.by_document.get().unwrap()).len();
+        let (one, other) = (node.changes::<Count>(), node.changes::<Count>());
+        let entities: Vec<_> = (0..10).map(|key| node.entity_changes::<Count>(&key.to_string())).collect();
+        let selected = node.select(|count: &Count| count.0).changes();
+        assert_eq!(followed(), 11);
+        drop(one);
+        drop(entities);
+        assert_eq!(followed(), 1);
+        drop(other);
+        assert_eq!(followed(), 1);
+        drop(selected);
+        assert_eq!(followed(), 0);
+    }
+}
