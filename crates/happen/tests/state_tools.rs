@@ -1002,6 +1002,17 @@ fn conflicts_are_all_told_with_the_three_values() {
 }
 
 #[test]
+fn a_list_that_lost_different_items_on_each_side_is_a_conflict() {
+    // Place by place it would look as if only one side had changed each.
+    let (base, mine, theirs) = (vec![1, 2, 3], vec![2, 3], vec![1, 2]);
+    let error = merge(&base, &mine, &theirs, &Policy::default()).unwrap_err();
+    assert_eq!(error.to_string(), "conflict: both sides changed the whole value");
+    let conflicts = error.find_cause::<Conflicts>().unwrap();
+    assert!(conflicts.iter().map(|conflict| conflict.path().to_string()).eq([""]));
+    assert_eq!(merge(&base, &mine, &theirs, &Policy::new(Prefer::Theirs)).unwrap(), theirs);
+}
+
+#[test]
 fn a_rule_holds_at_its_place_and_inside_and_the_last_one_counts() {
     let stock =
         |north: [i64; 2], south: [i64; 2]| json!({"north": {"a": north[0], "b": north[1]}, "south": south});

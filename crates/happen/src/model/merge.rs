@@ -286,7 +286,11 @@ impl Conflicts {
 
 impl fmt::Display for Conflicts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let paths: Vec<_> = self.all.iter().map(|conflict| format!("`{}`", conflict.path)).collect();
+        let place = |conflict: &Conflict| match conflict.path.parts() {
+            [] => "the whole value".to_owned(),
+            _ => format!("`{}`", conflict.path),
+        };
+        let paths: Vec<_> = self.all.iter().map(place).collect();
         write!(f, "both sides changed {}", paths.join(", "))
     }
 }
