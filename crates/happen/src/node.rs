@@ -156,10 +156,12 @@ impl NodeInner {
         self.has_hooks.load(Ordering::Relaxed)
     }
 
+    #[inline]
     fn aside(&self) -> &Aside {
         self.aside.get_or_init(Box::default)
     }
 
+    #[inline]
     pub(crate) fn states(&self) -> &crate::state::States {
         &self.aside().states
     }

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use happen_core::{Error, ErrorKind, Result, State};
 
-use crate::hooks::Hooks;
 use crate::node::Node;
 
 type Check<S> = Box<dyn Fn(&S, &S) -> Result<()> + Send + Sync>;
@@ -34,22 +33,17 @@ impl StateCheck {
 
 /// The change with the checks of the node around it, so that they are part of it: they see what it begins with and what
 /// it made, and nobody changes the state between them and the change.
-#[inline]
 pub(crate) fn checked<S: State>(
-    hooks: Option<&Hooks>,
+    checks: &[StateCheck],
     change: impl Fn(S) -> Result<S>,
 ) -> impl Fn(S) -> Result<S> {
-    let checks = hooks.map_or(&[] as &[StateCheck], Hooks::state_checks);
     move |before| {
-        if !checks.iter().any(|check| check.of::<S>().is_some()) {
+        let mut checks = checks.iter().filter_map(StateCheck::of::<S>).peekable();
+        if checks.peek().is_none() {
             return change(before);
         }
         let after = change(before.clone())?;
-        checks
-            .iter()
-            .filter_map(StateCheck::of::<S>)
-            .try_for_each(|check| check(&before, &after))
-            .map_err(refused)?;
+        checks.try_for_each(|check| check(&before, &after)).map_err(refused)?;
         Ok(after)
     }
 }

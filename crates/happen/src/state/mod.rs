@@ -271,8 +271,11 @@ impl<'n, S: State> StateOf<'n, S> {
     fn apply(&self, change: impl Fn(S) -> Result<S>) -> Result<()> {
         let table = self.node.table.load();
         let hooks = self.admit(&table).map_err(|error| self.placed(error))?;
-        let change = checked(table.hooks.as_deref(), change);
-        let replaced = self.write(change).map_err(|error| self.placed(error))?;
+        let replaced = match table.hooks.as_deref().map_or(&[][..], Hooks::state_checks) {
+            [] => self.write(change),
+            checks => self.write(checked(checks, change)),
+        };
+        let replaced = replaced.map_err(|error| self.placed(error))?;
         // The user's value: what its drop does is done when no lock is held.
         drop(replaced);
         self.node.states().bells.ring(|| self.document_key());
