@@ -59,6 +59,7 @@ mod durable;
 pub mod global;
 mod keys;
 mod wire;
+pub mod model;
 pub mod store;
 mod pure;
 mod failure;

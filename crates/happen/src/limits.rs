@@ -121,6 +121,14 @@ pub const PARALLEL_PARTS_MAX: usize = 256;
 /// a chain of eight is longer than anybody can follow.
 pub const STATE_HOOKS_NESTED_MAX: u32 = 8;
 
+/// Changes that a value with undo keeps to take back. Nobody takes back more one by one, and each takes room in a
+/// document of limited size.
+pub const UNDO_STEPS_MAX: usize = 100;
+
+/// Passages of a state machine that its document keeps. A phase has a few ways out, so a hundred passages are the whole
+/// life of most documents and the recent part of any.
+pub const PASSAGES_MAX: usize = 100;
+
 /// Contexts and futures that each thread keeps to use again.
 pub(crate) const RECYCLED_MAX: usize = 64;
 
