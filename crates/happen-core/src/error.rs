@@ -181,6 +181,11 @@ pub enum ErrorKind {
         /// What is damaged, what of it is still readable, and what to do.
         what: String,
     },
+    /// What was asked for is not remembered.
+    NotFound {
+        /// What was looked for, why it may be missing, and what to do.
+        what: String,
+    },
 }
 
 struct Inner {
@@ -327,7 +332,8 @@ impl Error {
             | K::Deadlock { .. }
             | K::Lagged { .. }
             | K::Invalid { .. }
-            | K::Damaged { .. } => false,
+            | K::Damaged { .. }
+            | K::NotFound { .. } => false,
         }
     }
 
@@ -418,6 +424,7 @@ impl ErrorKind {
             Self::Conflict { .. } => "conflict",
             Self::Io { .. } => "io",
             Self::Damaged { .. } => "damaged",
+            Self::NotFound { .. } => "not-found",
         }
     }
 }
@@ -483,6 +490,7 @@ impl fmt::Display for ErrorKind {
             Self::Conflict { what } => write!(f, "conflict: {what}"),
             Self::Io { what } => write!(f, "{what} failed"),
             Self::Damaged { what } => write!(f, "damaged: {what}"),
+            Self::NotFound { what } => write!(f, "not found: {what}"),
         }
     }
 }

@@ -124,7 +124,8 @@ fn parts_of(kind: &ErrorKind) -> Vec<(&'static str, Part<'_>)> {
         | K::Misuse { what }
         | K::Conflict { what }
         | K::Io { what }
-        | K::Damaged { what } => vec![("what", Text(what))],
+        | K::Damaged { what }
+        | K::NotFound { what } => vec![("what", Text(what))],
         K::NoSuchNode { node } | K::DuplicateNode { node } => vec![("node", Text(node))],
         K::NoHandler { node, event_type } => vec![("node", Text(node)), ("event_type", Text(event_type))],
         K::Refused { node, reason } => vec![("node", Text(node)), ("reason", Text(reason))],
@@ -196,6 +197,7 @@ fn kind_of(code: &str, with: RawPayload<'_>) -> Option<ErrorKind> {
         "conflict" => K::Conflict { what: text("what")? },
         "io" => K::Io { what: text("what")? },
         "damaged" => K::Damaged { what: text("what")? },
+        "not-found" => K::NotFound { what: text("what")? },
         _ => return None,
     })
 }

@@ -113,7 +113,7 @@ fn any_kind() -> impl Strategy<Value = ErrorKind> {
     let text = || "[a-zé ]{0,12}";
     let texts = || prop::collection::vec("[a-z]{0,6}", 0..4);
     let places = (text(), text(), text(), texts(), any::<u64>(), any::<usize>(), any::<usize>());
-    (0..26, places).prop_map(|(which, (a, b, c, list, number, size, other))| match which {
+    (0..27, places).prop_map(|(which, (a, b, c, list, number, size, other))| match which {
         0 => ErrorKind::NotStarted,
         1 => ErrorKind::Closed { what: a },
         2 => ErrorKind::NoSuchNode { node: a },
@@ -139,7 +139,8 @@ fn any_kind() -> impl Strategy<Value = ErrorKind> {
         22 => ErrorKind::Invalid { reason: a },
         23 => ErrorKind::Conflict { what: a },
         24 => ErrorKind::Io { what: a },
-        _ => ErrorKind::Damaged { what: a },
+        25 => ErrorKind::Damaged { what: a },
+        _ => ErrorKind::NotFound { what: a },
     })
 }
 
