@@ -61,6 +61,7 @@ mod failure;
 mod supervise;
 mod web;
 mod trace;
+mod tree;
 mod local;
 mod current;
 mod sync;
