@@ -62,6 +62,7 @@ mod supervise;
 mod web;
 mod trace;
 mod tree;
+pub mod journal;
 mod local;
 mod current;
 mod sync;

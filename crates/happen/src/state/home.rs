@@ -203,7 +203,8 @@ impl Name<'_> {
     }
 }
 
-fn escaped(part: &str) -> Cow<'_, str> {
+/// A part of a key, with `/` and `%` written so that parts stay apart.
+pub(crate) fn escaped(part: &str) -> Cow<'_, str> {
     if part.contains(['/', '%']) { part.replace('%', "%25").replace('/', "%2F").into() } else { part.into() }
 }
 
