@@ -66,6 +66,8 @@ mod failure;
 mod supervise;
 mod web;
 mod trace;
+mod tree;
+pub mod journal;
 mod local;
 mod current;
 mod sync;
