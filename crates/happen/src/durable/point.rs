@@ -135,7 +135,7 @@ async fn send_question(
         })
         .await?;
     flow.stored();
-    flow.durable().waiters.offer(event);
+    flow.durable().waiters.offer(space, event);
     flow.durable().release(space, done);
     match to_us {
         Some(to_us) if !durable_target => ask_elsewhere(flow, event, to, to_us),
