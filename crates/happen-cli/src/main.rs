@@ -17,7 +17,8 @@ use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap_complete::aot::{self, Bash, Fish, Zsh};
 
 use crate::demo::plan::{ORDERS_MAX, ORDERS_MIN, Plan};
 use crate::failure::{Failure, sentence};
@@ -37,6 +38,19 @@ enum Command {
     Demo(DemoArguments),
     /// Turn a git history into events and say what led to a commit
     Git(GitArguments),
+    /// Print the completion of this program's commands for a shell
+    Completion {
+        /// The shell
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Shell {
+    Bash,
+    Zsh,
+    Fish,
 }
 
 #[derive(Debug, Args)]
@@ -81,6 +95,7 @@ fn main() -> ExitCode {
         Command::Git(GitArguments { path, commit, json }) => {
             run(git::run(&git::Request { path, commit, json }, &output))
         }
+        Command::Completion { shell } => completion(shell, &output),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -101,6 +116,18 @@ fn run(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure
         .build()
         .map_err(Failure::Runtime)?;
     runtime.block_on(command)
+}
+
+/// Writes what a shell needs to complete the commands that there are.
+fn completion(shell: Shell, output: &Output) -> Result<(), Failure> {
+    let mut command = CommandLine::command();
+    let mut script = Vec::new();
+    match shell {
+        Shell::Bash => aot::generate(Bash, &mut command, "happen", &mut script),
+        Shell::Zsh => aot::generate(Zsh, &mut command, "happen", &mut script),
+        Shell::Fish => aot::generate(Fish, &mut command, "happen", &mut script),
+    }
+    output.write(&String::from_utf8_lossy(&script))
 }
 
 /// Orders of a demonstration that takes a few seconds; without optimisation, fewer.
