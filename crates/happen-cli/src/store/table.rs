@@ -1,0 +1,90 @@
+//! Lines of columns for people and for `cut`: the first column is what the line is found by, and no line is wider than
+//! a terminal of old. Owns widths; does not know what is shown.
+
+use crate::output::{Output, plain};
+
+/// Lines of columns, aligned over a whole page.
+#[derive(Debug)]
+pub(crate) struct Table {
+    heads: &'static [&'static str],
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// No lines yet, with the names of the columns.
+    pub(crate) fn new(heads: &'static [&'static str]) -> Self {
+        Self { heads, rows: Vec::new() }
+    }
+
+    /// Adds a line. Columns beyond those that have a name are left out.
+    pub(crate) fn push(&mut self, cells: impl IntoIterator<Item = String>) {
+        let mut row: Vec<_> = cells.into_iter().take(self.heads.len()).collect();
+        row.resize(self.heads.len(), String::new());
+        self.rows.push(row);
+    }
+
+    /// The lines, with the names above them where a person looks on: in a pipe, every line is one of the table.
+    pub(crate) fn shown(&self, output: &Output) -> String {
+        let heads = output.is_terminal().then(|| self.heads.iter().map(|head| (*head).to_owned()).collect());
+        let rows: Vec<Vec<String>> = heads.into_iter().chain(self.rows.iter().cloned()).collect();
+        let mut widths = vec![0; self.heads.len()];
+        for row in &rows {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = (*width).max(cell.chars().count().min(CELL_CHARS_MAX));
+            }
+        }
+        rows.iter().map(|row| line(row, &widths)).collect()
+    }
+}
+
+fn line(row: &[String], widths: &[usize]) -> String {
+    let mut cells = row.iter().zip(widths);
+    // What a line is found by is never cut: somebody may want to give it to the next command.
+    let first = cells.next().map_or_else(String::new, |(cell, width)| {
+        let cell = plain(cell, usize::MAX);
+        format!("{cell:width$}")
+    });
+    let mut rest = String::new();
+    for (cell, width) in cells {
+        let cell = plain(cell, *width);
+        rest.push_str(&format!("  {cell:width$}"));
+    }
+    let rest_chars_max = WIDTH_CHARS_MAX.saturating_sub(first.chars().count());
+    let rest =
+        if rest_chars_max > REST_CHARS_MIN { plain(rest.trim_end(), rest_chars_max) } else { String::new() };
+    format!("{}\n", format!("{first}{rest}").trim_end())
+}
+
+/// The width of a line.
+pub(crate) const WIDTH_CHARS_MAX: usize = 80;
+/// What is left of a line must be wider to show anything of the other columns.
+const REST_CHARS_MIN: usize = 3;
+/// The width of a column: that of the id of an event.
+const CELL_CHARS_MAX: usize = 36;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(rows: &[[&str; 3]]) -> String {
+        let mut table = Table::new(&["ID", "NODE", "WHAT"]);
+        rows.iter().for_each(|row| table.push(row.map(str::to_owned)));
+        table.shown(&Output::piped())
+    }
+
+    #[test]
+    fn columns_are_aligned_and_a_pipe_gets_no_names() {
+        assert_eq!(table(&[["a", "orders", "x"], ["bcd", "b", ""]]), "a    orders  x\nbcd  b\n");
+        assert_eq!(table(&[]), "");
+    }
+
+    #[test]
+    fn a_line_has_at_most_so_many_characters_and_its_first_cell_is_whole() {
+        for (len, rest) in [(73, "  n  w"), (74, "  n  w"), (75, "  n …"), (76, "  n…"), (77, ""), (87, "")]
+        {
+            let first = "k".repeat(len);
+            assert_eq!(table(&[[&first, "n", "w"]]), format!("{first}{rest}\n"));
+        }
+        assert_eq!(table(&[["a", "n\u{1b}\n", "w"]]), "a  n??  w\n");
+    }
+}
