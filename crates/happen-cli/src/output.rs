@@ -89,15 +89,6 @@ impl Output {
         self.write_as_it_is(&format!("{value:#}\n")).map(drop)
     }
 
-    /// Writes one of several values as JSON, each on a line of its own.
-    ///
-    /// # Errors
-    ///
-    /// As [`Output::write`].
-    pub(crate) fn write_json_line(&self, value: &serde_json::Value) -> Result<Reader, Failure> {
-        self.write_as_it_is(&format!("{value}\n"))
-    }
-
     /// Writes a text for a program, such as JSON, which is UTF-8 whatever the locale says.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use crate::output::{Output, Reader, plain};
 use crate::store::content::shown;
 use crate::store::ids::{each, event};
 use crate::store::moment::{Utc, span};
-use crate::store::table::{Table, WIDTH_CHARS_MAX};
+use crate::store::table::{Listing, WIDTH_CHARS_MAX};
 use crate::store::upkeep::position_json;
 use crate::store::web::ids;
 use crate::store::{Place, journal, now_unix_ms, of_store};
@@ -111,15 +111,11 @@ async fn list(which: Which, arguments: &ListArguments, output: &Output) -> Resul
     }
     loop {
         let (flows, next) = page(&store, &journal, which, &filter).await?;
-        let mut table = Table::new(&["EVENT", "NODE", "STEP", "STANDS"]);
+        let mut page = Listing::new(&arguments.place, &["EVENT", "NODE", "STEP", "STANDS"]);
         for flow in &flows {
-            if !arguments.place.json {
-                table.push(flow.row(now_unix_ms()));
-            } else if output.write_json_line(&flow.json())? == Reader::Gone {
-                return Ok(());
-            }
+            page.push(|| flow.row(now_unix_ms()), || flow.json());
         }
-        if output.write_part(&table.shown(output))? == Reader::Gone {
+        if page.write(output)? == Reader::Gone {
             return Ok(());
         }
         let Some(next) = next else { return Ok(()) };

@@ -8,10 +8,10 @@ use happen::store::{List, Read, Record, Select, SqliteStore, Start, Store as _, 
 use serde_json::{Value as Json, json};
 
 use crate::failure::Failure;
-use crate::output::{Output, Reader, number};
+use crate::output::{Output, number};
 use crate::store::key::{ENTITY, STATE, escaped, plain};
 use crate::store::moment::Utc;
-use crate::store::table::Table;
+use crate::store::table::Listing;
 use crate::store::tail::first;
 use crate::store::upkeep::position_json;
 use crate::store::{Place, of_store};
@@ -37,7 +37,7 @@ pub(crate) async fn run(arguments: &NodesArguments, output: &Output) -> Result<(
         Some(node) => BTreeMap::from([(node.clone(), None)]),
         None => known(&store).await?,
     };
-    let mut table = Table::new(&["NODE", "FLOWS", "DEAD", "LAST", "EVENT"]);
+    let mut page = Listing::new(&arguments.place, &["NODE", "FLOWS", "DEAD", "LAST", "EVENT"]);
     for (node, seen) in nodes.iter().take(NODES_MAX) {
         let last = match seen {
             Some(record) => Some(record.clone()),
@@ -55,24 +55,22 @@ pub(crate) async fn run(arguments: &NodesArguments, output: &Output) -> Result<(
                 "no node `{node}` is known to this store; `happen ps` lists those that are"
             )));
         }
-        if arguments.place.json {
-            let told = json!({
+        let row = || {
+            let at = last.as_ref().map_or_else(String::new, |record| Utc(record.at_unix_ms).short());
+            [node.clone(), number(flows), number(dead), at, event.clone().unwrap_or_default()]
+        };
+        page.push(row, || {
+            json!({
                 "node": node,
                 "flows": flows,
                 "dead": dead,
                 "last_at": last.as_ref().map(|record| Utc(record.at_unix_ms).to_string()),
                 "last_event": event,
                 "last_position": last.as_ref().map_or(Json::Null, |record| position_json(record.position)),
-            });
-            if output.write_json_line(&told)? == Reader::Gone {
-                return Ok(());
-            }
-            continue;
-        }
-        let at = last.map_or_else(String::new, |record| Utc(record.at_unix_ms).short());
-        table.push([node.clone(), number(flows), number(dead), at, event.unwrap_or_default()]);
+            })
+        });
     }
-    output.write(&table.shown(output))?;
+    page.write(output)?;
     if nodes.len() > NODES_MAX {
         return Err(Failure::Store(format!(
             "there are more than {} nodes, and the others are not shown; name one with --node",

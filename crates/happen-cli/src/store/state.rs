@@ -19,7 +19,7 @@ use crate::store::content::{Exactness, packed, shown};
 use crate::store::diff::{Difference, differences};
 use crate::store::key::{ENTITY, Meant, STATE, escaped, meant, new_key};
 use crate::store::moment::Utc;
-use crate::store::table::{Table, WIDTH_CHARS_MAX};
+use crate::store::table::{Listing, WIDTH_CHARS_MAX};
 use crate::store::upkeep::position_json;
 use crate::store::web::{made_by, reason_json};
 use crate::store::{Place, journal, of_store};
@@ -129,7 +129,12 @@ async fn list(arguments: &ListArguments, output: &Output) -> Result<(), Failure>
             let documents = store.list(list).await.map_err(|error| of_store(store.folder(), &error))?;
             let Some(last) = documents.last() else { break };
             found += documents.len();
-            if show_list(&documents, arguments.place.json, output)? == Reader::Gone {
+            let mut page = Listing::new(&arguments.place, &["KEY", "REVISION", "AT"]);
+            for document in &documents {
+                let (revision, at) = (document.revision.to_string(), Utc(document.at_unix_ms).to_string());
+                page.push(|| [document.key.to_string(), revision, at], || revision_json(document));
+            }
+            if page.write(output)? == Reader::Gone {
                 return Ok(());
             }
             after = Some(last.key.clone());
@@ -141,23 +146,6 @@ async fn list(arguments: &ListArguments, output: &Output) -> Result<(), Failure>
         ))),
         _ => Ok(()),
     }
-}
-
-fn show_list(documents: &[Document], json: bool, output: &Output) -> Result<Reader, Failure> {
-    if json {
-        for document in documents {
-            if output.write_json_line(&revision_json(document))? == Reader::Gone {
-                return Ok(Reader::Gone);
-            }
-        }
-        return Ok(Reader::There);
-    }
-    let mut table = Table::new(&["KEY", "REVISION", "AT"]);
-    for document in documents {
-        let (revision, at) = (document.revision.to_string(), Utc(document.at_unix_ms).to_string());
-        table.push([document.key.to_string(), revision, at]);
-    }
-    output.write_part(&table.shown(output))
 }
 
 async fn get(arguments: &GetArguments, output: &Output) -> Result<(), Failure> {
@@ -232,19 +220,15 @@ async fn history(arguments: &HistoryArguments, output: &Output) -> Result<(), Fa
         let reasons = reasons.map_err(|error| of_store(store.folder(), &error))?;
         let Some(last) = reasons.last() else { return Ok(()) };
         until = Until::Before(last.revision);
-        let mut table = Table::new(&["REVISION", "AT", "EVENT", "BY"]);
+        let mut page = Listing::new(&arguments.place, &["REVISION", "AT", "EVENT", "BY"]);
         for reason in &reasons {
-            if arguments.place.json {
-                if output.write_json_line(&reason_json(&meant.key, reason))? == Reader::Gone {
-                    return Ok(());
-                }
-                continue;
-            }
-            let event = reason.event().map_or_else(|| "-".to_owned(), |event| event.to_string());
-            let (revision, at) = (reason.revision.to_string(), Utc(reason.at_unix_ms).short());
-            table.push([revision, at, event, made_by(reason)]);
+            let row = || {
+                let event = reason.event().map_or_else(|| "-".to_owned(), |event| event.to_string());
+                [reason.revision.to_string(), Utc(reason.at_unix_ms).short(), event, made_by(reason)]
+            };
+            page.push(row, || reason_json(&meant.key, reason));
         }
-        if output.write_part(&table.shown(output))? == Reader::Gone {
+        if page.write(output)? == Reader::Gone {
             return Ok(());
         }
     }
@@ -263,21 +247,22 @@ async fn diff(arguments: &DiffArguments, output: &Output) -> Result<(), Failure>
         });
     }
     let found = differences(&contents[0], &contents[1]);
-    if !arguments.place.json {
-        return output.write(&found.iter().map(difference_text).collect::<String>());
+    if arguments.place.json {
+        let lines: String =
+            found.iter().map(|difference| format!("{}\n", difference_json(difference))).collect();
+        return output.write_as_it_is(&lines).map(drop);
     }
-    for difference in &found {
-        let mut told = json!({ "path": difference.path });
-        for (name, value) in [("before", &difference.before), ("after", &difference.after)] {
-            if let Some(value) = value {
-                told[name] = value.clone();
-            }
-        }
-        if output.write_json_line(&told)? == Reader::Gone {
-            return Ok(());
+    output.write(&found.iter().map(difference_text).collect::<String>())
+}
+
+fn difference_json(difference: &Difference) -> Json {
+    let mut told = json!({ "path": difference.path });
+    for (name, value) in [("before", &difference.before), ("after", &difference.after)] {
+        if let Some(value) = value {
+            told[name] = value.clone();
         }
     }
-    Ok(())
+    told
 }
 
 /// `+` for what came, `-` for what went, `~` for what is another value now.

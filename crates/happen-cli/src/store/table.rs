@@ -1,30 +1,73 @@
-//! Lines of columns for people and for `cut`: the first column is what the line is found by, and no line is wider than
-//! a terminal of old. Owns widths; does not know what is shown.
+//! Lists: lines of columns for people and for `cut`, or a JSON value on each line. The first column is what the line is
+//! found by, and no line is wider than a terminal of old. Owns widths; does not know what is listed.
 
-use crate::output::{Output, plain};
+use serde_json::Value as Json;
+
+use crate::failure::Failure;
+use crate::output::{Output, Reader, plain};
+use crate::store::Place;
+
+/// A page of a list, in the form that was asked for. It is written at once, because a write costs more than its lines.
+#[derive(Debug)]
+pub(crate) struct Listing {
+    table: Table,
+    /// The lines when JSON was asked for.
+    json: Option<String>,
+}
+
+impl Listing {
+    /// No lines yet, with the names of the columns that text has.
+    pub(crate) fn new(place: &Place, heads: &'static [&'static str]) -> Self {
+        Self { table: Table::new(heads), json: place.json.then(String::new) }
+    }
+
+    /// Adds a line, in the one of its two forms that is wanted.
+    pub(crate) fn push<const N: usize>(
+        &mut self,
+        row: impl FnOnce() -> [String; N],
+        json: impl FnOnce() -> Json,
+    ) {
+        match &mut self.json {
+            Some(lines) => lines.push_str(&format!("{}\n", json())),
+            None => self.table.push(row()),
+        }
+    }
+
+    /// Writes the page; says whether somebody reads on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Output::write`].
+    pub(crate) fn write(self, output: &Output) -> Result<Reader, Failure> {
+        match self.json {
+            Some(lines) => output.write_as_it_is(&lines),
+            None => output.write_part(&self.table.shown(output)),
+        }
+    }
+}
 
 /// Lines of columns, aligned over a whole page.
 #[derive(Debug)]
-pub(crate) struct Table {
+struct Table {
     heads: &'static [&'static str],
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
     /// No lines yet, with the names of the columns.
-    pub(crate) fn new(heads: &'static [&'static str]) -> Self {
+    fn new(heads: &'static [&'static str]) -> Self {
         Self { heads, rows: Vec::new() }
     }
 
     /// Adds a line. Columns beyond those that have a name are left out.
-    pub(crate) fn push(&mut self, cells: impl IntoIterator<Item = String>) {
+    fn push(&mut self, cells: impl IntoIterator<Item = String>) {
         let mut row: Vec<_> = cells.into_iter().take(self.heads.len()).collect();
         row.resize(self.heads.len(), String::new());
         self.rows.push(row);
     }
 
     /// The lines, with the names above them where a person looks on: in a pipe, every line is one of the table.
-    pub(crate) fn shown(&self, output: &Output) -> String {
+    fn shown(&self, output: &Output) -> String {
         let heads = output.is_terminal().then(|| self.heads.iter().map(|head| (*head).to_owned()).collect());
         let rows: Vec<Vec<String>> = heads.into_iter().chain(self.rows.iter().cloned()).collect();
         let mut widths = vec![0; self.heads.len()];

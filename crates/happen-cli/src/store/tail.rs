@@ -9,12 +9,11 @@ use serde_json::{Value as Json, json};
 
 use crate::failure::Failure;
 use crate::output::{Output, Reader, count_of, plain};
-use crate::store::content::shown;
 use crate::store::flows::{ended, step_json};
 use crate::store::moment::{Moment, Utc};
 use crate::store::table::WIDTH_CHARS_MAX;
 use crate::store::upkeep::position_json;
-use crate::store::web::ids;
+use crate::store::web::{ids, payload};
 use crate::store::{Place, now_unix_ms, of_store};
 
 /// `happen tail`.
@@ -133,22 +132,24 @@ impl Tail<'_> {
         record.tags.iter().any(|tag| matches!(tag, Tag::Type(name) if pattern.matches(name)))
     }
 
+    /// Writes records, all at once.
     fn show(&mut self, records: &[Record]) -> Result<Reader, Failure> {
+        let mut text = String::new();
         for record in records {
             if !self.takes(record) {
                 continue;
             }
-            let entry = Entry::read(record);
-            self.unreadable += u64::from(entry.is_err());
-            let written = match self.arguments.place.json {
-                true => self.output.write_json_line(&record_json(record, entry.ok().as_ref()))?,
-                false => self.output.write_part(&self.line(record, entry.ok().as_ref()))?,
-            };
-            if written == Reader::Gone {
-                return Ok(Reader::Gone);
+            let entry = Entry::read(record).ok();
+            self.unreadable += u64::from(entry.is_none());
+            match self.arguments.place.json {
+                true => text.push_str(&format!("{}\n", record_json(record, entry.as_ref()))),
+                false => text.push_str(&self.line(record, entry.as_ref())),
             }
         }
-        Ok(Reader::There)
+        match self.arguments.place.json {
+            true => self.output.write_as_it_is(&text),
+            false => self.output.write_part(&text),
+        }
     }
 
     fn line(&self, record: &Record, entry: Option<&Entry>) -> String {
@@ -214,7 +215,7 @@ fn record_json(record: &Record, entry: Option<&Entry>) -> Json {
             "sender": event.sender,
             "causes": ids(&event.causes),
             "depth": event.depth,
-            "payload": shown(event.payload_bytes()).map_or(Json::Null, |shown| shown.json),
+            "payload": payload(event),
         })
     };
     let flow =

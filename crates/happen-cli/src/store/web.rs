@@ -2,7 +2,7 @@
 //! the journal's.
 
 use clap::Args;
-use happen::journal::{Journal, MadeBy, Reason};
+use happen::journal::{Journal, MadeBy, Reason, StoredEvent};
 use happen::store::{SqliteStore, Until};
 use happen::{EventId, Handled, Line, Trace, TraceOutcome};
 use serde_json::{Value as Json, json};
@@ -13,7 +13,7 @@ use crate::store::content::shown;
 use crate::store::ids::{each, event, sought};
 use crate::store::key::meant;
 use crate::store::moment::Utc;
-use crate::store::table::{Table, WIDTH_CHARS_MAX};
+use crate::store::table::{Listing, WIDTH_CHARS_MAX};
 use crate::store::upkeep::position_json;
 use crate::store::{Place, journal, of_store};
 
@@ -163,38 +163,47 @@ async fn list(
     place: &Place,
     output: &Output,
 ) -> Result<(), Failure> {
-    let mut table = Table::new(&["EVENT", "AT", "TYPE", "SENDER"]);
-    for id in events {
-        let found = journal.event(*id).await.map_err(|error| of_store(store.folder(), &error))?;
-        let Some(event) = found else {
-            // It was pruned between the two readings, or only its effects tell of it.
-            table.push([id.to_string(), String::new(), "(not remembered any more)".to_owned()]);
-            let told = json!({ "event": id.to_string(), "type": Json::Null });
-            if place.json && output.write_json_line(&told)? == Reader::Gone {
-                return Ok(());
+    for events in events.chunks(PAGE_EVENTS) {
+        let mut page = Listing::new(place, &["EVENT", "AT", "TYPE", "SENDER"]);
+        for id in events {
+            let found = journal.event(*id).await.map_err(|error| of_store(store.folder(), &error))?;
+            match found {
+                Some(event) => page.push(|| event_row(&event), || event_json(&event)),
+                // It was pruned between the two readings, or only its effects tell of it.
+                None => page.push(
+                    || [id.to_string(), String::new(), "(not remembered any more)".to_owned(), String::new()],
+                    || json!({ "event": id.to_string(), "type": Json::Null }),
+                ),
             }
-            continue;
-        };
-        if place.json {
-            let told = json!({
-                "event": id.to_string(),
-                "type": event.event_type,
-                "at": Utc(event.at_unix_ms).to_string(),
-                "sender": event.sender,
-                "correlation": event.correlation,
-                "causes": ids(&event.causes),
-                "position": position_json(event.position),
-                "payload": shown(event.payload_bytes()).map(|shown| shown.json).unwrap_or(Json::Null),
-            });
-            if output.write_json_line(&told)? == Reader::Gone {
-                return Ok(());
-            }
-            continue;
         }
-        let sender = event.sender.unwrap_or_default();
-        table.push([id.to_string(), Utc(event.at_unix_ms).short(), event.event_type, sender]);
+        if page.write(output)? == Reader::Gone {
+            return Ok(());
+        }
     }
-    if place.json { Ok(()) } else { output.write(&table.shown(output)) }
+    Ok(())
+}
+
+fn event_row(event: &StoredEvent) -> [String; 4] {
+    let sender = event.sender.clone().unwrap_or_default();
+    [event.id.to_string(), Utc(event.at_unix_ms).short(), event.event_type.clone(), sender]
+}
+
+fn event_json(event: &StoredEvent) -> Json {
+    json!({
+        "event": event.id.to_string(),
+        "type": event.event_type,
+        "at": Utc(event.at_unix_ms).to_string(),
+        "sender": event.sender,
+        "correlation": event.correlation,
+        "causes": ids(&event.causes),
+        "position": position_json(event.position),
+        "payload": payload(event),
+    })
+}
+
+/// What an event says, as JSON; null when it is no MessagePack.
+pub(crate) fn payload(event: &StoredEvent) -> Json {
+    shown(event.payload_bytes()).map_or(Json::Null, |shown| shown.json)
 }
 
 async fn why_document(
@@ -210,19 +219,15 @@ async fn why_document(
         let reasons = reasons.map_err(|error| of_store(store.folder(), &error))?;
         let Some(last) = reasons.last() else { return Ok(()) };
         until = Until::Before(last.revision);
-        let mut table = Table::new(&["EVENT", "AT", "REVISION", "BY"]);
+        let mut page = Listing::new(place, &["EVENT", "AT", "REVISION", "BY"]);
         for reason in &reasons {
-            if place.json {
-                if output.write_json_line(&reason_json(key, reason))? == Reader::Gone {
-                    return Ok(());
-                }
-                continue;
-            }
-            let event = reason.event().map_or_else(|| "-".to_owned(), |event| event.to_string());
-            let (at, revision) = (Utc(reason.at_unix_ms).short(), reason.revision.to_string());
-            table.push([event, at, revision, made_by(reason)]);
+            let row = || {
+                let event = reason.event().map_or_else(|| "-".to_owned(), |event| event.to_string());
+                [event, Utc(reason.at_unix_ms).short(), reason.revision.to_string(), made_by(reason)]
+            };
+            page.push(row, || reason_json(key, reason));
         }
-        if output.write_part(&table.shown(output))? == Reader::Gone {
+        if page.write(output)? == Reader::Gone {
             return Ok(());
         }
     }
@@ -261,3 +266,6 @@ pub(crate) fn reason_json(key: &str, reason: &Reason) -> Json {
     }
     told
 }
+
+/// Events that are written at once: of the largest ones 64 MiB are read, of common ones some ten KiB.
+const PAGE_EVENTS: usize = 64;
