@@ -50,6 +50,12 @@ impl Output {
         Self { characters: Characters::All, is_terminal: false }
     }
 
+    /// A terminal that can show everything.
+    #[cfg(test)]
+    pub(crate) fn terminal() -> Self {
+        Self { characters: Characters::All, is_terminal: true }
+    }
+
     /// Whether a person looks on, who is glad of names above columns.
     pub(crate) fn is_terminal(&self) -> bool {
         self.is_terminal

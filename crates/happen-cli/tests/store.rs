@@ -529,9 +529,10 @@ fn who_follows_the_log_sees_what_another_process_commits() {
 #[test]
 fn nodes_are_those_of_documents_and_of_records() {
     let shop = Shop::open();
-    let expected = format!(
-        "orders    1  0  2026-01-05T10:00:03Z  {LARGE}\npayments  1  1  2026-01-05T10:00:05Z  {AGAIN}\n"
-    );
+    let expected = "\
+orders    1  0  2026-01-05T10:00:03Z  place-order
+payments  1  1  2026-01-05T10:00:05Z  charge
+";
     assert_eq!(text(&shop, &["ps"]), expected);
     let only = |name: &str| document(&format!("state/{name}/x"), 1, "x", Some(packed(&json!(1))));
     let documents = ["a", "a%2Fb", "a0", "a-b"].map(only).to_vec();
@@ -543,7 +544,7 @@ fn nodes_are_those_of_documents_and_of_records() {
     let told = &lines(&shop, &["ps", "--node", "payments"])[0];
     let expected = json!({
         "node": "payments", "flows": 1, "dead": 1, "last_at": "2026-01-05T10:00:05.000Z", "last_event": AGAIN,
-        "last_position": 8,
+        "last_type": "charge", "last_position": 8,
     });
     assert_eq!(told, &expected);
     assert_eq!(text(&shop, &["ps", "--node", "a/b"]), "a/b  0  0\n");
@@ -1006,6 +1007,35 @@ fn a_running_space_is_read_beside_and_not_written() {
     drop(store);
     let told = text(&shop, &["doctor", "--quick"]);
     assert!(told.contains("ok    lock         no process has the store open to write\n"), "{told}");
+}
+
+#[test]
+fn a_store_whose_process_was_killed_is_read_as_it_was() {
+    let shop = Shop::open();
+    let killed = Shop::closed();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let store = runtime.block_on(shop.store());
+    let record = NewRecord { tags: vec![Tag::Node("late".into())], bytes: [1, 0x80, 0xc4, 0].into() };
+    let documents = vec![document("state/late/x", 1, "x", Some(packed(&json!("late"))))];
+    runtime
+        .block_on(store.commit(vec![Batch { records: vec![record], documents, ..Batch::default() }]))
+        .remove(0)
+        .unwrap();
+    // What a process leaves that has no time to close: its last commits are in the write-ahead log.
+    fs::create_dir(killed.path()).unwrap();
+    for name in ["happen.db", "happen.db-wal", "lock"] {
+        fs::copy(shop.path().join(name), killed.path().join(name)).unwrap();
+    }
+    drop(store);
+    for arguments in READING.into_iter().filter(|arguments| *arguments != ["store", "info"]) {
+        assert_eq!(text(&killed, arguments), text(&shop, arguments), "{arguments:?}");
+    }
+    assert!(json(&killed, &["store", "info"])["log_bytes"].as_u64() > Some(0));
+    assert_eq!(text(&killed, &["state", "get", "late"]), "\"late\"\n");
+    let told = text(&killed, &["doctor"]);
+    assert!(told.contains("\nok    lock         no process has the store open to write\n"), "{told}");
+    assert!(run(&killed, &["state", "set", "late", "2", "--revision", "1"]).status.success());
+    assert_eq!(text(&killed, &["state", "get", "late"]), "2\n");
 }
 
 #[test]

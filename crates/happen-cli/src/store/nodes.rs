@@ -37,7 +37,7 @@ pub(crate) async fn run(arguments: &NodesArguments, output: &Output) -> Result<(
         Some(node) => BTreeMap::from([(node.clone(), None)]),
         None => known(&store).await?,
     };
-    let mut page = Listing::new(&arguments.place, &["NODE", "FLOWS", "DEAD", "LAST", "EVENT"]);
+    let mut page = Listing::new(&arguments.place, &["NODE", "FLOWS", "DEAD", "LAST", "TYPE"]);
     for (node, seen) in nodes.iter().take(NODES_MAX) {
         let last = match seen {
             Some(record) => Some(record.clone()),
@@ -55,9 +55,10 @@ pub(crate) async fn run(arguments: &NodesArguments, output: &Output) -> Result<(
                 "no node `{node}` is known to this store; `happen ps` lists those that are"
             )));
         }
+        let name = last.as_ref().and_then(|record| first(record, |tag| matches!(tag, Tag::Type(_))));
         let row = || {
             let at = last.as_ref().map_or_else(String::new, |record| Utc(record.at_unix_ms).short());
-            [node.clone(), number(flows), number(dead), at, event.clone().unwrap_or_default()]
+            [node.clone(), number(flows), number(dead), at, name.clone().unwrap_or_default()]
         };
         page.push(row, || {
             json!({
@@ -66,6 +67,7 @@ pub(crate) async fn run(arguments: &NodesArguments, output: &Output) -> Result<(
                 "dead": dead,
                 "last_at": last.as_ref().map(|record| Utc(record.at_unix_ms).to_string()),
                 "last_event": event,
+                "last_type": name,
                 "last_position": last.as_ref().map_or(Json::Null, |record| position_json(record.position)),
             })
         });

@@ -76,11 +76,21 @@ impl Table {
                 *width = (*width).max(cell.chars().count().min(CELL_CHARS_MAX));
             }
         }
-        rows.iter().map(|row| line(row, &widths)).collect()
+        // The last column takes what there is.
+        if let Some(last) = widths.last_mut() {
+            *last = usize::MAX;
+        }
+        let chars_max = width_of(output);
+        rows.iter().map(|row| line(row, &widths, chars_max)).collect()
     }
 }
 
-fn line(row: &[String], widths: &[usize]) -> String {
+/// How wide a line may be: a terminal breaks lines, and somebody who looks on wants to see all.
+pub(crate) fn width_of(output: &Output) -> usize {
+    if output.is_terminal() { TERMINAL_CHARS_MAX } else { WIDTH_CHARS_MAX }
+}
+
+fn line(row: &[String], widths: &[usize], chars_max: usize) -> String {
     let mut cells = row.iter().zip(widths);
     // What a line is found by is never cut: somebody may want to give it to the next command.
     let first = cells.next().map_or_else(String::new, |(cell, width)| {
@@ -90,19 +100,21 @@ fn line(row: &[String], widths: &[usize]) -> String {
     let mut rest = String::new();
     for (cell, width) in cells {
         let cell = plain(cell, *width);
-        rest.push_str(&format!("  {cell:width$}"));
+        let padded = if *width == usize::MAX { 0 } else { *width };
+        rest.push_str(&format!("  {cell:padded$}"));
     }
-    let rest_chars_max = WIDTH_CHARS_MAX.saturating_sub(first.chars().count());
-    let rest =
-        if rest_chars_max > REST_CHARS_MIN { plain(rest.trim_end(), rest_chars_max) } else { String::new() };
+    let room = chars_max.saturating_sub(first.chars().count());
+    let rest = if room > REST_CHARS_MIN { plain(rest.trim_end(), room) } else { String::new() };
     format!("{}\n", format!("{first}{rest}").trim_end())
 }
 
 /// The width of a line.
 pub(crate) const WIDTH_CHARS_MAX: usize = 80;
+/// The same where a terminal breaks it.
+const TERMINAL_CHARS_MAX: usize = 400;
 /// What is left of a line must be wider to show anything of the other columns.
 const REST_CHARS_MIN: usize = 3;
-/// The width of a column: that of the id of an event.
+/// The width of a column but the last: that of the id of an event.
 const CELL_CHARS_MAX: usize = 36;
 
 #[cfg(test)]
@@ -119,6 +131,17 @@ mod tests {
     fn columns_are_aligned_and_a_pipe_gets_no_names() {
         assert_eq!(table(&[["a", "orders", "x"], ["bcd", "b", ""]]), "a    orders  x\nbcd  b\n");
         assert_eq!(table(&[]), "");
+    }
+
+    #[test]
+    fn a_person_gets_names_above_the_columns_and_all_of_the_last() {
+        let mut table = Table::new(&["ID", "NODE", "WHAT"]);
+        let (id, what) = ("i".repeat(36), "w".repeat(80));
+        table.push([id.clone(), "n".repeat(CELL_CHARS_MAX + 1), what.clone()]);
+        let shown = table.shown(&Output::terminal());
+        let node = format!("{}…", "n".repeat(CELL_CHARS_MAX - 1));
+        assert_eq!(shown, format!("{:36}  {:36}  WHAT\n{id}  {node}  {what}\n", "ID", "NODE"));
+        assert_eq!(table.shown(&Output::piped()).trim_end().chars().count(), WIDTH_CHARS_MAX);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::output::{Output, Reader, count_of, plain};
 use crate::store::flows::{ended, step_json};
 use crate::store::moment::{Moment, Utc};
-use crate::store::table::WIDTH_CHARS_MAX;
+use crate::store::table::width_of;
 use crate::store::upkeep::position_json;
 use crate::store::web::{ids, payload};
 use crate::store::{Place, now_unix_ms, of_store};
@@ -156,9 +156,7 @@ impl Tail<'_> {
         let event = first(record, |tag| matches!(tag, Tag::Event(_))).unwrap_or_else(|| "-".to_owned());
         let (word, what) = entry.map_or(("unknown", String::new()), |entry| told(record, entry));
         let line = format!("{event:ID_CHARS$}  {}  {word:7}  {what}", Utc(record.at_unix_ms).clock());
-        // A terminal breaks lines, and somebody who looks on wants to see all.
-        let chars_max = if self.output.is_terminal() { LINE_CHARS_MAX } else { WIDTH_CHARS_MAX };
-        format!("{}\n", plain(line.trim_end(), chars_max))
+        format!("{}\n", plain(line.trim_end(), width_of(self.output)))
     }
 }
 
@@ -232,5 +230,3 @@ fn record_json(record: &Record, entry: Option<&Entry>) -> Json {
 const LINES: u64 = 10;
 /// The characters of an id.
 const ID_CHARS: usize = 36;
-/// Characters of a line where a person looks on.
-const LINE_CHARS_MAX: usize = 400;
