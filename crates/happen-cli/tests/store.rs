@@ -7,10 +7,10 @@ mod shop;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use happen::store::{Batch, NewRecord, Read, Select, Store as _, Tag};
-use happen_core::codec::{StepOutcome, WireChange, WireRecord, WireStep};
+use happen_core::codec::{PointKind, StepOutcome, WireChange, WirePoint, WireRecord, WireStep};
 use happen_core::hash::hash_event;
 use serde_json::{Value as Json, json};
 use shop::{
@@ -493,14 +493,26 @@ fn a_record_of_another_form_is_told_and_left_out() {
     );
 }
 
+/// A process that follows a log, and ends with the test also when that fails.
+struct Following(Option<Child>);
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
 #[test]
 fn who_follows_the_log_sees_what_another_process_commits() {
     let shop = Shop::open();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let store = runtime.block_on(shop.store());
     let mut command = happen(&shop, &["tail", "--follow", "-n", "1", "--node", "orders"]);
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut told = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut child = Following(Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()));
+    let mut told = BufReader::new(child.0.as_mut().and_then(|child| child.stdout.take()).unwrap()).lines();
     assert!(told.next().unwrap().unwrap().starts_with(LARGE));
     for number in 0..3 {
         let mut bytes = Vec::new();
@@ -522,7 +534,7 @@ fn who_follows_the_log_sees_what_another_process_commits() {
         .block_on(store.commit(vec![Batch { records: vec![record], ..Batch::default() }]))
         .remove(0)
         .unwrap();
-    let output = child.wait_with_output().unwrap();
+    let output = child.0.take().unwrap().wait_with_output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }
 
@@ -683,6 +695,38 @@ fn flows_are_listed_and_shown_whole() {
         told,
         format!("no flow under way handles event {ORDER}; `happen trace {ORDER}` tells what became of it")
     );
+}
+
+#[test]
+fn a_flow_that_sleeps_is_not_due_before_its_time() {
+    let shop = Shop::open();
+    let payload = packed(&json!({}));
+    for (number, due_unix_ms) in [(1_u64, 4_102_444_800_000), (2, shop::OPENED_UNIX_MS)] {
+        let id = format!("019b8d99-8070-7000-8000-{number:012}");
+        let event = root(&id, "remind", "all", &payload);
+        let mut step = WireStep::new(event.id, "sleeper", "remind", "remind", StepOutcome::Waits);
+        // A sleep is committed with its result: nothing else has to come.
+        step.points = vec![WirePoint {
+            ordinal: 0,
+            kind: PointKind::Sleep,
+            name: "".into(),
+            event: None,
+            due_unix_ms,
+            digest: 1,
+            result: Some(vec![0xc0].into()),
+        }];
+        let records = vec![record(&event, &[("sleeper", "remind")], Some(step.clone()), true)];
+        shop.commit(&[Batch { records, documents: vec![shop::flow("flow", step, 1)], ..Batch::default() }]);
+    }
+    let told = lines(&shop, &["flows", "ls", "--node", "sleeper"]);
+    let stands: Vec<_> = told.iter().map(|flow| (flow["stands"].clone(), flow["due"].clone())).collect();
+    let waiting = |due: &str| (Json::from("waiting"), Json::from(due));
+    assert_eq!(stands, [waiting("2100-01-01T00:00:00.000Z"), waiting("2026-01-05T10:00:00.000Z")]);
+    let text = text(&shop, &["flows", "ls", "--node", "sleeper"]);
+    assert!(text.lines().next().unwrap().contains("  due in ") && text.contains("  due since "), "{text}");
+    let flows = json(&shop, &["doctor", "--quick"]);
+    let check = flows["checks"].as_array().unwrap().iter().find(|check| check["check"] == "flows").unwrap();
+    assert!(check["found"].as_str().unwrap().starts_with("4 under way, 3 due, "), "{check}");
 }
 
 #[test]

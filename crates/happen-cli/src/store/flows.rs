@@ -182,15 +182,25 @@ fn none(which: Which, event: EventId) -> Failure {
     Failure::NotFound(format!("{what} event {event}; `happen trace {event}` tells what became of it"))
 }
 
+/// What a flow waits for. A sleep needs nothing to come, so its point is remembered with its result, and a flow that
+/// sleeps stands like one whose step may run.
+pub(crate) fn standing(flow: &FlowUnderWay) -> Standing {
+    match (&flow.standing, flow.points.last()) {
+        (Standing::Ready, Some(last)) if last.kind == PointKind::Sleep => Standing::Waiting(last.clone()),
+        (standing, _) => standing.clone(),
+    }
+}
+
 impl From<FlowUnderWay> for Flow {
     fn from(flow: FlowUnderWay) -> Self {
+        let stands = Stands::UnderWay(standing(&flow));
         Self {
             event: flow.event,
             name: flow.flow,
             step: flow.step,
             number: flow.number,
             attempt: flow.attempt,
-            stands: Stands::UnderWay(flow.standing),
+            stands,
             since_unix_ms: flow.since_unix_ms,
             values: flow.values,
             points: flow.points,
@@ -336,7 +346,7 @@ fn point_text(point: &Point) -> String {
     } else {
         format!(" until {}", Utc(point.due_unix_ms).short())
     };
-    let settled = if point.is_settled { ", known" } else { "" };
+    let settled = if point.is_settled && point.kind != PointKind::Sleep { ", known" } else { "" };
     format!("{what}{due}{settled}")
 }
 
