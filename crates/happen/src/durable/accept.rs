@@ -114,11 +114,11 @@ fn offer_stored(space: &Arc<SpaceInner>, durable: &Arc<Durable>, event: &dyn Era
     space.flow_began();
     env.spawn(Box::pin(async move {
         let stored = match bare_record(&space, &*event) {
-            Ok(record) => durable.commits.commit(Batch { records: vec![record], ..Batch::default() }).await,
+            Ok(record) => durable.commit_event(Batch { records: vec![record], ..Batch::default() }).await,
             Err(error) => Err(error),
         };
         match stored {
-            Ok(_) => durable.waiters.offer(&event),
+            Ok(()) => durable.waiters.offer(&event),
             Err(error) => space.bury(&*event, "$space", &error),
         }
         space.flow_ended();
@@ -148,7 +148,7 @@ async fn store_all(
 ) {
     let Some(durable) = &space.durable else { return };
     let stored = match batch_for(space, &**event, &flows) {
-        Ok(batch) => durable.commits.commit(batch).await.map(drop),
+        Ok(batch) => durable.commit_event(batch).await,
         Err(error) => Err(error),
     };
     if let Err(error) = stored {
@@ -160,17 +160,22 @@ async fn store_all(
         }
         return;
     }
-    match told {
+    let stored = match told {
         Told::Outcome(to) => {
             let joined = Joined::new(flows.len(), Reply::One(to));
             for (index, flow) in flows.iter().enumerate() {
                 drop(flow.tell(Reply::Part(Arc::clone(&joined), index)));
             }
+            None
         }
-        Told::Stored(to) => drop(to.send(Ok(None))),
-        Told::Nobody => {}
-    }
+        Told::Stored(to) => Some(to),
+        Told::Nobody => None,
+    };
     flows.into_iter().for_each(Lanes::enter);
+    // Once they stand in line: what the sender sends next comes behind them.
+    if let Some(to) = stored {
+        drop(to.send(Ok(None)));
+    }
 }
 
 fn batch_for(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: &[Arc<StoredFlow>]) -> Result<Batch> {

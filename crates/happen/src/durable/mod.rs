@@ -18,6 +18,7 @@ mod record;
 mod recover;
 mod stage;
 mod wait;
+mod whole;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -25,7 +26,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use happen_core::env::{BoxFuture, Env};
-use happen_core::store::{Key, Store};
+use happen_core::store::{Batch, Key, Read, Select, Store};
 use happen_core::{Error, EventId, Result};
 use tokio::sync::oneshot;
 
@@ -35,6 +36,7 @@ use crate::space::SpaceInner;
 use crate::sync::{Mutex, lock};
 use commit::Commits;
 use lane::Place;
+use record::Done;
 use wait::Waiters;
 
 pub(crate) use accept::{deliver, publish};
@@ -140,6 +142,11 @@ impl Durable {
         }
     }
 
+    /// Takes flows off the list whose commit did not happen.
+    fn forget(&self, done: &Done) {
+        done.begun.iter().for_each(|flow| self.ended(flow));
+    }
+
     /// The flows under way for an event.
     pub(crate) fn flows_of(&self, event: EventId) -> Vec<Arc<StoredFlow>> {
         lock(&self.live)
@@ -151,7 +158,7 @@ impl Durable {
     pub(crate) fn flows_at(&self, node: &NodeInner) -> Vec<Arc<StoredFlow>> {
         let live = lock(&self.live);
         let all = live.values().flatten().filter(|live| live.flow.node.key == node.key);
-        all.map(|live| Arc::clone(&live.flow)).collect()
+        in_order(all.map(|live| Arc::clone(&live.flow)).collect())
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -181,8 +188,8 @@ impl Durable {
     /// Has every flow leave its step: it goes on when the space is started again.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
-        let live = lock(&self.live);
-        live.values().flatten().for_each(|live| live.flow.interrupt());
+        let live: Vec<_> = lock(&self.live).values().flatten().map(|live| Arc::clone(&live.flow)).collect();
+        in_order(live).into_iter().for_each(|flow| flow.interrupt());
     }
 
     /// Takes off what waits for a place.
@@ -215,11 +222,35 @@ impl Durable {
         }
     }
 
+    /// Commits a batch whose first record is the first of its event. A store that fails may have taken it all the same,
+    /// which the log tells.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::commit`], when the log does not have it or cannot be asked.
+    async fn commit_event(&self, batch: Batch) -> Result<()> {
+        let event = batch.records.first().and_then(|record| record.tags.first()).cloned();
+        match (self.commits.commit(batch).await, event) {
+            (Ok(_), _) => Ok(()),
+            (Err(error), Some(event)) => {
+                let found = self.store.read(Read::forward(Select::tag(event)).at_most(1)).await;
+                if found.is_ok_and(|page| !page.records.is_empty()) { Ok(()) } else { Err(error) }
+            }
+            (Err(error), None) => Err(error),
+        }
+    }
+
     /// The revision that a document has, deleted or not.
     async fn revision_of(&self, key: &Key) -> Result<u64> {
         let found = self.store.documents(vec![Arc::clone(key)]).await?.pop().flatten();
         Ok(found.map_or(0, |document| document.revision))
     }
+}
+
+/// Flows in the order of their events: the order of the map is another in every process.
+fn in_order(mut flows: Vec<Arc<StoredFlow>>) -> Vec<Arc<StoredFlow>> {
+    flows.sort_by_key(|flow| flow.event.envelope().id);
+    flows
 }
 
 impl Drop for AtPoint<'_> {
