@@ -264,6 +264,13 @@ impl Error {
         self
     }
 
+    /// The same error as one of another kind: places, context and causes stay.
+    #[must_use]
+    pub fn with_kind(mut self, kind: ErrorKind) -> Self {
+        self.0.kind = kind;
+        self
+    }
+
     /// The same error with the event it belongs to, unless it has one already: the first place to know it knows best.
     #[must_use]
     pub fn at_event(mut self, event: EventId) -> Self {
@@ -519,7 +526,7 @@ impl fmt::Display for ErrorKind {
                 )
             }
             Self::Lagged { items } => write!(f, "the reader was too slow and missed {items} items"),
-            Self::Invalid { reason } => write!(f, "the event is not valid: {reason}"),
+            Self::Invalid { reason } => write!(f, "not valid: {reason}"),
             Self::Conflict { what } => write!(f, "conflict: {what}"),
             Self::Diverged { what } => {
                 write!(f, "a step that was run again did something else than before: {what}")

@@ -3,10 +3,11 @@
 
 use std::sync::Arc;
 
-use happen_core::store::{Batch, NewRecord};
+use happen_core::store::{Batch, NewRecord, Tag};
 use happen_core::{ErasedEvent, ErrorKind, Result};
 use tokio::sync::oneshot;
 
+use super::commit::Ticket;
 use super::flow::StoredFlow;
 use super::lane::Lanes;
 use super::record::event_record;
@@ -96,8 +97,11 @@ fn begin(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: Vec<Arc<Stored
             let env = Arc::clone(&space.env);
             flows.iter().for_each(|flow| durable.begun(flow));
             space.flow_began();
+            // Handed on here: events are stored in the order in which they came.
+            let tag = Tag::Event(event.envelope().id);
+            let pushed = batch_for(&space, &*event, &flows).map(|batch| (durable.commits.push(batch), tag));
             env.spawn(Box::pin(async move {
-                store_all(&space, &event, flows, told).await;
+                store_all(&space, &event, flows, (pushed, told)).await;
                 space.flow_ended();
             }));
         }
@@ -114,7 +118,10 @@ fn offer_stored(space: &Arc<SpaceInner>, durable: &Arc<Durable>, event: &dyn Era
     space.flow_began();
     env.spawn(Box::pin(async move {
         let stored = match bare_record(&space, &*event) {
-            Ok(record) => durable.commit_event(Batch { records: vec![record], ..Batch::default() }).await,
+            Ok(record) => {
+                let ticket = durable.commits.push(Batch { records: vec![record], ..Batch::default() });
+                durable.settle_event(ticket, Tag::Event(event.envelope().id)).await
+            }
             Err(error) => Err(error),
         };
         match stored {
@@ -144,11 +151,11 @@ async fn store_all(
     space: &Arc<SpaceInner>,
     event: &Arc<dyn ErasedEvent>,
     flows: Vec<Arc<StoredFlow>>,
-    told: Told,
+    (pushed, told): (Result<(Ticket, Tag)>, Told),
 ) {
     let Some(durable) = &space.durable else { return };
-    let stored = match batch_for(space, &**event, &flows) {
-        Ok(batch) => durable.commit_event(batch).await,
+    let stored = match pushed {
+        Ok((ticket, event)) => durable.settle_event(ticket, event).await,
         Err(error) => Err(error),
     };
     if let Err(error) = stored {

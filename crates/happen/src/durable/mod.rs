@@ -26,7 +26,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use happen_core::env::{BoxFuture, Env};
-use happen_core::store::{Batch, Key, Read, Select, Store};
+use happen_core::store::{Key, Read, Select, Store, Tag};
 use happen_core::{Error, EventId, Result};
 use tokio::sync::oneshot;
 
@@ -34,7 +34,7 @@ use crate::flow::Outcome;
 use crate::node::NodeInner;
 use crate::space::SpaceInner;
 use crate::sync::{Mutex, lock};
-use commit::Commits;
+use commit::{Commits, Ticket};
 use lane::Place;
 use record::Done;
 use wait::Waiters;
@@ -165,9 +165,15 @@ impl Durable {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    /// The flows that wait at a point, where they can be left.
-    pub(crate) fn waiting_at_points(&self) -> usize {
-        self.at_points.load(Ordering::SeqCst)
+    /// The flows that can be left where they are: those that wait at a point, and those that are stored and wait for their
+    /// turn.
+    pub(crate) fn can_be_left(&self) -> usize {
+        let live = lock(&self.live);
+        let waiting = live
+            .values()
+            .flatten()
+            .filter(|live| live.place.strong_count() == 0 && lock(&live.flow.progress).recorded);
+        self.at_points.load(Ordering::SeqCst) + waiting.count()
     }
 
     fn at_point(&self) -> AtPoint<'_> {
@@ -222,22 +228,16 @@ impl Durable {
         }
     }
 
-    /// Commits a batch whose first record is the first of its event. A store that fails may have taken it all the same,
-    /// which the log tells.
+    /// Waits for a batch that has the first record of an event. A store that fails may have taken it all the same, which the
+    /// log tells.
     ///
     /// # Errors
     ///
-    /// As [`Store::commit`], when the log does not have it or cannot be asked.
-    async fn commit_event(&self, batch: Batch) -> Result<()> {
-        let event = batch.records.first().and_then(|record| record.tags.first()).cloned();
-        match (self.commits.commit(batch).await, event) {
-            (Ok(_), _) => Ok(()),
-            (Err(error), Some(event)) => {
-                let found = self.store.read(Read::forward(Select::tag(event)).at_most(1)).await;
-                if found.is_ok_and(|page| !page.records.is_empty()) { Ok(()) } else { Err(error) }
-            }
-            (Err(error), None) => Err(error),
-        }
+    /// As [`Store::commit`], when the log does not have the event or cannot be asked.
+    async fn settle_event(&self, ticket: Ticket, event: Tag) -> Result<()> {
+        let Err(error) = self.commits.settle(ticket).await else { return Ok(()) };
+        let found = self.store.read(Read::forward(Select::tag(event)).at_most(1)).await;
+        if found.is_ok_and(|page| !page.records.is_empty()) { Ok(()) } else { Err(error) }
     }
 
     /// The revision that a document has, deleted or not.

@@ -51,6 +51,13 @@ struct Pushed {
     done: Done,
 }
 
+/// A batch that says where a flow is within its step, on its way.
+pub(super) struct Handed {
+    /// Its record.
+    own: Bytes,
+    ticket: Ticket,
+}
+
 impl StoredFlow {
     /// Commits what a step did, once.
     ///
@@ -194,23 +201,26 @@ impl StoredFlow {
         Ok(Some(Pushed { ticket, done }))
     }
 
-    /// Commits where the flow is within its step, and what `add` puts into the batch; again until the store has it or says
-    /// that it never will.
+    /// Commits where the flow is within its step, and what `add` puts into the batch.
     ///
     /// # Errors
     ///
-    /// What keeps it from being committed. Then nothing of it is, or the space stops.
+    /// As [`StoredFlow::settle_progress`].
     pub(super) async fn commit_progress(
         self: &Arc<Self>,
         stage: &Stage,
         add: impl FnOnce(&mut Batch, &mut Done) -> Result<()>,
     ) -> Result<Done> {
-        let mut further = Batch::default();
         let mut done = Done::default();
+        let mut further = Batch::default();
         add(&mut further, &mut done)?;
         // Listed before they are committed, so that whoever asks for them finds them.
         done.begun.iter().for_each(|flow| self.durable().begun(flow));
-        match self.commit_with(stage, &further).await {
+        let committed = match self.push_progress(Some(stage), &further) {
+            Ok(handed) => self.settle_progress(handed, Some(stage), &further).await,
+            Err(error) => Err(error),
+        };
+        match committed {
             Ok(()) => Ok(done),
             Err(error) => {
                 self.durable().forget(&done);
@@ -219,10 +229,46 @@ impl StoredFlow {
         }
     }
 
-    async fn commit_with(self: &Arc<Self>, stage: &Stage, further: &Batch) -> Result<()> {
+    /// Hands on a batch that says where the flow is within its step, with what else belongs to it. A flow that waits for
+    /// its turn is in no step.
+    pub(super) fn push_progress(self: &Arc<Self>, stage: Option<&Stage>, further: &Batch) -> Result<Handed> {
+        let mut progress = lock(&self.progress);
+        // Under the lock: of several that are committed at once, the last one has the points of all.
+        let points = stage.map_or_else(Vec::new, Stage::points);
+        let values = progress.values.clone();
+        let step = self.wire_step(&progress, StepOutcome::Waits, &values, Vec::new(), Vec::new(), &points);
+        let document = self.form(FLOWS, step.clone())?;
+        let mut record = WireRecord { step: Some(step), ..WireRecord::default() };
+        if !progress.recorded {
+            record.event = Cow::Borrowed(&self.framed()?.frame);
+            record.accepted.push(self.wire_flow());
+        }
+        let record = self.record(&record)?;
+        let own = Arc::clone(&record.bytes);
+        let mut batch = Batch { records: vec![record], ..Batch::default() };
+        batch.records.extend_from_slice(&further.records);
+        batch.documents.push(self.write(progress.revision + 1, Some(document)));
+        batch.documents.extend_from_slice(&further.documents);
+        batch.check()?;
+        progress.revision += 1;
+        progress.recorded = true;
+        Ok(Handed { own, ticket: self.durable().commits.push(batch) })
+    }
+
+    /// Waits for such a batch; hands it on again until the store has it or says that it never will.
+    ///
+    /// # Errors
+    ///
+    /// What keeps it from being committed. Then nothing of it is, or the space stops.
+    pub(super) async fn settle_progress(
+        self: &Arc<Self>,
+        mut handed: Handed,
+        stage: Option<&Stage>,
+        further: &Batch,
+    ) -> Result<()> {
         let (mut tries, mut failures) = (0, 0);
         loop {
-            let (own, ticket) = self.push_progress(stage, further)?;
+            let Handed { own, ticket } = handed;
             let Err(error) = self.durable().commits.settle(ticket).await else {
                 self.durable().store_took(&self.node.space);
                 return Ok(());
@@ -242,7 +288,7 @@ impl StoredFlow {
                 return Ok(());
             }
             // A step that ended meanwhile has said itself where the flow is.
-            if stage.is_closed() {
+            if stage.is_some_and(Stage::is_closed) {
                 return Err(error);
             }
             match error.kind() {
@@ -250,32 +296,8 @@ impl StoredFlow {
                 ErrorKind::Io { .. } if self.outlast(&error, &mut failures).await => {}
                 _ => return Err(error),
             }
+            handed = self.push_progress(stage, further)?;
         }
-    }
-
-    /// Hands on a batch that says where the flow is within its step; gives the bytes of its record.
-    fn push_progress(self: &Arc<Self>, stage: &Stage, further: &Batch) -> Result<(Bytes, Ticket)> {
-        let mut progress = lock(&self.progress);
-        // Under the lock: of several that are committed at once, the last one has the points of all.
-        let points = stage.points();
-        let values = progress.values.clone();
-        let step = self.wire_step(&progress, StepOutcome::Waits, &values, Vec::new(), Vec::new(), &points);
-        let document = self.form(FLOWS, step.clone())?;
-        let mut record = WireRecord { step: Some(step), ..WireRecord::default() };
-        if !progress.recorded {
-            record.event = Cow::Borrowed(&self.framed()?.frame);
-            record.accepted.push(self.wire_flow());
-        }
-        let record = self.record(&record)?;
-        let own = Arc::clone(&record.bytes);
-        let mut batch = Batch { records: vec![record], ..Batch::default() };
-        batch.records.extend_from_slice(&further.records);
-        batch.documents.push(self.write(progress.revision + 1, Some(document)));
-        batch.documents.extend_from_slice(&further.documents);
-        batch.check()?;
-        progress.revision += 1;
-        progress.recorded = true;
-        Ok((own, self.durable().commits.push(batch)))
     }
 
     /// Whether the log has what was to be committed, and how far the flow is by the store.
@@ -373,6 +395,7 @@ impl StoredFlow {
                 progress.at_unix_ms = at_unix_ms;
                 progress.values = effects.values;
                 progress.points.clear();
+                progress.expected.clear();
                 progress.retry = None;
                 return Turn::Again;
             }
