@@ -141,7 +141,7 @@ impl Store for FaultyStore {
                     _ if planned == Some(Dies::Before) => Fate::FailsBefore,
                     _ if planned == Some(Dies::Unheard) => Fate::FailsAfter,
                     _ if plan.full => Fate::FailsBefore,
-                    _ if dice < plan.failing_per_mille && dice % 2 == 0 => Fate::FailsBefore,
+                    _ if dice < plan.failing_per_mille && dice.is_multiple_of(2) => Fate::FailsBefore,
                     _ if dice < plan.failing_per_mille => Fate::FailsAfter,
                     _ => Fate::Passes,
                 };

@@ -168,7 +168,7 @@ async fn approve(order: Event<Place>, cx: Context) -> happen::Result<Step> {
         assert!(wanted(&approved));
         see(&cx, order.id, "approved")?;
     }
-    cx.sleep(secs(1)).await;
+    cx.sleep(millis(150)).await;
     next(ship)
 }
 
