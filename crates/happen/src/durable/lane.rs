@@ -83,7 +83,8 @@ impl Lanes {
 
     /// Starts what waits, after the node was stopped or held.
     pub(crate) fn wake(node: &Arc<NodeInner>) {
-        let lanes: Vec<_> = lock(&node.lanes().0).keys().copied().collect();
+        let mut lanes: Vec<_> = lock(&node.lanes().0).keys().copied().collect();
+        lanes.sort_unstable();
         for lane in lanes {
             Self::fill(node, lane);
         }
@@ -93,7 +94,9 @@ impl Lanes {
     pub(super) fn clear(node: &NodeInner) {
         let waiting: Vec<_> = {
             let mut lanes = lock(&node.lanes().0);
-            lanes.values_mut().flat_map(|places| std::mem::take(&mut places.waiting)).collect()
+            let mut all: Vec<_> = lanes.iter_mut().collect();
+            all.sort_unstable_by_key(|(lane, _)| **lane);
+            all.into_iter().flat_map(|(_, places)| std::mem::take(&mut places.waiting)).collect()
         };
         for flow in waiting {
             flow.let_go();

@@ -19,6 +19,7 @@ mod recover;
 mod retention;
 mod stage;
 mod wait;
+mod whole;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -26,7 +27,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use happen_core::env::{BoxFuture, Env};
-use happen_core::store::{Key, Store};
+use happen_core::store::{Key, Read, Select, Store, Tag};
 use happen_core::{Error, EventId, Result};
 use tokio::sync::oneshot;
 
@@ -34,8 +35,9 @@ use crate::flow::Outcome;
 use crate::node::NodeInner;
 use crate::space::SpaceInner;
 use crate::sync::{Mutex, lock};
-use commit::Commits;
+use commit::{Commits, Ticket};
 use lane::Place;
+use record::Done;
 use wait::Waiters;
 
 pub(crate) use accept::{deliver, publish};
@@ -153,6 +155,11 @@ impl Durable {
         }
     }
 
+    /// Takes flows off the list whose commit did not happen.
+    fn forget(&self, done: &Done) {
+        done.begun.iter().for_each(|flow| self.ended(flow));
+    }
+
     /// The flows under way for an event.
     pub(crate) fn flows_of(&self, event: EventId) -> Vec<Arc<StoredFlow>> {
         lock(&self.live)
@@ -164,7 +171,7 @@ impl Durable {
     pub(crate) fn flows_at(&self, node: &NodeInner) -> Vec<Arc<StoredFlow>> {
         let live = lock(&self.live);
         let all = live.values().flatten().filter(|live| live.flow.node.key == node.key);
-        all.map(|live| Arc::clone(&live.flow)).collect()
+        in_order(all.map(|live| Arc::clone(&live.flow)).collect())
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -200,8 +207,8 @@ impl Durable {
     /// Has every flow leave its step: it goes on when the space is started again.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
-        let live = lock(&self.live);
-        live.values().flatten().for_each(|live| live.flow.interrupt());
+        let live: Vec<_> = lock(&self.live).values().flatten().map(|live| Arc::clone(&live.flow)).collect();
+        in_order(live).into_iter().for_each(|flow| flow.interrupt());
     }
 
     /// Takes off what waits for a place.
@@ -234,11 +241,29 @@ impl Durable {
         }
     }
 
+    /// Waits for a batch that has the first record of an event. A store that fails may have taken it all the same, which the
+    /// log tells.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::commit`], when the log does not have the event or cannot be asked.
+    async fn settle_event(&self, ticket: Ticket, event: Tag) -> Result<()> {
+        let Err(error) = self.commits.settle(ticket).await else { return Ok(()) };
+        let found = self.store.read(Read::forward(Select::tag(event)).at_most(1)).await;
+        if found.is_ok_and(|page| !page.records.is_empty()) { Ok(()) } else { Err(error) }
+    }
+
     /// The revision that a document has, deleted or not.
     async fn revision_of(&self, key: &Key) -> Result<u64> {
         let found = self.store.documents(vec![Arc::clone(key)]).await?.pop().flatten();
         Ok(found.map_or(0, |document| document.revision))
     }
+}
+
+/// Flows in the order of their events: the order of the map is another in every process.
+fn in_order(mut flows: Vec<Arc<StoredFlow>>) -> Vec<Arc<StoredFlow>> {
+    flows.sort_by_key(|flow| flow.event.envelope().id);
+    flows
 }
 
 impl Drop for AtPoint<'_> {

@@ -281,7 +281,14 @@ impl Durable {
             documents: vec![ends, begins],
             conditions: Vec::new(),
         };
-        self.commits.commit(batch).await.map_err(|error| error.at_event(name.event))?;
+        if let Err(error) = self.commits.commit(batch).await {
+            // A store that fails may have taken it all the same.
+            let begun =
+                self.store.documents(vec![Arc::clone(&key)]).await.ok().and_then(|mut found| found.pop()?);
+            if begun.is_none_or(|begun| begun.revision != revision || begun.content.is_none()) {
+                return Err(error.at_event(name.event));
+            }
+        }
         self.resume(vec![resumable]);
         Ok(true)
     }
