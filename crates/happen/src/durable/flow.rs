@@ -179,7 +179,7 @@ impl StoredFlow {
     }
 
     /// Who else is told of its outcome. Gives it back when the flow has ended: the log has the outcome by then.
-    pub(super) fn tell(&self, reply: Reply) -> Option<Reply> {
+    pub(crate) fn tell(&self, reply: Reply) -> Option<Reply> {
         let mut told = lock(&self.told);
         if told.settled {
             return Some(reply);
@@ -218,6 +218,26 @@ impl StoredFlow {
     pub(crate) fn cancel(&self) {
         self.cancelled.store(true, Ordering::SeqCst);
         self.interrupt.notify_one();
+    }
+
+    /// Lets a flow that waits for its next attempt have it now. False when it waits for none.
+    pub(crate) fn try_now(&self, now_unix_ms: u64) -> bool {
+        let waits = match &mut lock(&self.progress).retry {
+            Some((due, _)) if *due > now_unix_ms => {
+                *due = now_unix_ms;
+                true
+            }
+            _ => false,
+        };
+        if waits {
+            self.interrupt.notify_one();
+        }
+        waits
+    }
+
+    /// The key of its document.
+    pub(crate) const fn key(&self) -> &Key {
+        &self.key
     }
 
     /// Has the flow look whether the space stops.
