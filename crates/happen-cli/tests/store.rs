@@ -817,7 +817,7 @@ fn a_pruning_keeps_at_most_so_many_events() {
     flows(1_000..1_001);
     let told = failure(&run(&shop, dry), 1);
     assert!(
-        told.starts_with("more than 1 000 flows under way or dead letters are older than that; "),
+        told.starts_with("more than 1000 flows under way or dead letters are older than that; "),
         "{told}"
     );
 }
