@@ -208,6 +208,10 @@ pub const VIEWS_FOLLOWED_MAX: usize = 1_000;
 /// How often references are followed anew because they changed meanwhile.
 pub const VIEWS_TRIES_MAX: u32 = 16;
 
+/// Milliseconds from which on a durable node remembers that it sleeps. A shorter sleep is over before a commit would pay: a
+/// step that is run again sleeps again.
+pub const SLEEP_REMEMBERED_MS: u64 = 1_000;
+
 /// Events that wait for a flow that waits for them, before it looks into the log instead.
 pub const WAIT_EVENTS_MAX: usize = 64;
 
