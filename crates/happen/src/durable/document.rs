@@ -29,6 +29,8 @@ trait AnyDocument: Any + Send + Sync {
 pub(crate) struct Document<S> {
     key: Key,
     store: Arc<dyn Store>,
+    /// Says which values stand for no document. Such a document passes: it has no past either.
+    passes: Option<fn(&S) -> bool>,
     values: Mutex<Values<S>>,
 }
 
@@ -110,6 +112,20 @@ impl Documents {
 
     /// The document with this key; `None` when another type has it.
     pub(crate) fn document<S: State>(&self, key: &Key) -> Option<Arc<Document<S>>> {
+        self.made(key, None)
+    }
+
+    /// As [`Documents::document`], for one that is deleted by a value that stands for none.
+    ///
+    /// # Errors
+    ///
+    /// When another type has it.
+    pub(crate) fn passing<S: State>(&self, key: &Key, is_none: fn(&S) -> bool) -> Result<Arc<Document<S>>> {
+        self.made(key, Some(is_none))
+            .ok_or_else(|| Error::misuse(format!("document `{key}` is no `{}`; please report this", S::NAME)))
+    }
+
+    fn made<S: State>(&self, key: &Key, passes: Option<fn(&S) -> bool>) -> Option<Arc<Document<S>>> {
         let all = self.all.pin();
         let found = match all.get(key) {
             Some(found) => Arc::clone(found),
@@ -117,7 +133,8 @@ impl Documents {
                 if all.len() >= limits::STATE_DOCUMENTS_MAX {
                     self.make_room();
                 }
-                let made = Arc::new(Document::<S>::new(Arc::clone(key), Arc::clone(&self.store)));
+                let store = Arc::clone(&self.store);
+                let made = Arc::new(Document::<S>::new(Arc::clone(key), store, passes));
                 Arc::clone(all.get_or_insert_with(Arc::clone(key), || made))
             }
         };
@@ -133,8 +150,12 @@ impl Documents {
 }
 
 impl<S: State> Document<S> {
-    fn new(key: Key, store: Arc<dyn Store>) -> Self {
-        Self { key, store, values: Mutex::new(Values { committed: None, head: None }) }
+    fn new(key: Key, store: Arc<dyn Store>, passes: Option<fn(&S) -> bool>) -> Self {
+        Self { key, store, passes, values: Mutex::new(Values { committed: None, head: None }) }
+    }
+
+    pub(super) const fn key(&self) -> &Key {
+        &self.key
     }
 
     /// What is committed. Reads it on this thread when it is not in memory.
@@ -153,6 +174,11 @@ impl<S: State> Document<S> {
                 self.key
             ))),
         }
+    }
+
+    /// What is committed, when it is in memory.
+    pub(super) fn known(&self) -> Option<Arc<Version<S>>> {
+        lock(&self.values).committed.clone()
     }
 
     /// As [`Document::committed`], without holding up the thread.
@@ -268,7 +294,8 @@ impl<S: State> Staged for Staging<S> {
     fn hold(&mut self) -> Box<dyn Holding + '_> {
         let Self { document, changes, tells, view, base, expected, applied } = self;
         let (key, view) = (&document.key, (!*tells).then_some((*base, &*view)));
-        Box::new(Held { key, values: lock(&document.values), changes, view, expected: *expected, applied })
+        let (passes, values) = (document.passes, lock(&document.values));
+        Box::new(Held { key, values, changes, view, expected: *expected, applied, passes })
     }
 
     fn settle(&mut self, committed: bool) {
@@ -302,6 +329,7 @@ struct Held<'d, S> {
     view: Option<(u64, &'d S)>,
     expected: Option<u64>,
     applied: &'d mut Option<Arc<Version<S>>>,
+    passes: Option<fn(&S) -> bool>,
 }
 
 impl<S: State> Holding for Held<'_, S> {
@@ -331,10 +359,15 @@ impl<S: State> Holding for Held<'_, S> {
             }
         };
         let revision = latest.revision + 1;
-        let bytes = state::encode(&value)?.into();
-        let content = Content { name: S::NAME.into(), version: S::VERSION, bytes };
+        let content = if self.passes.is_some_and(|is_none| is_none(&value)) {
+            None
+        } else {
+            let bytes = state::encode(&value)?.into();
+            Some(Content { name: S::NAME.into(), version: S::VERSION, bytes })
+        };
         *self.applied = Some(Arc::new(Version { revision, value }));
-        let write = Write { key: Arc::clone(self.key), revision, content: Some(content), past: Past::Kept };
+        let past = if self.passes.is_some() { Past::Dropped } else { Past::Kept };
+        let write = Write { key: Arc::clone(self.key), revision, content, past };
         Ok(Applied { write: Some(write), condition: None })
     }
 

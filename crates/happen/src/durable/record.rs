@@ -352,7 +352,7 @@ impl StoredFlow {
         self.node.space.framed(event, |single| Ok(self.node.space.causes_in(single, &own.hashes)))
     }
 
-    fn wire_flow(&self) -> WireFlow<'_> {
+    pub(super) fn wire_flow(&self) -> WireFlow<'_> {
         WireFlow { node: (&*self.node.name).into(), registration: (&*self.registration).into() }
     }
 

@@ -11,11 +11,11 @@ use happen_core::store::{
 };
 use happen_core::{ErasedEvent, Error, ErrorKind, EventId, Result};
 
-use super::Durable;
 use super::flow::{Progress, StoredFlow};
-use super::keys::{DEAD, FLOWS, FlowName, IDENTITY};
+use super::keys::{DEAD, FLOWS, FlowName, IDENTITY, SCHEDULES, SEEN, TIMERS};
 use super::lane::Lanes;
 use super::stage::Point;
+use super::{Durable, schedule, timer};
 use crate::config::UnfitFlows;
 use crate::space::SpaceInner;
 use crate::sync::isolated;
@@ -51,6 +51,7 @@ impl Durable {
                 }
             }
         }
+        self.recover_times(space, &mut unfit).await?;
         if !unfit.is_empty() {
             let error = Error::new(ErrorKind::Unfit { flows: unfit });
             match space.config.unfit_flows {
@@ -69,6 +70,35 @@ impl Durable {
             self.begun(flow);
         }
         found.into_iter().for_each(|resumable| Lanes::enter(resumable.flow));
+    }
+
+    /// Sees from now on to what is due.
+    pub(crate) fn keep_time(&self, space: &Arc<SpaceInner>) {
+        self.agenda.start(space);
+    }
+
+    /// Notes when timers and schedules are due, and that keys are to be forgotten.
+    async fn recover_times(&self, space: &Arc<SpaceInner>, unfit: &mut Vec<String>) -> Result<()> {
+        for prefix in [TIMERS, SCHEDULES] {
+            let mut after: Option<Key> = None;
+            loop {
+                let list = List { prefix: prefix.into(), after: after.take(), documents_max: PAGE_RECORDS_MAX };
+                let page = self.store.list(list).await?;
+                let Some(last) = page.last() else { break };
+                after = Some(Arc::clone(&last.key));
+                for document in &page {
+                    unfit.extend(match prefix {
+                        TIMERS => timer::recover(space, self, document)?,
+                        _ => schedule::recover(space, self, document)?,
+                    });
+                }
+            }
+        }
+        let one_key = List { prefix: SEEN.into(), after: None, documents_max: 1 };
+        if !self.store.list(one_key).await?.is_empty() {
+            self.sweep_soon(space.env.unix_ms());
+        }
+        Ok(())
     }
 
     /// Reads who the space is, or makes it somebody.

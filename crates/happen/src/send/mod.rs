@@ -6,6 +6,7 @@
               (docs/performance.md)"
 )]
 
+mod after;
 mod asking;
 mod broadcast;
 mod staged;
@@ -40,6 +41,7 @@ use crate::web;
 use asking::{Accepted, Answered, Answering, Later, answer, worse};
 use target::{To, one_destination};
 
+pub use after::{After, CancellingTimer};
 pub use asking::{Acceptance, Asking};
 pub use broadcast::Broadcasting;
 pub(crate) use broadcast::{Reach, spread};
