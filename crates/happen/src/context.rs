@@ -24,6 +24,7 @@ use crate::current;
 use crate::dispatch::Place;
 use crate::durable;
 use crate::flow::FlowInner;
+use crate::global::{Author, Global};
 use crate::local;
 use crate::node::Node;
 use crate::send::{After, Broadcasting, CancellingTimer, Sender, Sending, Target};
@@ -261,6 +262,16 @@ impl Context {
     #[inline]
     pub fn entity<'c, S: State>(&'c self, key: impl Into<Cow<'c, str>>) -> StateOf<'c, S> {
         StateOf::entity(self.0.node(), Some(&self.0), key.into())
+    }
+
+    /// The values that everybody in the space reads and changes, by key.
+    ///
+    /// A change happens at once and is not part of the step: it stays when the step fails afterwards, and happens again
+    /// when the step is run again. It is recorded as caused by the event being handled.
+    pub fn global(&self) -> Global {
+        let node = self.0.node();
+        let author = Author { node: Some(Arc::clone(&node.name)), event: Some(self.event_id()) };
+        Global::new(&node.space, author)
     }
 
     /// Sends an event, caused by the one being handled, to one node, several nodes, or as a batch. Nothing leaves

@@ -168,6 +168,10 @@ pub const COMMIT_TRIES_MAX: u32 = 16;
 /// How often in a row a step is run again because what it had seen was no longer so, before that counts as a failure.
 pub const STEP_RERUNS_MAX: u32 = 100;
 
+/// Milliseconds of the longest wait before another attempt at a step of a durable node: a day, after which somebody should
+/// look.
+pub const DURABLE_RETRY_WAIT_MS_MAX: u64 = 24 * 3_600_000;
+
 /// Milliseconds before a commit is tried again that a store did not take; each further wait doubles.
 pub const STORE_WAIT_MS: u64 = 50;
 
@@ -177,6 +181,12 @@ pub const STORE_WAIT_MS_MAX: u64 = 5_000;
 /// Documents of durable nodes that are kept in memory, beside those in use. Beyond it the others are forgotten and read
 /// again when they are asked for.
 pub const STATE_DOCUMENTS_MAX: usize = 65_536;
+
+/// Documents that following references from one to the next may come to.
+pub const VIEWS_FOLLOWED_MAX: usize = 1_000;
+
+/// How often references are followed anew because they changed meanwhile.
+pub const VIEWS_TRIES_MAX: u32 = 16;
 
 /// Events that wait for a flow that waits for them, before it looks into the log instead.
 pub const WAIT_EVENTS_MAX: usize = 64;
@@ -260,3 +270,58 @@ pub const STORE_DAMAGES_MAX: usize = 100;
 
 /// Milliseconds between two looks of a watch at a store that another process writes.
 pub const STORE_FOLLOW_MS: u64 = 20;
+
+/// Bytes of a key of global state with its scopes, `/` and `%` counting three each: what a document's key may have
+/// without what stands before it.
+pub const GLOBAL_KEY_BYTES_MAX: usize = happen_core::limits::KEY_BYTES_MAX - "global/".len();
+
+/// Times that one change of global state is tried when others are faster. Changes of one space wait in line after their
+/// first failure, so only other processes can be faster so often.
+pub const GLOBAL_ATTEMPTS_MAX: u32 = 64;
+
+/// Lines in which changes of global state wait after a conflict, by key. Two keys of one line hold each other up for the
+/// time of a commit, and only while both are contended.
+pub(crate) const GLOBAL_LINES: usize = 64;
+
+/// Records of changes of global state that a space in memory keeps at least, for watches that are behind; it has up to
+/// twice as many. A watch that is not read for so long misses some and is told. Stores that outlive the space keep what
+/// their retention says.
+pub const GLOBAL_RECORDS_KEPT: u64 = 8_192;
+
+/// Milliseconds that a space in memory remembers at least which revision a deleted entry of global state had: a day,
+/// which is longer than anybody keeps a revision to change what it belongs to. Then the entry counts as never written, so
+/// that keys which are used once take no room for good.
+pub const GLOBAL_DELETED_KEPT_MS: u64 = 86_400_000;
+
+/// Entries whose expiry the sweep of a space remembers, some 200 bytes each: those that expire first. When one beyond
+/// is due, it looks through the store again.
+pub const GLOBAL_EXPIRIES_MAX: usize = 65_536;
+
+/// Milliseconds that the sweep sleeps at most while something is to expire, so that a wall clock that was set forward is
+/// noticed.
+pub const GLOBAL_SWEEP_MS_MAX: u64 = 3_600_000;
+
+/// Milliseconds after which the sweep tries again when the store failed.
+pub const GLOBAL_SWEEP_RETRY_MS: u64 = 1_000;
+
+/// Expired entries that the sweep deletes by one call to the store: as many as a group of commits takes without holding
+/// up others for long.
+pub(crate) const GLOBAL_SWEEP_COMMITS: usize = 256;
+
+/// Bytes of a large value. It is given back as one piece of memory, so several readers at once have to fit; what is
+/// larger belongs into an object store, with its address in the event.
+pub const LARGE_BYTES_MAX: usize = 64 << 20;
+
+/// Bytes of one part of a large value: the largest document, less 4 KiB for what a backend adds around it.
+pub const LARGE_PART_BYTES: usize = happen_core::limits::DOCUMENT_BYTES_MAX - (4 << 10);
+
+/// Milliseconds from the beginning of a large value until its parts are removed when it was never finished. Longer than
+/// anybody needs to write [`LARGE_BYTES_MAX`].
+pub const LARGE_UNFINISHED_MS: u64 = 3_600_000;
+
+/// Parts of a large value that are read or removed by one call to the store: 8 MiB.
+pub(crate) const LARGE_PARTS_AT_ONCE: usize = 8;
+
+/// Large values given up by their writers that are kept in mind until the sweep removes them; those beyond wait for
+/// [`LARGE_UNFINISHED_MS`].
+pub(crate) const LARGE_GIVEN_UP_MAX: usize = 1_024;

@@ -19,6 +19,7 @@ use crate::context::Context;
 use crate::dispatch::{self, Job};
 use crate::durable::{Lanes, StoredFlow};
 use crate::gate::Gate;
+use crate::global::{Author, Global};
 use crate::handler::{Argument, Handler};
 use crate::hooks::{Hooks, Moment, Seen};
 use crate::published::Published;
@@ -790,6 +791,13 @@ impl Node {
     #[inline]
     pub fn entity<'n, S: State>(&'n self, key: impl Into<Cow<'n, str>>) -> StateOf<'n, S> {
         StateOf::entity(&self.inner, None, key.into())
+    }
+
+    /// The values that everybody in the space reads and changes, by key. What is changed by it is recorded as changed by
+    /// this node.
+    pub fn global(&self) -> Global {
+        let author = Author { node: Some(Arc::clone(&self.inner.name)), event: None };
+        Global::new(&self.inner.space, author)
     }
 
     /// Takes events again after [`Node::stop`].

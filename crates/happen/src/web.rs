@@ -202,7 +202,7 @@ pub(crate) fn code(what: u8) -> Option<&'static str> {
 const FAILED: u8 = 16;
 
 /// The codes of errors in the order they are remembered by; only ever appended to.
-const CODES: [&str; 27] = [
+const CODES: [&str; 30] = [
     "unknown",
     "not-started",
     "closed",
@@ -230,6 +230,9 @@ const CODES: [&str; 27] = [
     "conflict",
     "io",
     "damaged",
+    "wrong-version",
+    "diverged",
+    "unfit",
 ];
 
 const WORDS: usize = 9;

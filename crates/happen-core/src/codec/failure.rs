@@ -264,6 +264,7 @@ const RUNAWAY_LIMITS: &[&str] = &[
     "correlation.fan_out_max",
     "correlation.events_max",
     "state_hooks_nested_max",
+    "views_followed_max",
 ];
 
 const OTHER_LIMIT: &str = "of another version";

@@ -7,6 +7,7 @@ use happen_core::store::{Batch, NewRecord};
 use happen_core::{ErasedEvent, ErrorKind, Result};
 use tokio::sync::oneshot;
 
+use super::commit::Ticket;
 use super::flow::StoredFlow;
 use super::lane::Lanes;
 use super::record::event_record;
@@ -96,8 +97,10 @@ fn begin(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: Vec<Arc<Stored
             let env = Arc::clone(&space.env);
             flows.iter().for_each(|flow| durable.begun(flow));
             space.flow_began();
+            // Handed on here: events are stored in the order in which they came.
+            let pushed = batch_for(&space, &*event, &flows).map(|batch| durable.commits.push(batch));
             env.spawn(Box::pin(async move {
-                store_all(&space, &event, flows, told).await;
+                store_all(&space, &event, flows, (pushed, told)).await;
                 space.flow_ended();
             }));
         }
@@ -144,11 +147,11 @@ async fn store_all(
     space: &Arc<SpaceInner>,
     event: &Arc<dyn ErasedEvent>,
     flows: Vec<Arc<StoredFlow>>,
-    told: Told,
+    (pushed, told): (Result<Ticket>, Told),
 ) {
     let Some(durable) = &space.durable else { return };
-    let stored = match batch_for(space, &**event, &flows) {
-        Ok(batch) => durable.commits.commit(batch).await.map(drop),
+    let stored = match pushed {
+        Ok(ticket) => durable.commits.settle(ticket).await.map(drop),
         Err(error) => Err(error),
     };
     if let Err(error) = stored {

@@ -181,6 +181,14 @@ impl<S: State> Document<S> {
         lock(&self.values).committed.clone()
     }
 
+    /// What the next change builds on.
+    fn latest(&self) -> Result<Arc<Version<S>>> {
+        if let Some(head) = &lock(&self.values).head {
+            return Ok(Arc::clone(head));
+        }
+        self.committed()
+    }
+
     /// As [`Document::committed`], without holding up the thread.
     ///
     /// # Errors
@@ -230,14 +238,15 @@ impl<S: State> AnyDocument for Document<S> {
 }
 
 impl<S: State> Staging<S> {
-    /// Begins to stage changes of a document, from what is committed.
+    /// Begins to stage changes of a document, from what it will be when all that is on its way is committed: what a step
+    /// makes of that is committed behind it, or not at all.
     ///
     /// # Errors
     ///
     /// As [`Document::committed`].
     pub(crate) fn new(document: Arc<Document<S>>) -> Result<Self> {
-        let committed = document.committed()?;
-        let (base, view) = (committed.revision, committed.value.clone());
+        let latest = document.latest()?;
+        let (base, view) = (latest.revision, latest.value.clone());
         Ok(Self { document, changes: Vec::new(), tells: false, view, base, expected: None, applied: None })
     }
 

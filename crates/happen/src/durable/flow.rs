@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use happen_core::pool::StepFuture;
 use happen_core::step::Kind;
-use happen_core::store::{Bytes, Key};
+use happen_core::store::{Batch, Bytes, Key};
 use happen_core::{ErasedEvent, Error, ErrorKind, Function, Result, Step, Value};
 use tokio::sync::{Notify, oneshot};
 
@@ -22,6 +22,7 @@ use super::keys::{FLOWS, FlowName};
 use super::lane::Lanes;
 use super::record::Done;
 use super::stage::{Effects, Point, Stage};
+use super::wait::Expected;
 use crate::context::{Context, Encoded};
 use crate::current;
 use crate::dispatch::Reply;
@@ -49,6 +50,10 @@ pub(crate) struct StoredFlow {
     told: Mutex<Told>,
     cancelled: AtomicBool,
     interrupt: Notify,
+    /// Held while the flow is stored that waits for a place, so that it does not begin meanwhile.
+    storing: Arc<tokio::sync::Mutex<()>>,
+    /// Whether the store did not take it: it never begins.
+    refused: AtomicBool,
 }
 
 /// How far a flow is.
@@ -65,6 +70,8 @@ pub(super) struct Progress {
     pub(super) at_unix_ms: u64,
     pub(super) values: BTreeMap<String, Bytes>,
     pub(super) points: Vec<Point>,
+    /// Says that the step was waiting for events when the last process ended, so that none is missed before it waits again.
+    pub(super) expected: Vec<Expected>,
     /// When the step is tried again, and after which error.
     pub(super) retry: Option<(u64, Error)>,
     /// Why it fails before it begins.
@@ -139,6 +146,8 @@ impl StoredFlow {
             told: Mutex::default(),
             cancelled: AtomicBool::new(false),
             interrupt: Notify::new(),
+            storing: Arc::default(),
+            refused: AtomicBool::new(false),
             event,
         };
         Arc::new(flow)
@@ -235,11 +244,40 @@ impl StoredFlow {
     /// Runs the flow from where it is to its end, or until the space stops.
     pub(super) async fn drive(self: Arc<Self>) {
         let lane = Lanes::entered(&self);
-        while let Turn::Again = self.turn().await {}
+        drop(self.storing.lock().await);
+        if !self.refused.load(Ordering::SeqCst) {
+            while let Turn::Again = self.turn().await {}
+        }
         self.durable().ended(&self);
         drop(lane);
         self.let_go();
         self.node.space.flow_ended();
+    }
+
+    /// Stores a flow that has to wait for its turn: whoever sent its event need not wait for that.
+    pub(super) fn store_meanwhile(self: &Arc<Self>) {
+        if lock(&self.progress).recorded {
+            return;
+        }
+        // Taken here and not in the task, for the flow may begin before the task does.
+        let Ok(storing) = Arc::clone(&self.storing).try_lock_owned() else { return };
+        let flow = Arc::clone(self);
+        // Here as well: events are stored in the order in which they came.
+        let pushed = self.push_progress(Vec::new, Batch::default(), &Done::default());
+        self.node.space.env.spawn(Box::pin(async move {
+            let stored = match pushed {
+                Ok(ticket) => flow.settle_progress(ticket).await,
+                Err(error) => Err(error),
+            };
+            match stored {
+                Ok(()) => flow.stored(),
+                Err(error) => {
+                    flow.refused.store(true, Ordering::SeqCst);
+                    flow.refuse_storing(&error);
+                }
+            }
+            drop(storing);
+        }));
     }
 
     /// Tells whoever still waits that nobody will answer here, by the channels that end.
@@ -312,10 +350,11 @@ impl StoredFlow {
             Polled::Goes(step) => Some(step),
             Polled::Waits(future) => {
                 // Who sent it need not wait for what the step waits for.
-                if self.is_awaited()
-                    && let Err(error) = self.commit_progress(stage, |_, _| Ok(())).await
-                {
-                    return Ok(Err(error));
+                if self.is_awaited() {
+                    if let Err(error) = self.commit_progress(stage, |_, _| Ok(())).await {
+                        return Ok(Err(error));
+                    }
+                    self.stored();
                 }
                 let time_max = table.options.flow_time_max();
                 match self.wait_for(future, &context, stage, time_max, &mut outcome).await? {
@@ -442,6 +481,7 @@ impl StoredFlow {
                 Err(Trouble::Store(error)) => error,
                 Err(Trouble::Outdated(error)) => {
                     if self.may_run_again(&effects) {
+                        crate::space::yield_now().await;
                         return Turn::Again;
                     }
                     end = self.failed(error);
@@ -538,7 +578,7 @@ impl StoredFlow {
             return End::Failed(error);
         }
         let shift = (attempt - 1).min(32);
-        let wait = options.retry_wait_ms.saturating_mul(1 << shift).min(limits::RETRY_WAIT_MS_MAX);
+        let wait = options.retry_wait_ms.saturating_mul(1 << shift).min(limits::DURABLE_RETRY_WAIT_MS_MAX);
         End::Retry(error, self.node.space.env.unix_ms().saturating_add(wait))
     }
 
@@ -587,7 +627,7 @@ pub(super) fn copy(outcome: &Outcome) -> Outcome {
 fn function_of(table: &Table, step: Option<&str>, registration: &str) -> Result<(Arc<dyn Function>, u64)> {
     let entry = table.registered(registration);
     let number = entry.map_or(0, |entry| entry.id);
-    let found = match step {
+    let found = match step.filter(|name| *name != registration) {
         None => entry.map(|entry| Arc::clone(&entry.function)),
         Some(name) => table.step(name).map(|step| Arc::clone(&step.function)),
     };

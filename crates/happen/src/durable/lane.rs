@@ -36,8 +36,14 @@ impl Lanes {
         let node = Arc::clone(&flow.node);
         let lane = flow.lane;
         node.space.flow_began();
-        lock(&node.lanes().0).entry(lane).or_default().waiting.push_back(flow);
+        lock(&node.lanes().0).entry(lane).or_default().waiting.push_back(Arc::clone(&flow));
         Self::fill(&node, lane);
+        let waits = lock(&node.lanes().0)
+            .get(&lane)
+            .is_some_and(|places| places.waiting.iter().any(|waiting| Arc::ptr_eq(waiting, &flow)));
+        if waits {
+            flow.store_meanwhile();
+        }
     }
 
     /// The place of a flow that was let in.

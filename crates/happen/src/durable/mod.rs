@@ -176,9 +176,15 @@ impl Durable {
         self.stopping.load(Ordering::SeqCst)
     }
 
-    /// The flows that wait at a point, where they can be left.
-    pub(crate) fn waiting_at_points(&self) -> usize {
-        self.at_points.load(Ordering::SeqCst)
+    /// The flows that can be left where they are: those that wait at a point, and those that are stored and wait for their
+    /// turn.
+    pub(crate) fn can_be_left(&self) -> usize {
+        let live = lock(&self.live);
+        let waiting = live
+            .values()
+            .flatten()
+            .filter(|live| live.place.strong_count() == 0 && lock(&live.flow.progress).recorded);
+        self.at_points.load(Ordering::SeqCst) + waiting.count()
     }
 
     fn at_point(&self) -> AtPoint<'_> {

@@ -202,45 +202,59 @@ impl StoredFlow {
         stage: &Stage,
         add: impl FnOnce(&mut Batch, &mut Done) -> Result<()>,
     ) -> Result<Done> {
-        let ticket;
         let mut done = Done::default();
-        {
-            let mut batch = Batch::default();
-            let mut further = Batch::default();
-            add(&mut further, &mut done)?;
-            let mut progress = lock(&self.progress);
-            // Under the lock: of several that are committed at once, the last one has the points of all.
-            let points = stage.points();
-            let values = progress.values.clone();
-            let step =
-                self.wire_step(&progress, StepOutcome::Waits, &values, Vec::new(), Vec::new(), &points);
-            let document = self.form(FLOWS, step.clone())?;
-            let mut record = WireRecord { step: Some(step), ..WireRecord::default() };
-            if !progress.recorded {
-                record.event = Cow::Borrowed(&self.framed()?.frame);
-                record.accepted.push(self.wire_flow());
-            }
-            batch.records.push(self.record(&record)?);
-            batch.records.extend(further.records);
-            batch.documents.push(self.write(progress.revision + 1, Some(document)));
-            batch.documents.extend(further.documents);
-            batch.check()?;
-            progress.revision += 1;
-            progress.recorded = true;
-            done.begun.iter().for_each(|flow| self.durable().begun(flow));
-            ticket = self.durable().commits.push(batch);
-        }
-        match self.durable().commits.settle(ticket).await {
-            Ok(_) => Ok(done),
+        let mut further = Batch::default();
+        add(&mut further, &mut done)?;
+        let ticket = self.push_progress(|| stage.points(), further, &done)?;
+        match self.settle_progress(ticket).await {
+            Ok(()) => Ok(done),
             Err(error) => {
                 done.begun.iter().for_each(|flow| self.durable().ended(flow));
-                if !self.durable().is_stopping() {
-                    // What is true now is looked up before anything is built on it.
-                    self.reread().await?;
-                }
                 Err(error)
             }
         }
+    }
+
+    /// Hands on a batch that says where the flow is within its step, with what else belongs to it.
+    pub(super) fn push_progress(
+        self: &Arc<Self>,
+        points: impl FnOnce() -> Vec<Point>,
+        further: Batch,
+        done: &Done,
+    ) -> Result<Ticket> {
+        let mut batch = Batch::default();
+        let mut progress = lock(&self.progress);
+        // Under the lock: of several that are committed at once, the last one has the points of all.
+        let points = points();
+        let values = progress.values.clone();
+        let step = self.wire_step(&progress, StepOutcome::Waits, &values, Vec::new(), Vec::new(), &points);
+        let document = self.form(FLOWS, step.clone())?;
+        let mut record = WireRecord { step: Some(step), ..WireRecord::default() };
+        if !progress.recorded {
+            record.event = Cow::Borrowed(&self.framed()?.frame);
+            record.accepted.push(self.wire_flow());
+        }
+        batch.records.push(self.record(&record)?);
+        batch.records.extend(further.records);
+        batch.documents.push(self.write(progress.revision + 1, Some(document)));
+        batch.documents.extend(further.documents);
+        batch.check()?;
+        progress.revision += 1;
+        progress.recorded = true;
+        done.begun.iter().for_each(|flow| self.durable().begun(flow));
+        Ok(self.durable().commits.push(batch))
+    }
+
+    /// Waits for such a batch.
+    pub(super) async fn settle_progress(self: &Arc<Self>, ticket: Ticket) -> Result<()> {
+        if let Err(error) = self.durable().commits.settle(ticket).await {
+            if !self.durable().is_stopping() {
+                // What is true now is looked up before anything is built on it.
+                self.reread().await?;
+            }
+            return Err(error);
+        }
+        Ok(())
     }
 
     /// What the store knows of this step.
@@ -311,6 +325,7 @@ impl StoredFlow {
                 progress.at_unix_ms = space.now_unix_ms().max(progress.at_unix_ms);
                 progress.values = effects.values;
                 progress.points.clear();
+                progress.expected.clear();
                 progress.retry = None;
                 return Turn::Again;
             }

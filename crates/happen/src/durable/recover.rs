@@ -15,6 +15,7 @@ use super::flow::{Progress, StoredFlow};
 use super::keys::{DEAD, FLOWS, FlowName, IDENTITY, SCHEDULES, SEEN, TIMERS};
 use super::lane::Lanes;
 use super::stage::Point;
+use super::wait::Expected;
 use super::{Durable, schedule, timer};
 use crate::config::UnfitFlows;
 use crate::space::SpaceInner;
@@ -156,7 +157,7 @@ impl Durable {
                 name.node
             )));
         }
-        let at_entry = step.number == 0 && step.name == *registration;
+        let at_entry = step.name == *registration;
         if !at_entry && table.step(&step.name).is_none() {
             return Ok(Err(format!(
                 "{event} waits for step `{}` of node `{}`, which is not there",
@@ -171,7 +172,9 @@ impl Durable {
             StepOutcome::Retry { due_unix_ms, error } => Some((*due_unix_ms, error_in(error))),
             _ => None,
         };
+        let points: Vec<_> = step.points.iter().map(Point::of).collect();
         let progress = Progress {
+            expected: points.iter().filter_map(|point| Expected::of(self, point)).collect(),
             revision: document.revision,
             recorded: true,
             step: (!at_entry).then(|| Arc::from(&*step.name)),
@@ -183,7 +186,7 @@ impl Durable {
                 .iter()
                 .map(|(name, value)| (name.clone().into_owned(), value.as_ref().into()))
                 .collect(),
-            points: step.points.iter().map(Point::of).collect(),
+            points,
             retry,
             ..Progress::default()
         };

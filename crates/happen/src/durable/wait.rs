@@ -12,6 +12,7 @@ use happen_core::store::{Position, Read, Select, Start, Tag};
 use happen_core::{ErasedEvent, Error, ErrorKind, Event, EventType, Pattern, Result};
 use tokio::sync::mpsc;
 
+use super::Durable;
 use super::flow::StoredFlow;
 use super::point::diverged_to;
 use super::stage::{Point, Stage};
@@ -24,6 +25,12 @@ use crate::sync::{Mutex, isolated, lock};
 pub(crate) struct Waiters {
     count: AtomicUsize,
     all: Mutex<Vec<Waiter>>,
+}
+
+/// Says, as long as it lives, that somebody will wait for events of some types and look for them in the log.
+pub(crate) struct Expected {
+    durable: Arc<Durable>,
+    number: u64,
 }
 
 struct Waiter {
@@ -65,19 +72,46 @@ impl Waiters {
 
     fn wait(&self, pattern: Pattern) -> Waiting<'_> {
         let (to, from) = mpsc::channel(limits::WAIT_EVENTS_MAX);
+        Waiting { waiters: self, number: self.add(pattern, to), from }
+    }
+
+    fn add(&self, pattern: Pattern, to: mpsc::Sender<Arc<dyn ErasedEvent>>) -> u64 {
         let mut all = lock(&self.all);
         let number = all.last().map_or(1, |last| last.number + 1);
         all.push(Waiter { number, pattern, to });
         self.count.store(all.len(), Ordering::Relaxed);
-        Waiting { waiters: self, number, from }
+        number
+    }
+
+    fn remove(&self, number: u64) {
+        let mut all = lock(&self.all);
+        all.retain(|waiter| waiter.number != number);
+        self.count.store(all.len(), Ordering::Relaxed);
+    }
+}
+
+impl Expected {
+    /// Expects what a flow waited for when the last process ended.
+    pub(super) fn of(durable: &Arc<Durable>, point: &Point) -> Option<Self> {
+        if point.kind != PointKind::Wait || point.result.is_some() {
+            return None;
+        }
+        let pattern = Pattern::parse(&point.name).ok()?;
+        // Nobody reads there: that events are kept is enough.
+        let (to, _) = mpsc::channel(1);
+        Some(Self { number: durable.waiters.add(pattern, to), durable: Arc::clone(durable) })
+    }
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        self.durable.waiters.remove(self.number);
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        let mut all = lock(&self.waiters.all);
-        all.retain(|waiter| waiter.number != self.number);
-        self.waiters.count.store(all.len(), Ordering::Relaxed);
+        self.waiters.remove(self.number);
     }
 }
 

@@ -29,6 +29,7 @@ use crate::durable::{self, Durable, Whereto};
 use crate::env::RealEnv;
 use crate::failure::{DeadLetter, DeadLetters};
 use crate::gate::Gate;
+use crate::global::{Author, Commons, Global};
 use crate::handler::{Argument, Handler};
 use crate::hooks::{Hooks, Moment, Seen};
 use crate::index::Index;
@@ -40,7 +41,7 @@ use crate::node::{Node, NodeInner, Registration};
 use crate::published::Readers;
 use crate::send::{After, Broadcasting, CancellingTimer, Sender, Sending, Target};
 use crate::state::Home;
-use crate::store::{SpaceStore, Store};
+use crate::store::{Document, Key, SpaceStore, Store};
 use crate::sync::{Mutex, lock};
 use crate::table::{Entry, Table};
 use crate::waits::Waits;
@@ -86,6 +87,7 @@ pub(crate) struct SpaceInner {
     states: Arc<SpaceStore>,
     /// What the space remembers: the states and what was committed beside them, or a store that outlives the space.
     store: Arc<dyn Store>,
+    pub(crate) commons: Arc<Commons>,
     phase: AtomicU8,
     by_name: papaya::HashMap<Arc<str>, NodeSlot>,
     names: Names,
@@ -268,6 +270,7 @@ impl Space {
             durable,
             states,
             store,
+            commons: Arc::default(),
             clock: Arc::clone(env.clock()),
             env,
             index: Index::new(config.types_max),
@@ -403,6 +406,7 @@ impl Space {
         if let Some(left) = inner.leave_link() {
             left.await;
         }
+        inner.commons.swept(inner.env.sleep(after)).await;
         if let Some(durable) = &inner.durable {
             // Flows have been told to leave; what they are just committing is committed before the store closes.
             inner.drained(after, Ends::Waits).await;
@@ -631,6 +635,23 @@ impl Space {
         Arc::clone(&self.inner().store)
     }
 
+    /// The values that everybody in the space reads and changes, by key.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// let space = happen::Space::memory();
+    /// space.global().set("motd", "be kind").await?;
+    /// assert_eq!(space.global().get::<String>("motd").await?.as_deref(), Some("be kind"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn global(&self) -> Global {
+        Global::new(self.inner(), Author::default())
+    }
+
     /// The configuration.
     #[must_use]
     pub fn config(&self) -> &Config {
@@ -651,6 +672,20 @@ impl SpaceInner {
     #[inline]
     pub(crate) fn is_running(&self) -> bool {
         self.phase.load(Ordering::Relaxed) == RUNNING
+    }
+
+    pub(crate) fn store(&self) -> Arc<dyn Store> {
+        Arc::clone(&self.store)
+    }
+
+    /// Whether what is committed is remembered no longer than the space lives.
+    pub(crate) fn is_in_memory(&self) -> bool {
+        std::ptr::addr_eq(Arc::as_ptr(&self.states), Arc::as_ptr(&self.store))
+    }
+
+    /// Refuses what needs a space that has not ended, whether it has started or not.
+    pub(crate) fn check_not_stopped(&self) -> Result<()> {
+        if self.phase.load(Ordering::SeqCst) == STOPPED { Err(closed_space()) } else { Ok(()) }
     }
 
     pub(crate) fn check_building(&self) -> Result<()> {
@@ -745,6 +780,16 @@ impl SpaceInner {
     /// Where the documents of the nodes with this id live.
     pub(crate) fn home(&self, node: &Arc<str>) -> Arc<Home> {
         self.states.home(node)
+    }
+
+    /// Documents of durable nodes, or of all nodes in a space in memory, at one point of the log.
+    pub(crate) async fn documents(&self, keys: Vec<Key>) -> Result<Vec<Option<Document>>> {
+        if keys.is_empty() { Ok(Vec::new()) } else { self.store.documents(keys).await }
+    }
+
+    /// Documents of ephemeral nodes, at one moment.
+    pub(crate) async fn live_documents(&self, keys: Vec<Key>) -> Result<Vec<Option<Document>>> {
+        if keys.is_empty() { Ok(Vec::new()) } else { self.states.documents(keys).await }
     }
 
     pub(crate) fn next_registration(&self) -> u64 {
@@ -909,12 +954,15 @@ impl SpaceInner {
     }
 
     fn is_idle(&self, ends: Ends) -> bool {
-        let may_be_left = match (&self.durable, ends) {
-            (Some(durable), Ends::Leaves) => durable.waiting_at_points(),
+        let left = match (&self.durable, ends) {
+            (Some(durable), Ends::Leaves) => durable.can_be_left(),
             _ => 0,
         };
-        self.flows.load(Ordering::SeqCst) <= may_be_left
-            && self.all_nodes().into_iter().all(|node| Node::from_inner(node).waiting() == 0)
+        let waits = |node: Arc<NodeInner>| match ends {
+            Ends::Leaves if node.is_durable() => false,
+            _ => Node::from_inner(node).waiting() > 0,
+        };
+        self.flows.load(Ordering::SeqCst) <= left && !self.all_nodes().into_iter().any(waits)
     }
 
     async fn drained(&self, within: Duration, ends: Ends) -> bool {
@@ -950,6 +998,7 @@ impl SpaceInner {
         }
         // First, so that whoever waits beyond the link learns that it closed, and not of flows that were cancelled.
         drop(self.leave_link());
+        self.commons.stop();
         // The maps are emptied slot by slot, here and in the index, and not cleared: a space that ends with its thread
         // finds the thread's own memory gone, which `pin` and `clear` need.
         let names = self.by_name.pin_owned();

@@ -3,6 +3,7 @@
 
 mod cell;
 mod home;
+mod views;
 
 use std::borrow::Cow;
 use std::cell::Cell as ThreadCell;
@@ -28,6 +29,7 @@ use home::{Clash, Entities, Kind, Single};
 
 pub(crate) use cell::{Live, Snapshot};
 pub(crate) use home::{Home, Name};
+pub use views::{Collected, Freshness, View, Viewing, Views};
 
 /// The state of a node, or one of its entities: a value of type `S` that functions read and change.
 ///
