@@ -74,7 +74,7 @@ impl Context {
     }
 
     /// The same context for another run of a handler in it, after this error.
-    pub(crate) fn after(&self, number: u32, error: Option<Error>) -> Self {
+    pub(crate) fn once_more(&self, number: u32, error: Option<Error>) -> Self {
         Self(self.clone().0, Some(Arc::new(Attempt { number, error })))
     }
 

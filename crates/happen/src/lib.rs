@@ -97,7 +97,9 @@ pub use hooks::{Moment, Seen};
 pub use import::{Imported, Importing};
 pub use link::{Hub, HubLink, RemoteNode};
 pub use node::{Handles, Node, Registration};
-pub use send::{Acceptance, After, Asking, Broadcasting, CancellingTimer, Replies, Reply, Sending, Sent, Target};
+pub use send::{
+    Acceptance, After, Asking, Broadcasting, CancellingTimer, Replies, Reply, Sending, Sent, Target,
+};
 pub use space::Space;
 pub use state::{Collected, Freshness, StateOf, View, Viewing, Views};
 pub use step::{again, done, goto, next, next_with};

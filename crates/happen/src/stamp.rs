@@ -212,7 +212,12 @@ pub(crate) fn consequence_of(
 }
 
 /// The envelope of an event that comes by itself, such as one of a schedule, with an id that follows from what it is.
-pub(crate) fn of_nobody(space: &SpaceInner, id: EventId, event_type: EventType, purpose: Purpose) -> Envelope {
+pub(crate) fn of_nobody(
+    space: &SpaceInner,
+    id: EventId,
+    event_type: EventType,
+    purpose: Purpose,
+) -> Envelope {
     root(id, space, NodeKey(0), event_type, purpose, space.now_unix_ms())
 }
 

@@ -137,8 +137,9 @@ impl Agenda {
         lock(&self.queue).ended
     }
 
-    /// Begins to see to what is due.
+    /// Begins to see to what is due. What is due already counts as under way.
     pub(super) fn start(self: &Arc<Self>, space: &Arc<SpaceInner>) {
+        space.flow_began();
         let (agenda, env, space) = (Arc::clone(self), Arc::clone(&space.env), Arc::downgrade(space));
         let task_env = Arc::clone(&env);
         env.spawn(Box::pin(async move { agenda.run(&task_env, &space).await }));
@@ -146,6 +147,7 @@ impl Agenda {
 
     async fn run(&self, env: &Arc<dyn Env>, space: &Weak<SpaceInner>) {
         let mut failures = 0;
+        let mut behind = Some(Behind(space));
         loop {
             if self.has_ended() {
                 return;
@@ -167,13 +169,16 @@ impl Agenda {
                 Some(due) => Some((due - now).min(limits::CLOCK_LOOK_MS_MAX)),
                 None => None,
             };
+            drop(behind.take());
             self.wait(env, left).await;
         }
     }
 
     /// Does one thing that is due. An error says that the store failed: it is due still.
     async fn see_to_one(&self, space: &Arc<SpaceInner>, now: u64) -> Result<(), ()> {
-        let (Some((ticket, item)), Some(durable)) = (self.take_due(now), &space.durable) else { return Ok(()) };
+        let (Some((ticket, item)), Some(durable)) = (self.take_due(now), &space.durable) else {
+            return Ok(());
+        };
         // A space that waits for what is under way waits for this, too.
         space.flow_began();
         let seen_to = match &item {
@@ -231,6 +236,17 @@ impl Agenda {
             }
         })
         .await;
+    }
+}
+
+/// Counts as under way until what was due at the start is seen to.
+struct Behind<'s>(&'s Weak<SpaceInner>);
+
+impl Drop for Behind<'_> {
+    fn drop(&mut self) {
+        if let Some(space) = self.0.upgrade() {
+            space.flow_ended();
+        }
     }
 }
 

@@ -94,9 +94,12 @@ pub enum CronProblem {
     TooLong,
 }
 
-/// When something is due that is due again and again.
+/// When something is due that is due again and again; made by [`IntoTiming`].
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Timing {
+#[doc(hidden)]
+#[non_exhaustive]
+#[expect(unnameable_types, reason = "what a timing becomes concerns only the runtime")]
+pub enum Timing {
     Cron(Cron),
     /// Whole periods from some time on.
     Every {
@@ -106,7 +109,14 @@ pub(crate) enum Timing {
 
 /// What tells when a schedule is due: the text of [`Cron`] (`"0 3 * * *"`), a `Cron`, or [`every`]. As text,
 /// `@every 90s` is the same as `every(secs(90))`; it takes `ms`, `s`, `m`, `h` and `d`.
-pub trait IntoTiming: sealed::IntoTiming {}
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not tell when a schedule is due",
+    note = "a timing is the text of cron such as \"0 3 * * *\", a `Cron`, or `every(secs(30))`"
+)]
+pub trait IntoTiming {
+    #[doc(hidden)]
+    fn into_timing(self) -> Result<Timing, CronError>;
+}
 
 /// So much time between one due time and the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,46 +146,31 @@ pub const fn every(time: Duration) -> Every {
     Every(time)
 }
 
-mod sealed {
-    use super::{CronError, Timing};
-
-    pub trait IntoTiming {
-        #[doc(hidden)]
-        fn into_timing(self) -> Result<Timing, CronError>;
-    }
-}
-
-impl<T: sealed::IntoTiming> IntoTiming for T {}
-
-impl sealed::IntoTiming for &str {
+impl IntoTiming for &str {
     fn into_timing(self) -> Result<Timing, CronError> {
         Timing::parse(self)
     }
 }
 
-impl sealed::IntoTiming for String {
+impl IntoTiming for String {
     fn into_timing(self) -> Result<Timing, CronError> {
         Timing::parse(&self)
     }
 }
 
-impl sealed::IntoTiming for Cron {
+impl IntoTiming for Cron {
     fn into_timing(self) -> Result<Timing, CronError> {
         Ok(Timing::Cron(self))
     }
 }
 
-impl sealed::IntoTiming for Every {
+impl IntoTiming for Every {
     fn into_timing(self) -> Result<Timing, CronError> {
         match u64::try_from(self.0.as_millis()) {
             Ok(period_ms) if period_ms > 0 => Ok(Timing::Every { period_ms }),
             _ => Err(CronError { text: format!("{self:?}"), position: 0, problem: CronProblem::BadStep }),
         }
     }
-}
-
-pub(super) fn timing_of(timing: impl IntoTiming) -> Result<Timing, CronError> {
-    timing.into_timing()
 }
 
 impl Cron {
@@ -499,7 +494,9 @@ fn read_item(text: &str, at: usize, item: &str, field: &Field) -> Result<u64, Cr
     let (values, step) = match item.split_once('/') {
         None => (item, None),
         Some((values, step)) => match step.parse::<u32>() {
-            Ok(number) if number > 0 && step.bytes().all(|byte| byte.is_ascii_digit()) => (values, Some(number)),
+            Ok(number) if number > 0 && step.bytes().all(|byte| byte.is_ascii_digit()) => {
+                (values, Some(number))
+            }
             _ => return error(at + values.len() + 1, CronProblem::BadStep),
         },
     };
@@ -748,8 +745,8 @@ mod tests {
         assert_eq!(every.last_until(next, anchor), Some(next));
         assert_eq!(every.next_after(u64::MAX, anchor), None);
         assert_eq!(Timing::parse(&every.to_string()).unwrap(), every);
-        assert!(timing_of(super::every(Duration::ZERO)).is_err());
-        assert!(timing_of(super::every(Duration::MAX)).is_err());
+        assert!(super::every(Duration::ZERO).into_timing().is_err());
+        assert!(super::every(Duration::MAX).into_timing().is_err());
     }
 
     /// One part of a field between commas: from, to, step, and how it is written.
@@ -781,9 +778,9 @@ mod tests {
     }
 
     fn fits(items: &[Item], value: u32) -> bool {
-        items.iter().any(|item| {
-            (item.from..=item.to).contains(&value) && (value - item.from) % item.step == 0
-        })
+        items
+            .iter()
+            .any(|item| (item.from..=item.to).contains(&value) && (value - item.from) % item.step == 0)
     }
 
     fn text_of(items: &[Item]) -> String {
@@ -793,7 +790,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(400))]
 
-        /// Compared with looking at every minute of two years, or every second of an hour.
+        /// Compared with looking at every second of every day for 400 days in both directions.
         #[test]
         fn due_times_are_those_that_are_found_by_looking_at_each(
             second in proptest::option::of(field(0, 59)), minute in field(0, 59), hour in field(0, 23),
@@ -809,6 +806,15 @@ mod tests {
             };
             let open = |items: &[Item]| items[0].text.starts_with('*');
             let either = !open(&day) && !open(&weekday);
+            let times: Vec<u64> = (0..86_400_u32)
+                .filter(|time| {
+                    let (hour_now, minute_now, second_now) = (time / 3_600, time / 60 % 60, time % 60);
+                    fits(&hour, hour_now)
+                        && fits(&minute, minute_now)
+                        && second.as_ref().map_or(second_now == 0, |second| fits(second, second_now))
+                })
+                .map(u64::from)
+                .collect();
             let (mut year, mut month_now, mut day_now) = (1970_u64, 1, 1);
             let mut found_next = None;
             let mut found_last = None;
@@ -819,22 +825,9 @@ mod tests {
                 let (by_day, by_week) = (fits(&day, day_now), fits(&weekday, (day_index + 4) % 7));
                 let has_day = if either { by_day || by_week } else { by_day && by_week };
                 if is_near && has_day && fits(&month, month_now) {
-                    for second_of_day in 0..86_400 {
-                        let (hour_now, rest) = (second_of_day / 3_600, second_of_day % 3_600);
-                        if !fits(&hour, hour_now) || !fits(&minute, rest / 60) {
-                            continue;
-                        }
-                        if !second.as_ref().map_or(rest % 60 == 0, |second| fits(second, rest % 60)) {
-                            continue;
-                        }
-                        let at = (u64::from(day_index) * 86_400 + u64::from(second_of_day)) * 1_000;
-                        if at <= start {
-                            found_last = Some(at);
-                        } else {
-                            found_next = Some(at);
-                            break;
-                        }
-                    }
+                    let at = |second: &u64| (u64::from(day_index) * 86_400 + second) * 1_000;
+                    found_last = times.iter().map(at).rfind(|at| *at <= start).or(found_last);
+                    found_next = times.iter().map(at).find(|at| *at > start);
                 }
                 if found_next.is_some() {
                     break;

@@ -9,6 +9,7 @@
 mod accept;
 mod agenda;
 mod commit;
+mod control;
 pub(crate) mod cron;
 mod document;
 mod flow;
@@ -46,6 +47,7 @@ use wait::Waiters;
 
 pub(crate) use accept::{deliver, publish};
 use agenda::Agenda;
+pub(crate) use control::{Control, Debounce, Rate};
 pub(crate) use document::{Change, Document, Documents, Staging};
 pub(crate) use flow::StoredFlow;
 pub(crate) use lane::Lanes;
@@ -183,7 +185,7 @@ impl Durable {
         let waiting = live
             .values()
             .flatten()
-            .filter(|live| live.place.strong_count() == 0 && lock(&live.flow.progress).recorded);
+            .filter(|live| live.place.strong_count() == 0 && live.flow.waits_its_turn());
         self.at_points.load(Ordering::SeqCst) + waiting.count()
     }
 
@@ -245,7 +247,11 @@ impl Durable {
     /// # Errors
     ///
     /// What the store says, when it is closed or the space ends.
-    async fn found_out(&self, space: &SpaceInner, look: impl AsyncFn() -> Result<bool>) -> Result<bool> {
+    async fn found_out<'l>(
+        &self,
+        space: &SpaceInner,
+        look: impl Fn() -> BoxFuture<'l, Result<bool>>,
+    ) -> Result<bool> {
         let mut wait = limits::STORE_WAIT_MS;
         loop {
             match look().await {

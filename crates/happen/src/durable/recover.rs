@@ -16,7 +16,7 @@ use super::keys::{DEAD, FLOWS, FlowName, IDENTITY, SCHEDULES, SEEN, TIMERS};
 use super::lane::Lanes;
 use super::stage::Point;
 use super::wait::Expected;
-use super::{Durable, schedule, timer};
+use super::{Durable, control, schedule, timer};
 use crate::config::UnfitFlows;
 use crate::space::SpaceInner;
 use crate::sync::isolated;
@@ -53,6 +53,11 @@ impl Durable {
             }
         }
         self.recover_times(space, &mut unfit).await?;
+        for node in space.all_nodes() {
+            if node.is_durable() {
+                control::recover(self, &node).await?;
+            }
+        }
         if !unfit.is_empty() {
             let error = Error::new(ErrorKind::Unfit { flows: unfit });
             match space.config.unfit_flows {
@@ -70,7 +75,13 @@ impl Durable {
         for Resumable { flow, .. } in &found {
             self.begun(flow);
         }
-        found.into_iter().for_each(|resumable| Lanes::enter(resumable.flow));
+        let superseded = control::superseded_among(found.iter().map(|resumable| &resumable.flow));
+        for Resumable { flow, .. } in found {
+            match superseded.iter().find(|(other, _)| Arc::ptr_eq(other, &flow)) {
+                Some((flow, by)) => flow.give_way(*by),
+                None => Lanes::enter(flow),
+            }
+        }
     }
 
     /// Sees from now on to what is due.
@@ -83,7 +94,8 @@ impl Durable {
         for prefix in [TIMERS, SCHEDULES] {
             let mut after: Option<Key> = None;
             loop {
-                let list = List { prefix: prefix.into(), after: after.take(), documents_max: PAGE_RECORDS_MAX };
+                let list =
+                    List { prefix: prefix.into(), after: after.take(), documents_max: PAGE_RECORDS_MAX };
                 let page = self.store.list(list).await?;
                 let Some(last) = page.last() else { break };
                 after = Some(Arc::clone(&last.key));
@@ -181,6 +193,7 @@ impl Durable {
             number: step.number,
             attempt: step.attempt,
             at_unix_ms: step.at_unix_ms,
+            due_unix_ms: step.due_unix_ms,
             values: step
                 .values
                 .iter()
@@ -192,15 +205,17 @@ impl Durable {
         };
         let lane = match &table.lane {
             Lane::Concurrent => None,
-            Lane::ByKey(key_of) => isolated("the key of a serial node", || key_of(&*arrived)).ok(),
+            Lane::ByKey(key_of, _) => isolated("the key of a serial node", || key_of(&*arrived)).ok(),
         };
-        let flow = StoredFlow::new(&node, Arc::from(&**registration), arrived, lane, None, progress);
+        // A key that cannot be had was told when the flow was accepted; now it runs without.
+        let hold = control::admit_again(&node, &table, &*arrived, step.due_unix_ms).unwrap_or_default();
+        let flow = StoredFlow::new(&node, Arc::from(&**registration), arrived, (lane, hold), None, progress);
         flow.set_framed(framed);
         Ok(Ok(Resumable { flow, position }))
     }
 
     /// An event of the log, with its bytes and its place.
-    async fn event_of(
+    pub(super) async fn event_of(
         &self,
         space: &Arc<SpaceInner>,
         event: EventId,
@@ -269,6 +284,7 @@ impl Durable {
         let mut form = WireRecord::decode(&content.bytes, RECORD_BYTES_MAX)?;
         let Some(step) = &mut form.step else { return Ok(false) };
         step.outcome = StepOutcome::Waits;
+        step.due_unix_ms = 0;
         step.attempt = 1;
         step.points = Vec::new();
         step.at_unix_ms = space.env.unix_ms();

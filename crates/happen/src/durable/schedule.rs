@@ -9,14 +9,15 @@ use happen_core::env::BoxFuture;
 use happen_core::event::Purpose;
 use happen_core::hash::digest;
 use happen_core::limits::PAGE_RECORDS_MAX;
+use happen_core::payload::ErasedPayload;
 use happen_core::store::{Document as Stored, Key, List};
-use happen_core::{Dynamic, Error, Event, EventId, EventType, NodeKey, Payload, Result, State};
+use happen_core::{Dynamic, Error, Event, EventId, EventType, Payload, Result, State};
 use serde::{Deserialize, Serialize};
 
-use super::cron::{IntoTiming, Timing, timing_of};
+use super::cron::{IntoTiming, Timing};
 use super::document::{Document, is_conflict};
 use super::keys::{SCHEDULES, name_of, named};
-use super::timer::{self, Arriving, Blob, accept, accept_with, busy, check_taken, is_recorded, postpone};
+use super::timer::{self, Arriving, Blob, accept, accept_with, check_taken, is_recorded, postpone};
 use super::{Durable, outside};
 use crate::limits;
 use crate::send::{Destination, Extras, Sender};
@@ -102,7 +103,7 @@ impl<'s, T: Payload> Scheduling<'s, T> {
         to: &Destination<'s>,
         payload: T,
     ) -> Self {
-        let timing = timing_of(timing).map_err(super::cron::CronError::into_misuse);
+        let timing = timing.into_timing().map_err(super::cron::CronError::into_misuse);
         let to = to.one_name(space);
         Self { space, name: name.to_owned(), timing, to, payload, missed: Missed::default() }
     }
@@ -285,11 +286,8 @@ impl<'s> Schedules<'s> {
             schedule.paused = known.paused;
             schedule.last_due_unix_ms = known.last_due_unix_ms;
             schedule.last_unix_ms = known.last_unix_ms;
-            schedule.due_unix_ms = if known.timing == schedule.timing {
-                known.due_unix_ms
-            } else {
-                schedule.first_after(now)
-            };
+            schedule.due_unix_ms =
+                if known.timing == schedule.timing { known.due_unix_ms } else { schedule.first_after(now) };
             Ok(schedule)
         };
         outside::change(durable, &document, None, take_over, |_, _| Ok(())).await?;
@@ -480,7 +478,8 @@ fn plan(timing: &Timing, missed: Missed, due: u64, now: u64) -> Plan {
         Missed::All => {
             let mut first = last;
             for _ in 1..limits::SCHEDULE_MISSED_MAX {
-                let Some(earlier) = timing.last_until(first - 1, due).filter(|earlier| *earlier >= due) else {
+                let Some(earlier) = timing.last_until(first - 1, due).filter(|earlier| *earlier >= due)
+                else {
                     break;
                 };
                 first = earlier;
@@ -582,11 +581,7 @@ fn id_of(durable: &Durable, name: &str, due_unix_ms: u64) -> EventId {
 /// # Errors
 ///
 /// When it cannot be read.
-pub(super) fn recover(
-    space: &Arc<SpaceInner>,
-    durable: &Durable,
-    stored: &Stored,
-) -> Result<Option<String>> {
+pub(super) fn recover(space: &Arc<SpaceInner>, durable: &Durable, stored: &Stored) -> Result<Option<String>> {
     let Some(schedule) = decode(stored)? else { return Ok(None) };
     durable.agenda.set(&stored.key, schedule.due());
     let why = timer::unfit(space, &schedule.to, &schedule.event_type);
@@ -602,7 +597,9 @@ fn decode(stored: &Stored) -> Result<Option<StoredSchedule>> {
 
 fn durable_part(space: &SpaceInner) -> Result<&Arc<Durable>> {
     space.durable.as_ref().ok_or_else(|| {
-        Error::misuse("a space in memory keeps no schedules; open one with `Space::open` or `Space::with_store`")
+        Error::misuse(
+            "a space in memory keeps no schedules; open one with `Space::open` or `Space::with_store`",
+        )
     })
 }
 

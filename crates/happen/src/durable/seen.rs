@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use happen_core::env::BoxFuture;
 use happen_core::hash::digest;
 use happen_core::limits::PAGE_RECORDS_MAX;
 use happen_core::store::{Batch, Key, List, Past, Prune, Read, Select, Write};
@@ -229,7 +230,8 @@ async fn is_ours(
     event: EventId,
 ) -> Result<bool> {
     let event = event.to_string();
-    durable.found_out(space, async || Ok(document.read().await?.value.event == event)).await
+    let look = || -> BoxFuture<'_, _> { Box::pin(async { Ok(document.read().await?.value.event == event) }) };
+    durable.found_out(space, look).await
 }
 
 /// The event that a key stands for.
@@ -243,7 +245,8 @@ fn first_of(stored: &StoredKey, digest: u64, now: u64) -> Result<Option<EventId>
     }
     let first = stored.event.parse::<EventId>()?;
     if stored.digest != digest {
-        let what = format!("the idempotency key was given to event {first} before, which said something else");
+        let what =
+            format!("the idempotency key was given to event {first} before, which said something else");
         return Err(Error::new(ErrorKind::Conflict { what }));
     }
     Ok(Some(first))
@@ -291,7 +294,8 @@ pub(super) async fn sweep(space: &Arc<SpaceInner>, durable: &Arc<Durable>) -> Re
         let stored: StoredKey = happen_core::state::decode_document(content.version, &content.bytes)
             .map_err(|error| error.context(format!("document `{}`", document.key)))?;
         if stored.until_unix_ms > now {
-            first_left = Some(first_left.map_or(stored.until_unix_ms, |first| first.min(stored.until_unix_ms)));
+            first_left =
+                Some(first_left.map_or(stored.until_unix_ms, |first| first.min(stored.until_unix_ms)));
             continue;
         }
         let (key, revision) = (Arc::clone(&document.key), document.revision + 1);

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use happen_core::codec::{WireChange, WireParcel, WireRecord};
+use happen_core::env::BoxFuture;
 use happen_core::limits::RECORD_BYTES_MAX;
 use happen_core::store::{Batch, Document as Stored, Key, NewRecord, Read, Select, Tag};
 use happen_core::{ErasedEvent, Error, ErrorKind, EventId, Result, State};
@@ -147,8 +148,10 @@ pub(crate) async fn cancel(durable: &Arc<Durable>, chosen: &str) -> Result<bool>
 }
 
 #[cold]
-pub(super) fn busy(key: &str) -> Error {
-    Error::new(ErrorKind::Conflict { what: format!("document `{key}` was changed by others again and again") })
+fn busy(key: &str) -> Error {
+    Error::new(ErrorKind::Conflict {
+        what: format!("document `{key}` was changed by others again and again"),
+    })
 }
 
 /// Commits that a timer was due: its document goes and its event is accepted, both or neither.
@@ -205,7 +208,7 @@ fn arriving(space: &Arc<SpaceInner>, to: &str, frame: &[u8]) -> Result<Arriving>
     Ok(Arriving { event, framed, to: whereto(space, to)? })
 }
 
-pub(super) fn whereto(space: &Arc<SpaceInner>, to: &str) -> Result<Whereto> {
+pub(crate) fn whereto(space: &Arc<SpaceInner>, to: &str) -> Result<Whereto> {
     match space.find(to) {
         Some(node) => Ok(Whereto::Node(node)),
         None if space.link.get().is_some() => Ok(Whereto::Away(to.into())),
@@ -282,8 +285,8 @@ async fn conclude(
 ) -> Result<()> {
     if let Err(error) = committed {
         let is_open = matches!(error.kind(), ErrorKind::Io { .. });
-        let is_made = is_open && durable.found_out(space, async || is_recorded(durable, event).await).await?;
-        if !is_made {
+        let look = || -> BoxFuture<'_, _> { Box::pin(is_recorded(durable, event)) };
+        if !is_open || !durable.found_out(space, look).await? {
             done.begun.iter().for_each(|flow| durable.ended(flow));
             return Err(error);
         }
@@ -333,11 +336,7 @@ pub(super) async fn is_recorded(durable: &Durable, event: EventId) -> Result<boo
 /// # Errors
 ///
 /// When it cannot be read.
-pub(super) fn recover(
-    space: &Arc<SpaceInner>,
-    durable: &Durable,
-    stored: &Stored,
-) -> Result<Option<String>> {
+pub(super) fn recover(space: &Arc<SpaceInner>, durable: &Durable, stored: &Stored) -> Result<Option<String>> {
     let Some(content) = &stored.content else { return Ok(None) };
     let timer: StoredTimer = happen_core::state::decode_document(content.version, &content.bytes)
         .map_err(|error| error.context(format!("document `{}`", stored.key)))?;

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use happen_core::env::BoxFuture;
-use happen_core::event::Purpose;
+use happen_core::event::{Delegation, Purpose, User};
 use happen_core::{ErasedEvent, Error, Event, EventId, Payload, Result};
+use serde_json::Value as Json;
 
 use super::asking::{Acceptance, Accepted};
 use super::target::{Destination, To};
@@ -105,8 +106,7 @@ impl<'s, T: Payload> After<'s, T> {
             let Some((flow, stage)) = cause.and_then(|flow| Some((flow, flow.stage()?))) else {
                 return Ok(None);
             };
-            let ordinal =
-                extras.and_then(|extras| extras.ordinal).unwrap_or_else(|| stage.ordinal());
+            let ordinal = extras.and_then(|extras| extras.ordinal).unwrap_or_else(|| stage.ordinal());
             let id = stage.id(ordinal, 0);
             let event = stamp::staged(sender, flow, payload.clone(), Purpose::Send, extras, id)?;
             let event = due_at(event, due_unix_ms);

@@ -364,6 +364,13 @@ impl Space {
         if let Some(first) = lock(&inner.problems).first() {
             return Err(first.duplicate());
         }
+        if let Some(node) = inner.all_nodes().iter().find(|node| node.holds_back_in_vain()) {
+            return Err(Error::misuse(format!(
+                "node `{}` is to hold flows back and is not durable, so they would be gone with the process; leave out \
+                 `rate_by` or `debounce_by`, or open the space on a store",
+                node.name
+            )));
+        }
         // Looked up before anything is delivered, and let go once everything can be.
         let resumable = match &inner.durable {
             Some(durable) if inner.phase.load(Ordering::SeqCst) == BUILDING => durable.recover(inner).await?,
