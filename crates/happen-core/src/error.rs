@@ -201,6 +201,11 @@ pub enum ErrorKind {
         /// What is damaged, what of it is still readable, and what to do.
         what: String,
     },
+    /// What was asked for is not remembered.
+    NotFound {
+        /// What was looked for, why it may be missing, and what to do.
+        what: String,
+    },
 }
 
 struct Inner {
@@ -261,6 +266,13 @@ impl Error {
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.0.source = Some(source.into());
+        self
+    }
+
+    /// The same error as one of another kind: places, context and causes stay.
+    #[must_use]
+    pub fn with_kind(mut self, kind: ErrorKind) -> Self {
+        self.0.kind = kind;
         self
     }
 
@@ -354,7 +366,8 @@ impl Error {
             | K::Invalid { .. }
             | K::Diverged { .. }
             | K::Unfit { .. }
-            | K::Damaged { .. } => false,
+            | K::Damaged { .. }
+            | K::NotFound { .. } => false,
         }
     }
 
@@ -448,6 +461,7 @@ impl ErrorKind {
             Self::Unfit { .. } => "unfit",
             Self::Io { .. } => "io",
             Self::Damaged { .. } => "damaged",
+            Self::NotFound { .. } => "not-found",
         }
     }
 }
@@ -519,7 +533,7 @@ impl fmt::Display for ErrorKind {
                 )
             }
             Self::Lagged { items } => write!(f, "the reader was too slow and missed {items} items"),
-            Self::Invalid { reason } => write!(f, "the event is not valid: {reason}"),
+            Self::Invalid { reason } => write!(f, "not valid: {reason}"),
             Self::Conflict { what } => write!(f, "conflict: {what}"),
             Self::Diverged { what } => {
                 write!(f, "a step that was run again did something else than before: {what}")
@@ -529,6 +543,7 @@ impl fmt::Display for ErrorKind {
             }
             Self::Io { what } => write!(f, "{what} failed"),
             Self::Damaged { what } => write!(f, "damaged: {what}"),
+            Self::NotFound { what } => write!(f, "not found: {what}"),
         }
     }
 }

@@ -8,11 +8,13 @@ pub mod limits;
 mod contract;
 mod faulty_store;
 pub mod link;
+mod migrations;
 mod panic_text;
 mod seeds;
 mod simulator;
 pub mod store_contract;
 
 pub use faulty_store::{Dies, FaultyStore};
+pub use migrations::Migrations;
 pub use seeds::{SeedOutcome, check_seeds};
 pub use simulator::{RunError, RunErrorKind, Simulator};

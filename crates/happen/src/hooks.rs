@@ -7,6 +7,7 @@ use std::sync::Arc;
 use happen_core::{ErasedEvent, Error, Event, Payload, Result};
 
 use crate::handler::Argument;
+use crate::model::StateCheck;
 use crate::sync::isolated;
 
 /// When a hook runs.
@@ -42,11 +43,12 @@ pub struct Seen<'e> {
 type Hook = Arc<dyn Fn(&Seen<'_>) -> Result<()> + Send + Sync>;
 type Transform = Arc<dyn Fn(&dyn ErasedEvent) -> Option<Result<Arc<dyn ErasedEvent>>> + Send + Sync>;
 
-/// The hooks and transformers of a node or a space, each kind in the order of its priority.
+/// The hooks, transformers and checks of states of a node or a space, each kind in the order of its priority.
 #[derive(Clone, Default)]
 pub(crate) struct Hooks {
     hooks: Vec<(Moment, i32, Hook)>,
     transforms: Vec<Transform>,
+    state_checks: Vec<StateCheck>,
 }
 
 impl Hooks {
@@ -76,11 +78,20 @@ impl Hooks {
         }));
     }
 
+    pub(crate) fn add_state_check(&mut self, check: StateCheck) {
+        self.state_checks.push(check);
+    }
+
+    pub(crate) fn state_checks(&self) -> &[StateCheck] {
+        &self.state_checks
+    }
+
     /// These hooks without those of `other`.
     pub(crate) fn minus(&self, other: &Self) -> Self {
         let mut left = self.clone();
         left.hooks.retain(|(.., hook)| !other.hooks.iter().any(|(.., known)| Arc::ptr_eq(known, hook)));
         left.transforms.retain(|own| !other.transforms.iter().any(|known| Arc::ptr_eq(known, own)));
+        left.state_checks.retain(|own| !other.state_checks.iter().any(|known| known.is(own)));
         left
     }
 
@@ -110,6 +121,7 @@ impl Hooks {
 impl fmt::Debug for Hooks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let moments: Vec<_> = self.hooks.iter().map(|(moment, priority, _)| (moment, priority)).collect();
-        write!(f, "{moments:?}, {} transformers", self.transforms.len())
+        let (transforms, checks) = (self.transforms.len(), self.state_checks.len());
+        write!(f, "{moments:?}, {transforms} transformers, {checks} checks of states")
     }
 }

@@ -204,10 +204,12 @@ impl NodeInner {
         self.has_hooks.load(Ordering::Relaxed)
     }
 
+    #[inline]
     fn aside(&self) -> &Aside {
         self.aside.get_or_init(Box::default)
     }
 
+    #[inline]
     pub(crate) fn states(&self) -> &crate::state::States {
         &self.aside().states
     }
@@ -364,6 +366,7 @@ impl NodeInner {
         });
         let mut jobs = self.gate.clear();
         if let Some(aside) = self.aside.get() {
+            aside.states.bells.ring_all();
             let keys = lock(&aside.keys);
             let mut gates: Vec<_> = keys.iter().map(|(key, gate)| (*key, Arc::clone(gate))).collect();
             drop(keys);

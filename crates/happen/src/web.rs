@@ -202,7 +202,7 @@ pub(crate) fn code(what: u8) -> Option<&'static str> {
 const FAILED: u8 = 16;
 
 /// The codes of errors in the order they are remembered by; only ever appended to.
-const CODES: [&str; 30] = [
+const CODES: [&str; 31] = [
     "unknown",
     "not-started",
     "closed",
@@ -217,6 +217,7 @@ const CODES: [&str; 30] = [
     "other-reply",
     "wrong-payload",
     "undecodable",
+    "wrong-version",
     "unencodable",
     "oversized",
     "bad-pattern",
@@ -230,9 +231,9 @@ const CODES: [&str; 30] = [
     "conflict",
     "io",
     "damaged",
-    "wrong-version",
     "diverged",
     "unfit",
+    "not-found",
 ];
 
 const WORDS: usize = 9;

@@ -157,7 +157,7 @@ fn errors_that_another_attempt_cannot_help_end_at_once() {
         space.start().await.unwrap();
         let error = ask::<u32>(&space, &node).await.unwrap_err();
         assert_eq!((error.code(), log.take().len()), ("invalid", 1));
-        assert_eq!(error.to_string(), "the event is not valid: no");
+        assert_eq!(error.to_string(), "not valid: no");
         let error = ask::<u32>(&space, &other).await.unwrap_err();
         assert_eq!(log.take().len(), 2);
         assert!(error.to_string().starts_with("gave up after 2 attempts"), "{error}");

@@ -196,15 +196,16 @@ async fn find(
     loop {
         let page = flow.durable().store.read(Read::forward(select.clone()).start(start)).await?;
         for record in &page.records {
+            // By the tag, for not every record is one of an event.
+            let of_type = |tag: &Tag| matches!(tag, Tag::Type(found) if pattern.matches(found));
+            if !record.tags.iter().any(of_type) {
+                continue;
+            }
             let record = WireRecord::decode(&record.bytes, RECORD_BYTES_MAX)?;
             if record.event.is_empty() {
                 continue;
             }
             let parcel = WireParcel::decode(&record.event, RECORD_BYTES_MAX)?;
-            let matches = parcel.events().first().is_some_and(|event| pattern.matches(&event.event_type));
-            if !matches {
-                continue;
-            }
             let event = flow.node.space.event_in(&parcel)?;
             if is_wanted(&*event, wanted)? {
                 return Ok(Some(event));

@@ -11,6 +11,8 @@ use happen_core::{Error, ErrorKind, EventId, Result, content};
 use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::keys::{escaped, plain};
+
 /// What an entry says: the value's MessagePack, and until when it counts.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Kept {
@@ -199,16 +201,6 @@ pub(super) fn document_key(name: &str) -> Key {
 /// The name of the entry whose document has this key.
 pub(super) fn entry_name(key: &str) -> Option<Cow<'_, str>> {
     key.strip_prefix(ENTRIES).map(plain)
-}
-
-/// In an escaped text `/` is written `%2F` and `%` is written `%25`, as in the keys of nodes' documents. What begins
-/// with an escaped text is what escaped begins with the text, so prefixes stay prefixes.
-pub(super) fn escaped(text: &str) -> Cow<'_, str> {
-    if text.contains(['/', '%']) { text.replace('%', "%25").replace('/', "%2F").into() } else { text.into() }
-}
-
-fn plain(text: &str) -> Cow<'_, str> {
-    if text.contains('%') { text.replace("%2F", "/").replace("%25", "%").into() } else { text.into() }
 }
 
 /// The parts, manifest and marker of a large value.

@@ -33,6 +33,7 @@ use crate::global::{Author, Commons, Global};
 use crate::handler::{Argument, Handler};
 use crate::hooks::{Hooks, Moment, Seen};
 use crate::index::Index;
+use crate::journal::Journal;
 use crate::limits;
 use crate::link::{Hashes, Linked, RESERVED, RemoteNames};
 use crate::local::{self};
@@ -659,6 +660,13 @@ impl Space {
         Global::new(self.inner(), Author::default())
     }
 
+    /// What the space's store has of its past: events, traces, states as they were, flows and dead letters. Of a space in
+    /// memory it has what was committed there, which is nothing of its nodes.
+    #[must_use]
+    pub fn journal(&self) -> Journal {
+        Journal::new(self.store())
+    }
+
     /// The configuration.
     #[must_use]
     pub fn config(&self) -> &Config {
@@ -797,6 +805,17 @@ impl SpaceInner {
     /// Documents of ephemeral nodes, at one moment.
     pub(crate) async fn live_documents(&self, keys: Vec<Key>) -> Result<Vec<Option<Document>>> {
         if keys.is_empty() { Ok(Vec::new()) } else { self.states.documents(keys).await }
+    }
+
+    /// The journal of a space whose nodes are durable.
+    pub(crate) fn journal(&self) -> Option<Journal> {
+        self.durable.as_ref().map(|durable| Journal::new(Arc::clone(&durable.store)))
+    }
+
+    /// The journal, when the store has this event.
+    pub(crate) async fn journal_of(&self, event: EventId) -> Result<Option<Journal>> {
+        let Some(journal) = self.journal() else { return Ok(None) };
+        Ok(journal.event(event).await?.map(|_| journal))
     }
 
     pub(crate) fn next_registration(&self) -> u64 {

@@ -19,16 +19,17 @@ use crate::flow::FlowInner;
 use crate::hooks::{Hooks, Moment, Seen};
 use crate::limits;
 use crate::local;
+use crate::model::{Bells, checked};
 use crate::node::{Node, NodeInner};
 use crate::pure;
 use crate::stamp::Unstamped;
 use crate::sync::lock;
 use crate::table::{Phase, Table};
 use cell::{Cell, Replaced, Writing};
-use home::{Clash, Entities, Kind, Single};
+use home::{Clash, Entities, Single};
 
 pub(crate) use cell::{Live, Snapshot};
-pub(crate) use home::{Home, Name};
+pub(crate) use home::{Home, Kind, Name};
 pub use views::{Collected, Freshness, View, Viewing, Views};
 
 /// The state of a node, or one of its entities: a value of type `S` that functions read and change.
@@ -79,6 +80,16 @@ pub struct StateOf<'n, S> {
     flow: Option<&'n FlowInner>,
     place: Place<'n, S>,
     expected: Option<u64>,
+    sees: Sees,
+}
+
+/// What of a durable node's state is seen inside its steps.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sees {
+    /// What the step has made of it.
+    Step,
+    /// What is committed, as for everybody else.
+    Committed,
 }
 
 enum Place<'n, S> {
@@ -95,6 +106,8 @@ enum Place<'n, S> {
 pub(crate) struct States {
     home: OnceLock<Arc<Home>>,
     told_of_clash: AtomicBool,
+    /// Rung for those who follow a document.
+    pub(crate) bells: Bells,
 }
 
 impl<'n, S: State> StateOf<'n, S> {
@@ -107,7 +120,7 @@ impl<'n, S: State> StateOf<'n, S> {
             Ok(single) => Place::Single(&single.0),
             Err(Clash) => taken::<S>(node),
         };
-        Self { node, flow, place, expected: None }
+        Self { node, flow, place, expected: None, sees: Sees::Step }
     }
 
     #[inline]
@@ -119,7 +132,7 @@ impl<'n, S: State> StateOf<'n, S> {
             Ok(entities) => Place::Entity(entities, key),
             Err(Clash) => taken::<S>(node),
         };
-        Self { node, flow, place, expected: None }
+        Self { node, flow, place, expected: None, sees: Sees::Step }
     }
 
     #[cold]
@@ -136,7 +149,7 @@ impl<'n, S: State> StateOf<'n, S> {
             Some(document) => Place::Stored(key, document),
             None => taken::<S>(node),
         };
-        Self { node, flow, place, expected: None }
+        Self { node, flow, place, expected: None, sees: Sees::Step }
     }
 
     /// Reads the state: what the function returns, without a copy of the rest. `get(Clone::clone)` is a copy of all.
@@ -450,7 +463,8 @@ impl<'n, S: State> StateOf<'n, S> {
                 "a step of a durable node changes its state with `set`, which is committed with the step";
             return Err(self.placed(Error::misuse(what)));
         }
-        let hooks = self.admit(&self.node.table.load()).map_err(|error| self.placed(error))?;
+        let table = self.node.table.load();
+        let hooks = self.admit(&table).map_err(|error| self.placed(error))?;
         document.read().await.map_err(|error| self.placed(error))?;
         let mut staging = Staging::new(Arc::clone(document))?;
         if let Some(expected) = self.expected {
@@ -465,6 +479,7 @@ impl<'n, S: State> StateOf<'n, S> {
         }));
         let committed = tells.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Cancelled)));
         committed.map_err(|error| self.placed(error))?;
+        self.node.states().bells.ring(|| self.document_key());
         if let Some(hooks) = hooks {
             self.after(&hooks);
         }
@@ -537,7 +552,9 @@ impl<'n, S: State> StateOf<'n, S> {
     /// Stages a change in the step that makes it.
     #[cold]
     fn stage(&self, key: &Key, document: &Arc<Document<S>>, change: Change<S>) -> Result<()> {
-        let hooks = self.admit(&self.node.table.load()).map_err(|error| self.placed(error))?;
+        let table = self.node.table.load();
+        let hooks = self.admit(&table).map_err(|error| self.placed(error))?;
+        let change = with_checks(table.hooks.as_ref(), change);
         let staged = self.with_stage(|stage| {
             let Some(stage) = stage else { return Err(outside_of_a_step::<S>()) };
             stage.stage(key, document, |staging| {
@@ -546,31 +563,46 @@ impl<'n, S: State> StateOf<'n, S> {
                 }
                 staging.change(change)
             })?;
-            if let Some(hooks) = hooks {
-                let (node, stage) = (Arc::clone(self.node), Arc::clone(stage));
-                let event = stage.durable_flow().event.envelope().clone();
-                stage.afterwards(move || run_after::<S>(&node, &hooks, Some(event)))?;
-            }
-            Ok(())
+            let (node, key) = (Arc::clone(self.node), Arc::clone(key));
+            let event = stage.durable_flow().event.envelope().clone();
+            stage.afterwards(move || {
+                node.states().bells.ring(|| key.to_string());
+                if let Some(hooks) = hooks {
+                    run_after::<S>(&node, &hooks, Some(event));
+                }
+            })
         });
         staged.map_err(|error| self.placed(error))
     }
 
     /// The step of a durable node that this is part of, when the state is one of that node's.
     fn with_stage<R>(&self, work: impl FnOnce(Option<&Arc<Stage>>) -> R) -> R {
+        if self.sees == Sees::Committed {
+            return work(None);
+        }
         self.with_flow(|flow| {
             let own = flow.filter(|flow| flow.node().key == self.node.key);
             work(own.and_then(FlowInner::stage))
         })
     }
 
+    /// The same as everybody else sees it, also inside a step that has staged a change.
+    pub(crate) fn committed(self) -> Self {
+        Self { sees: Sees::Committed, ..self }
+    }
+
     #[inline]
     fn change_now(&self, change: impl Fn(S) -> Result<S>) -> Result<()> {
         let table = self.node.table.load();
         let hooks = self.admit(&table).map_err(|error| self.placed(error))?;
-        let replaced = self.write(change).map_err(|error| self.placed(error))?;
+        let replaced = match table.hooks.as_deref().map_or(&[][..], Hooks::state_checks) {
+            [] => self.write(change),
+            checks => self.write(checked(checks, change)),
+        };
+        let replaced = replaced.map_err(|error| self.placed(error))?;
         // The user's value: what its drop does is done when no lock is held.
         drop(replaced);
+        self.node.states().bells.ring(|| self.document_key());
         if let Some(hooks) = hooks {
             self.after(&hooks);
         }
@@ -660,6 +692,39 @@ impl<'n, S: State> StateOf<'n, S> {
         let envelope = self.with_flow(|flow| flow.map(|flow| flow.envelope().clone()));
         run_hooks::<S>(self.node, hooks, moment, envelope)
     }
+
+    /// Reads the state as [`StateOf::get`] does, together with the revision that was read: for a change that is decided
+    /// elsewhere and made by [`StateOf::at_revision`].
+    ///
+    /// The function runs again when the state was changed meanwhile.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[derive(happen::State, Default, Clone, serde::Serialize, serde::Deserialize)]
+    /// # struct Page { text: String }
+    /// # fn main() -> happen::Result<()> {
+    /// let space = happen::Space::memory();
+    /// let wiki = space.node("wiki");
+    /// let (revision, text) = wiki.entity::<Page>("home").versioned(|page| page.text.clone());
+    /// let longer = text + "more";
+    /// wiki.entity::<Page>("home").at_revision(revision).set(move |_| Page { text: longer.clone() })?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn versioned<R>(&self, read: impl Fn(&S) -> R) -> (u64, R) {
+        let mut revision = self.revision();
+        loop {
+            let value = self.get(&read);
+            // A revision never comes back, so what was read between two looks at the same one is of that revision.
+            // Each turn more means that somebody else changed the state meanwhile.
+            let now = self.revision();
+            if now == revision {
+                return (revision, value);
+            }
+            revision = now;
+        }
+    }
 }
 
 /// Runs the hooks after a change, whose event this is.
@@ -690,6 +755,16 @@ fn run_hooks<S: State>(
     });
     let seen = Seen { node: Some(&node.name), event: event.as_ref(), state: Some(S::NAME), error: None };
     hooks.run(moment, &seen)
+}
+
+/// A change with the checks of its node around it.
+fn with_checks<S: State>(hooks: Option<&Arc<Hooks>>, change: Change<S>) -> Change<S> {
+    let Some(hooks) = hooks.filter(|hooks| !hooks.state_checks().is_empty()) else { return change };
+    let hooks = Arc::clone(hooks);
+    Box::new(move |state, events| {
+        let events = std::cell::RefCell::new(events);
+        checked(hooks.state_checks(), |state| change(state, &mut events.borrow_mut()))(state)
+    })
 }
 
 /// The durable part of a node's space, when the node is.

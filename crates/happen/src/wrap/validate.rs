@@ -35,7 +35,7 @@ use crate::handler::{Argument, Handler};
 /// desk.on("pay", validate(has_amount, async |pay: Event<Pay>, _: Context| pay.cents));
 /// space.start().await?;
 /// let error = space.send(&desk, Pay { cents: 0 }).reply::<u64>().await.unwrap_err();
-/// assert_eq!(error.to_string(), "the event is not valid: nothing to pay");
+/// assert_eq!(error.to_string(), "not valid: nothing to pay");
 /// # Ok(())
 /// # }
 /// ```
