@@ -130,7 +130,7 @@ impl Store for FaultyStore {
                     Some((commit, Dies::Before)) if commit == plan.commits => Fate::DiesBefore,
                     Some((commit, Dies::Unheard)) if commit == plan.commits => Fate::DiesAfter,
                     _ if plan.full => Fate::FailsBefore,
-                    _ if dice < plan.failing_per_mille && dice % 2 == 0 => Fate::FailsBefore,
+                    _ if dice < plan.failing_per_mille && dice.is_multiple_of(2) => Fate::FailsBefore,
                     _ if dice < plan.failing_per_mille => Fate::FailsAfter,
                     _ => Fate::Passes,
                 };

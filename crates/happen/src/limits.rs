@@ -224,16 +224,17 @@ pub const SCHEDULE_MISSED_MAX: usize = 1_000;
 pub const SCHEDULE_BACKFILL_MAX: usize = 10_000;
 
 /// Flows of one key that may begin within a span, where a node limits that. Their times are kept for as long as the span,
-/// eight bytes each; who wants more limits them by a shorter span.
-pub const RATE_FLOWS_MAX: usize = 10_000;
+/// eight bytes each; who wants more says it by a shorter span.
+pub const RATE_FLOWS_MAX: usize = 1_000;
 
 /// Keys of which a node knows when their flows began, before it looks for those that are over: few enough that they may as
 /// well stay.
 pub(crate) const RATE_KEYS_MIN: usize = 1_024;
 
 /// Records of a node that are looked through at a start for flows that began within the last span. Those beyond are not
-/// counted: a node that writes so much within a span may begin more flows once, after a start.
-pub const RATE_LOOK_RECORDS_MAX: usize = 100_000;
+/// counted: a node that writes so much within a span may begin more flows once, after a start. So many are read in some
+/// tens of milliseconds.
+pub const RATE_LOOK_RECORDS_MAX: usize = 10_000;
 
 /// Milliseconds for which an idempotency key is remembered: a day, in which a client gives up, is repaired and tries
 /// again.

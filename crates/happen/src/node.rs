@@ -579,7 +579,7 @@ impl Node {
     ///
     /// Only a durable node holds flows back: when each may begin is stored with it and outlives the process, and what began
     /// before the last start counts, too. At the start of a space [`Misuse`](ErrorKind::Misuse) tells of a node that is not
-    /// durable. Flows that are held back count as waiting for [`Node::queue_limit`], and as none for
+    /// durable, and of a limit of 0 or of more than [`RATE_FLOWS_MAX`](limits::RATE_FLOWS_MAX). Flows that are held back count as waiting for [`Node::queue_limit`], and as none for
     /// [`Space::settled`](crate::Space::settled). An event whose payload is no `T` has the key of its type.
     ///
     /// # Examples
@@ -609,8 +609,13 @@ impl Node {
         max: usize,
         span: std::time::Duration,
     ) -> Self {
+        if !(1..=limits::RATE_FLOWS_MAX).contains(&max) {
+            let most = limits::RATE_FLOWS_MAX;
+            let what = format!("`rate_by` lets 1 to {most} flows begin within its span, and not {max}");
+            self.inner.space.problem(Error::misuse(what).at_node(self.id()));
+        }
         let span_ms = u64::try_from(span.as_millis()).unwrap_or(u64::MAX).max(1);
-        let rate = Rate { key_of: key_of(key), flows_max: max.clamp(1, limits::RATE_FLOWS_MAX), span_ms };
+        let rate = Rate { key_of: key_of(key), flows_max: max.max(1), span_ms };
         self.change_control(|control| control.rate = Some(rate.clone()))
     }
 

@@ -1,5 +1,6 @@
 //! Durable time: timers, schedules, flows that are held back, and keys by which events from outside are known again. The
 //! store is the one in memory and time is virtual, so that years and the ends of processes are looked at at once.
+#![expect(clippy::unwrap_used, reason = "what the helpers cannot make or find fails the test that needs it")]
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -187,7 +188,7 @@ fn timers_that_were_missed_come_at_the_start_in_the_order_of_their_times() {
     world.pass(DAY);
     world.sim.run(async {
         let space = world.space();
-        orders(&space, &seen).serial();
+        assert_eq!(orders(&space, &seen).serial().id(), "orders");
         space.start().await.unwrap();
         space.settled(secs(10)).await.unwrap();
         let ids: Vec<_> = taken(&seen).into_iter().map(|(_, what)| what).collect();
@@ -225,8 +226,8 @@ fn an_earlier_timer_wakes_the_space_and_what_a_failed_step_set_never_comes() {
 
 /// Kills the process at every commit it makes, before and after, and lets the next one go on.
 fn killed_at_each_commit<O>(
-    first: impl AsyncFn(&World, &Space) -> O,
-    then: impl AsyncFn(&World, &Space, O),
+    first: &impl AsyncFn(&World, &Space) -> O,
+    then: &impl AsyncFn(&World, &Space, O),
 ) -> u32 {
     let mut deaths = 0;
     for dies in [Dies::Before, Dies::Unheard] {
@@ -263,7 +264,7 @@ fn ledger(space: &Space, node: &str) -> Ledger {
 fn a_timer_comes_exactly_once_whatever_crashes() {
     let seen = Seen::default();
     let deaths = killed_at_each_commit(
-        async |_, space| {
+        &async |_, space| {
             orders(space, &seen);
             if space.start().await.is_err() {
                 return false;
@@ -272,7 +273,7 @@ fn a_timer_comes_exactly_once_whatever_crashes() {
             space.env().sleep(secs(3_700)).await;
             sent.is_ok()
         },
-        async |_, space, acknowledged| {
+        &async |_, space, acknowledged| {
             orders(space, &seen);
             space.start().await.unwrap();
             space.env().sleep(secs(7_300)).await;
@@ -604,12 +605,12 @@ fn each_due_time_of_a_schedule_comes_exactly_once_whatever_crashes() {
         defined && space.start().await.is_ok()
     };
     let deaths = killed_at_each_commit(
-        async |_, space| {
+        &async |_, space| {
             let defined = hours(space).await;
             space.env().sleep(secs(3_600 * 3 + 60)).await;
             defined
         },
-        async |_, space, defined| {
+        &async |_, space, defined| {
             assert!(hours(space).await);
             space.env().sleep(secs(3_600 * 3)).await;
             let count = ledger(space, "reports").count;
@@ -803,6 +804,54 @@ fn flows_that_began_and_ended_before_a_restart_count_for_the_rate() {
 }
 
 #[test]
+fn rates_have_limits() {
+    let world = World::new(25);
+    world.sim.run(async {
+        let max = limits::RATE_FLOWS_MAX;
+        for (flows, is_taken) in [(0, false), (1, true), (max - 1, true), (max, true), (max + 1, false)] {
+            let space = world.space();
+            let node = space.node("mails").rate_by(|order: &Order| order.id, flows, secs(1));
+            assert_eq!(space.start().await.is_ok(), is_taken, "{flows} at {node:?}");
+            drop(space.stop().await);
+        }
+    });
+}
+
+#[test]
+fn what_is_looked_for_in_the_log_of_a_rate_is_bounded_at_its_limit() {
+    let max = limits::RATE_LOOK_RECORDS_MAX as u64;
+    for (records, is_counted) in [(max - 1, true), (max, true), (max + 1, false)] {
+        let world = World::new(26);
+        let seen = Seen::default();
+        let make = |space: &Space| {
+            let node = space.node("mails").rate_by(|order: &Order| order.id, 1, DAY);
+            noting(&node, space, &seen);
+        };
+        // Each event is one record, and the first is the one that is looked for.
+        world.sim.run(async {
+            let space = world.space();
+            make(&space);
+            space.start().await.unwrap();
+            for id in 0..records {
+                space.send("mails", Order { id }).await.unwrap();
+            }
+            space.settled(secs(10)).await.unwrap();
+            space.stop().await.unwrap();
+        });
+        taken(&seen);
+        world.sim.run(async {
+            let space = world.space();
+            make(&space);
+            space.start().await.unwrap();
+            space.send("mails", Order { id: 0 }).await.unwrap();
+            space.settled(secs(10)).await.unwrap();
+            assert_eq!(numbers(&seen).is_empty(), is_counted, "{records}");
+            space.stop().await.unwrap();
+        });
+    }
+}
+
+#[test]
 fn flows_that_are_held_back_count_for_the_queue_and_can_be_cancelled() {
     let world = World::new(22);
     let seen = Seen::default();
@@ -877,7 +926,7 @@ fn ask_beside(space: &Space, order: Order) -> Arc<Mutex<Option<happen::Result<()
 fn quiet_is_waited_for_over_restarts_whatever_crashes() {
     let seen = Seen::default();
     let deaths = killed_at_each_commit(
-        async |_, space| {
+        &async |_, space| {
             search(space, &seen);
             let mut acknowledged = Vec::new();
             if space.start().await.is_err() {
@@ -891,7 +940,7 @@ fn quiet_is_waited_for_over_restarts_whatever_crashes() {
             }
             acknowledged
         },
-        async |world, space, acknowledged| {
+        &async |world, space, acknowledged| {
             taken(&seen);
             search(space, &seen);
             space.start().await.unwrap();
@@ -1009,7 +1058,7 @@ fn an_event_with_a_key_is_handled_once_whatever_crashes() {
         noting(&node, space, &seen);
     };
     let deaths = killed_at_each_commit(
-        async |_, space| {
+        &async |_, space| {
             make(space);
             if space.start().await.is_err() {
                 return None;
@@ -1017,7 +1066,7 @@ fn an_event_with_a_key_is_handled_once_whatever_crashes() {
             let sent = space.send("payments", Order { id: 1 }).idempotency_key("k").reply::<()>().await;
             sent.ok().map(|reply| reply.event_id())
         },
-        async |_, space, first| {
+        &async |_, space, first| {
             make(space);
             space.start().await.unwrap();
             let again =

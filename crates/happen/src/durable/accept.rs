@@ -103,7 +103,7 @@ fn begin(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: Vec<Arc<Stored
                 }
             }
             durable.begun(flow);
-            Lanes::enter(Arc::clone(flow));
+            Lanes::enter(flow);
         }
         _ => {
             let event = event.to_shared();
@@ -200,7 +200,7 @@ async fn store_all(
         Told::Stored(to) => drop(to.send(Ok(None))),
         Told::Nobody => {}
     }
-    flows.into_iter().for_each(Lanes::enter);
+    flows.iter().for_each(Lanes::enter);
 }
 
 fn batch_for(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: &[Arc<StoredFlow>]) -> Result<Batch> {
@@ -282,7 +282,7 @@ impl Durable {
         for flow in &done.begun {
             space.remember_sent(flow.event.envelope(), flow.node.key);
         }
-        done.begun.into_iter().for_each(Lanes::enter);
+        done.begun.iter().for_each(Lanes::enter);
         for (event, to) in done.leaving {
             self.waiters.offer(&event);
             space.leave(&event, &to);

@@ -95,7 +95,8 @@ pub(super) fn admit(node: &Arc<NodeInner>, table: &Table, event: &dyn ErasedEven
     Ok((if due > now { due } else { 0 }, hold))
 }
 
-/// The same for a flow that was accepted by an earlier process: `due_unix_ms` is when it was to begin, 0 when it had.
+/// The same for a flow that an earlier process left at its first step: `due_unix_ms` is when it was to begin, 0 when it
+/// had and does so again.
 ///
 /// # Errors
 ///
@@ -127,6 +128,9 @@ impl Held {
         let mut inside = lock(&self.0);
         inside.forget_old(rate.span_ms, now);
         let begins = inside.begins.entry(key).or_default();
+        while begins.front().is_some_and(|begin| begin.saturating_add(rate.span_ms) <= now) {
+            begins.pop_front();
+        }
         // They fill the spans to come one after the other. What lies further ahead was reserved by a clock that was.
         let spans = u64::try_from(begins.len() / rate.flows_max + 1).unwrap_or(u64::MAX);
         let ahead_max = from.saturating_add(rate.span_ms.saturating_mul(spans));
@@ -216,12 +220,7 @@ impl Inside {
         if self.begins.len() < self.sweep_len.max(limits::RATE_KEYS_MIN) {
             return;
         }
-        self.begins.retain(|_, begins| {
-            while begins.front().is_some_and(|begin| begin.saturating_add(span_ms) <= now) {
-                begins.pop_front();
-            }
-            !begins.is_empty()
-        });
+        self.begins.retain(|_, begins| begins.back().is_some_and(|last| last.saturating_add(span_ms) > now));
         self.sweep_len = self.begins.len() * 2;
     }
 }
@@ -317,5 +316,65 @@ pub(super) fn superseded_among<'f>(
 impl fmt::Debug for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} flows held back", self.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn rate(flows_max: usize, span_ms: u64) -> Rate {
+        Rate { key_of: Arc::new(|_| 0), flows_max, span_ms }
+    }
+
+    proptest! {
+        #[test]
+        fn no_span_has_more_than_it_may_and_nobody_waits_in_vain(
+            flows_max in 1_usize..5, span in 1_u64..50, gaps in proptest::collection::vec(0_u64..30, 1..60),
+        ) {
+            let (held, rate) = (Held::default(), rate(flows_max, span));
+            let mut now = 1_000;
+            let mut begins: Vec<u64> = Vec::new();
+            for gap in gaps {
+                now += gap;
+                let at = held.reserve(&rate, 7, now, now);
+                // The first time that is neither before another one nor too close to those before.
+                let close = |at: u64| begins.iter().filter(|begin| **begin + span > at).count() >= flows_max;
+                let first = (now.max(begins.last().copied().unwrap_or(0))..).find(|at| !close(*at));
+                prop_assert_eq!(Some(at), first);
+                begins.push(at);
+            }
+        }
+    }
+
+    #[test]
+    fn a_time_that_is_given_back_makes_no_span_too_full() {
+        let (held, rate) = (Held::default(), rate(2, 10));
+        assert_eq!([100, 100, 100].map(|now| held.reserve(&rate, 1, now, now)), [100, 100, 110]);
+        held.give_back(1, 110);
+        assert_eq!(held.reserve(&rate, 1, 105, 105), 110);
+        // Another key has times of its own.
+        assert_eq!(held.reserve(&rate, 2, 105, 105), 105);
+    }
+
+    #[test]
+    fn a_clock_that_was_far_ahead_holds_nobody_up() {
+        let (held, rate) = (Held::default(), rate(1, 10));
+        assert_eq!(held.reserve(&rate, 1, 1_000_000, 1_000_000), 1_000_000);
+        assert_eq!(held.reserve(&rate, 1, 100, 100), 100);
+        assert_eq!(held.reserve(&rate, 1, 100, 100), 110);
+    }
+
+    #[test]
+    fn what_is_over_is_forgotten() {
+        let (held, rate) = (Held::default(), rate(3, 10));
+        for key in 0..10_000 {
+            held.reserve(&rate, key, key * 100, key * 100);
+            held.reserve(&rate, 0, key * 100, key * 100);
+        }
+        let inside = lock(&held.0);
+        assert!(inside.begins.len() <= limits::RATE_KEYS_MIN, "{}", inside.begins.len());
+        assert!(inside.begins[&0].len() <= 2);
     }
 }

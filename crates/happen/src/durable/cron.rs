@@ -629,7 +629,7 @@ mod tests {
     }
 
     fn is_leap(year: u64) -> bool {
-        (year % 4 == 0 && year % 100 != 0) || year % 400 == 0
+        (year.is_multiple_of(4) && !year.is_multiple_of(100)) || year.is_multiple_of(400)
     }
 
     fn len(year: u64, month: u32) -> u32 {
@@ -778,9 +778,9 @@ mod tests {
     }
 
     fn fits(items: &[Item], value: u32) -> bool {
-        items
-            .iter()
-            .any(|item| (item.from..=item.to).contains(&value) && (value - item.from) % item.step == 0)
+        items.iter().any(|item| {
+            (item.from..=item.to).contains(&value) && (value - item.from).is_multiple_of(item.step)
+        })
     }
 
     fn text_of(items: &[Item]) -> String {

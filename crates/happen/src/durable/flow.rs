@@ -351,8 +351,7 @@ impl StoredFlow {
             }
             let due = lock(&self.progress).retry.as_ref().map(|(due, _)| *due);
             let now = self.node.space.env.unix_ms();
-            let left = due.and_then(|due| due.checked_sub(now)).filter(|left| *left > 0);
-            let Some(left) = left else { return None };
+            let left = due.and_then(|due| due.checked_sub(now)).filter(|left| *left > 0)?;
             let _parked = self.durable().parked(self);
             let mut sleep = self.node.space.env.sleep(Duration::from_millis(left));
             let mut interrupt = pin!(self.interrupt.notified());

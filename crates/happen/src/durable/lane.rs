@@ -37,11 +37,11 @@ pub(super) struct Place {
 
 impl Lanes {
     /// Lets a flow run, or wait until it may and there is room.
-    pub(super) fn enter(flow: Arc<StoredFlow>) {
+    pub(super) fn enter(flow: &Arc<StoredFlow>) {
         match flow.due_unix_ms() {
-            0 => Self::begin(&flow),
+            0 => Self::begin(flow),
             due => {
-                let before = flow.node.lanes().held.hold(&flow, due);
+                let before = flow.node.lanes().held.hold(flow, due);
                 if let Some(before) = before {
                     before.give_way(flow.event.envelope().id);
                 }
@@ -52,7 +52,6 @@ impl Lanes {
     /// Lets a flow begin that was held back.
     pub(super) fn due(flow: &Arc<StoredFlow>) {
         flow.node.lanes().held.release(flow);
-        lock(&flow.progress).due_unix_ms = 0;
         Self::begin(flow);
     }
 
@@ -61,11 +60,12 @@ impl Lanes {
         let node = Arc::clone(&flow.node);
         let lane = flow.lane;
         node.space.flow_began();
-        lock(&node.lanes().lanes).entry(lane).or_default().waiting.push_back(Arc::clone(&flow));
+        lock(&flow.progress).due_unix_ms = 0;
+        lock(&node.lanes().lanes).entry(lane).or_default().waiting.push_back(Arc::clone(flow));
         Self::fill(&node, lane);
         let waits = lock(&node.lanes().lanes)
             .get(&lane)
-            .is_some_and(|places| places.waiting.iter().any(|waiting| Arc::ptr_eq(waiting, &flow)));
+            .is_some_and(|places| places.waiting.iter().any(|waiting| Arc::ptr_eq(waiting, flow)));
         if waits {
             flow.store_meanwhile();
         }

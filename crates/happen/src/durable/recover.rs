@@ -11,12 +11,13 @@ use happen_core::store::{
 };
 use happen_core::{ErasedEvent, Error, ErrorKind, EventId, Result};
 
+use super::control::{self, Hold};
 use super::flow::{Progress, StoredFlow};
 use super::keys::{DEAD, FLOWS, FlowName, IDENTITY, SCHEDULES, SEEN, TIMERS};
 use super::lane::Lanes;
 use super::stage::Point;
 use super::wait::Expected;
-use super::{Durable, control, schedule, timer};
+use super::{Durable, schedule, timer};
 use crate::config::UnfitFlows;
 use crate::space::SpaceInner;
 use crate::sync::isolated;
@@ -79,7 +80,7 @@ impl Durable {
         for Resumable { flow, .. } in found {
             match superseded.iter().find(|(other, _)| Arc::ptr_eq(other, &flow)) {
                 Some((flow, by)) => flow.give_way(*by),
-                None => Lanes::enter(flow),
+                None => Lanes::enter(&flow),
             }
         }
     }
@@ -208,7 +209,10 @@ impl Durable {
             Lane::ByKey(key_of, _) => isolated("the key of a serial node", || key_of(&*arrived)).ok(),
         };
         // A key that cannot be had was told when the flow was accepted; now it runs without.
-        let hold = control::admit_again(&node, &table, &*arrived, step.due_unix_ms).unwrap_or_default();
+        let hold = match step.number {
+            0 => control::admit_again(&node, &table, &*arrived, step.due_unix_ms).unwrap_or_default(),
+            _ => Hold::default(),
+        };
         let flow = StoredFlow::new(&node, Arc::from(&**registration), arrived, (lane, hold), None, progress);
         flow.set_framed(framed);
         Ok(Ok(Resumable { flow, position }))

@@ -50,7 +50,7 @@ pub enum Missed {
 ///
 /// Each time it is due, one commit moves it on and has the node accept the event: exactly once, whatever crashes. The
 /// event is the root of its own correlation. Its id follows from the name and the time, and its metadata `schedule` and
-/// `due_unix_ms` tell both.
+/// `due_unix_ms` tell both. It is defined by a commit of its own, also where a step does it.
 #[must_use = "nothing is defined before `.await`"]
 pub struct Scheduling<'s, T> {
     space: &'s Arc<SpaceInner>,
@@ -204,9 +204,10 @@ impl<'s> Schedules<'s> {
         if document.read().await?.value.is_none() {
             return Ok(false);
         }
-        outside::change(durable, &document, None, |_| Ok(StoredSchedule::default()), |_, _| Ok(())).await?;
+        let removed =
+            outside::change(durable, &document, None, |_| Ok(StoredSchedule::default()), |_, _| Ok(())).await;
         durable.note_schedule(&document);
-        Ok(true)
+        removed.map(|()| true)
     }
 
     /// Has the node accept the event now, beside the due times and also of a paused schedule. Its metadata have
@@ -290,9 +291,10 @@ impl<'s> Schedules<'s> {
                 if known.timing == schedule.timing { known.due_unix_ms } else { schedule.first_after(now) };
             Ok(schedule)
         };
-        outside::change(durable, &document, None, take_over, |_, _| Ok(())).await?;
+        let defined = outside::change(durable, &document, None, take_over, |_, _| Ok(())).await;
+        // Also when it failed: it may be defined all the same.
         durable.note_schedule(&document);
-        Ok(())
+        defined
     }
 
     async fn existing(&self, durable: &Durable, name: &str) -> Result<StoredSchedule> {
@@ -315,9 +317,9 @@ impl<'s> Schedules<'s> {
             change(&mut schedule);
             Ok(schedule)
         };
-        outside::change(durable, &document, None, changed, |_, _| Ok(())).await?;
+        let changed = outside::change(durable, &document, None, changed, |_, _| Ok(())).await;
         durable.note_schedule(&document);
-        Ok(())
+        changed
     }
 }
 
@@ -448,11 +450,10 @@ impl Durable {
         self.documents.passing(&named(SCHEDULES, name), StoredSchedule::is_none)
     }
 
-    /// Has the agenda know what a schedule says now.
+    /// Has the agenda know what a schedule says now; where that is not known, that it has to be looked at.
     fn note_schedule(&self, document: &Document<StoredSchedule>) {
-        if let Some(known) = document.known() {
-            self.agenda.set(document.key(), known.value.due());
-        }
+        let due = document.known().map_or(Some(0), |known| known.value.due());
+        self.agenda.set(document.key(), due);
     }
 }
 
@@ -549,10 +550,7 @@ pub(super) async fn fire(space: &Arc<SpaceInner>, durable: &Arc<Durable>, key: &
                 let told = serde_json::json!({ "schedule": name, "from_unix_ms": due, "until_unix_ms": now });
                 space.announce("system.schedule-missed", told);
             }
-            match document.known() {
-                Some(known) => durable.agenda.set(key, known.value.due()),
-                None => durable.agenda.set(key, Some(now)),
-            }
+            durable.note_schedule(&document);
             Ok(())
         }
     }

@@ -143,7 +143,7 @@ async fn store_or_answer(
             drop(to.send(Ok(None)));
         }
         durable.waiters.offer(&event);
-        flows.into_iter().for_each(Lanes::enter);
+        flows.iter().for_each(Lanes::enter);
         return Ok(());
     };
     flows.iter().for_each(|flow| durable.ended(flow));
@@ -326,7 +326,8 @@ pub(super) async fn sweep(space: &Arc<SpaceInner>, durable: &Arc<Durable>) -> Re
         .prune(Prune { before, records: none, keep: Vec::new(), histories, documents: Vec::new() })
         .await?;
     if let Some(first_left) = first_left {
-        durable.expect_sweep(first_left);
+        durable.keys.awaits_sweep.store(true, Ordering::SeqCst);
+        durable.agenda.sweep_at(first_left.saturating_add(limits::SEEN_SWEEP_MS));
     }
     Ok(())
 }

@@ -64,12 +64,14 @@ impl Durable {
         self.documents.passing(key, StoredTimer::is_none)
     }
 
-    /// Has the agenda know what a timer says now.
+    /// Has the agenda know what a timer says now; where that is not known, that it has to be looked at.
     fn note_timer(&self, document: &Document<StoredTimer>) {
-        if let Some(known) = document.known() {
-            let due = (!known.value.is_none()).then_some(known.value.due_unix_ms);
-            self.agenda.set(document.key(), due);
-        }
+        let due = match document.known() {
+            Some(known) if known.value.is_none() => None,
+            Some(known) => Some(known.value.due_unix_ms),
+            None => Some(0),
+        };
+        self.agenda.set(document.key(), due);
     }
 }
 
@@ -116,9 +118,10 @@ pub(crate) fn cancel_staged(stage: &Stage, chosen: &str) -> Result<bool> {
 pub(crate) async fn set(durable: &Arc<Durable>, key: &Key, timer: StoredTimer) -> Result<()> {
     let document = durable.timer(key)?;
     let change = move |_: StoredTimer| Ok(timer.clone());
-    outside::change(durable, &document, None, change, |_, _| Ok(())).await?;
+    let set = outside::change(durable, &document, None, change, |_, _| Ok(())).await;
+    // Also when it failed: it may be set all the same.
     durable.note_timer(&document);
-    Ok(())
+    set
 }
 
 /// Takes a timer back by a commit of its own. False when there is none.
@@ -135,11 +138,11 @@ pub(crate) async fn cancel(durable: &Arc<Durable>, chosen: &str) -> Result<bool>
         }
         // Exactly the one that was seen: whether this call took it back or it was due is not left open.
         let at = Some(found.revision);
-        match outside::change(durable, &document, at, |_| Ok(StoredTimer::default()), |_, _| Ok(())).await {
-            Ok(()) => {
-                durable.note_timer(&document);
-                return Ok(true);
-            }
+        let cancelled =
+            outside::change(durable, &document, at, |_| Ok(StoredTimer::default()), |_, _| Ok(())).await;
+        durable.note_timer(&document);
+        match cancelled {
+            Ok(()) => return Ok(true),
             Err(error) if super::document::is_conflict(&error) => crate::space::yield_now().await,
             Err(error) => return Err(error),
         }
