@@ -48,6 +48,8 @@ pub enum Dies {
 struct Plan {
     commits: u64,
     dies: Option<(u64, Dies)>,
+    /// Calls that fail, and what is there of them all the same.
+    failing: Vec<(u64, Dies)>,
     dead: bool,
     /// Of a thousand commits, so many fail.
     failing_per_mille: u64,
@@ -72,6 +74,11 @@ impl FaultyStore {
     /// Has so many of a thousand commit calls fail, half of them although they were committed.
     pub fn fails(&self, per_mille: u64) {
         self.plan().failing_per_mille = per_mille;
+    }
+
+    /// Has the commit call with this number, from 1, fail once, and go on. [`Dies::Unheard`] fails although it was committed.
+    pub fn fails_at(&self, commit: u64, how: Dies) {
+        self.plan().failing.push((commit, how));
     }
 
     /// Has each commit take up to this time.
@@ -126,9 +133,13 @@ impl Store for FaultyStore {
                 }
                 plan.commits += 1;
                 let dice = self.env.random_u64() % 1_000;
+                let planned =
+                    plan.failing.iter().find(|(commit, _)| *commit == plan.commits).map(|(_, how)| *how);
                 let fate = match plan.dies {
                     Some((commit, Dies::Before)) if commit == plan.commits => Fate::DiesBefore,
                     Some((commit, Dies::Unheard)) if commit == plan.commits => Fate::DiesAfter,
+                    _ if planned == Some(Dies::Before) => Fate::FailsBefore,
+                    _ if planned == Some(Dies::Unheard) => Fate::FailsAfter,
                     _ if plan.full => Fate::FailsBefore,
                     _ if dice < plan.failing_per_mille && dice.is_multiple_of(2) => Fate::FailsBefore,
                     _ if dice < plan.failing_per_mille => Fate::FailsAfter,

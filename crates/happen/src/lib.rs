@@ -89,7 +89,7 @@ pub use happen_macros::{Event, State};
 
 pub use accept::Origin;
 pub use chunks::{Chunk, Chunks};
-pub use config::{Config, Durability, NodeOptions, Overflow, QueueOrder, UnfitFlows};
+pub use config::{Config, Durability, NodeOptions, Overflow, QueueOrder, Retention, UnfitFlows};
 pub use context::Context;
 pub use durable::cron::{Cron, CronError, CronProblem, Every, IntoTiming, every};
 pub use durable::schedule::{Missed, Schedule, Schedules, Scheduling};

@@ -190,6 +190,18 @@ pub const STORE_WAIT_MS_MAX: u64 = 5_000;
 /// again when they are asked for.
 pub const STATE_DOCUMENTS_MAX: usize = 65_536;
 
+/// Past revisions that are kept of one state or entity: what a person would still look through.
+pub const REVISIONS_MAX: u32 = 100;
+
+/// Milliseconds that a store remembers a record: thirty days.
+pub const RECORD_AGE_MS: u64 = 30 * 24 * 3_600_000;
+
+/// Milliseconds between two looks for what may be forgotten. A day's work is then forgotten in twenty-four parts.
+pub const PRUNE_EVERY_MS: u64 = 3_600_000;
+
+/// Flows that are read at once when it is looked up what has to stay.
+pub(crate) const PRUNE_PAGE: usize = 1_000;
+
 /// Documents that following references from one to the next may come to.
 pub const VIEWS_FOLLOWED_MAX: usize = 1_000;
 

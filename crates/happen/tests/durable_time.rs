@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use happen::store::{List, MemoryStore, Store};
+use happen::store::{Batch, Content, List, MemoryStore, Past, Store, Write};
 use happen::{
     Config, Context, CronError, Error, ErrorKind, Event, Missed, Node, Space, UnfitFlows, every, limits,
     millis, secs,
@@ -342,6 +342,72 @@ fn a_timer_for_a_node_that_is_not_there_is_told_and_waits() {
         orders(&space, &seen);
         space.env().sleep(secs(10)).await;
         assert_eq!(taken(&seen).len(), 1);
+        space.stop().await.unwrap();
+    });
+}
+
+/// Writes a document as a later version, or a mistake, may have left it.
+async fn left_behind(world: &World, key: &str, name: &str, version: u32, bytes: &[u8]) {
+    let content = Content { name: name.into(), version, bytes: bytes.into() };
+    let write = Write { key: key.into(), revision: 1, content: Some(content), past: Past::Dropped };
+    let batch = Batch { documents: vec![write], ..Batch::default() };
+    assert!(world.disk.commit(vec![batch]).await[0].is_ok());
+}
+
+#[test]
+fn documents_of_time_that_cannot_be_read_are_told_at_the_start() {
+    for (key, name) in [("timer/key/x", "timer"), ("schedule/x", "schedule")] {
+        for (version, bytes, code) in
+            [(1, &[0xc1_u8][..], "undecodable"), (1, &[], "undecodable"), (99, &[0x80], "wrong-version")]
+        {
+            let world = World::new(9);
+            world.sim.run(async {
+                left_behind(&world, key, name, version, bytes).await;
+                let error = world.space().start().await.unwrap_err();
+                assert_eq!(error.code(), code, "{key} {version}");
+                assert!(error.chain().join(" ").contains(key), "{error:?}");
+            });
+        }
+    }
+}
+
+#[test]
+fn one_thing_that_cannot_be_done_holds_up_no_other() {
+    let world = World::new(9);
+    let seen = Seen::default();
+    world.sim.run(async {
+        let space = world.space();
+        orders(&space, &seen);
+        space.start().await.unwrap();
+        space.after(secs(10), "orders", Remind { id: 1 }).key("a").await.unwrap();
+        space.after(secs(10), "orders", Remind { id: 2 }).key("b").await.unwrap();
+        space.stop().await.unwrap();
+    });
+    world.sim.run(async {
+        let store = world.store() as Arc<dyn Store>;
+        let mut document = store.document("timer/key/a").await.unwrap().unwrap();
+        // The event inside is damaged, and the document around it is not.
+        let mut content = document.content.take().unwrap();
+        let mut bytes = content.bytes.to_vec();
+        let at = bytes.windows(6).position(|window| window == b"remind").unwrap();
+        let frame = bytes.windows(5).position(|window| window == b"frame").unwrap();
+        bytes[at.max(frame) + 8] = 0xc1;
+        content.bytes = bytes.into();
+        let write = Write {
+            key: document.key.clone(),
+            revision: document.revision + 1,
+            content: Some(content),
+            past: Past::Dropped,
+        };
+        assert!(store.commit(vec![Batch { documents: vec![write], ..Batch::default() }]).await[0].is_ok());
+        let space = world.space();
+        orders(&space, &seen);
+        space.start().await.unwrap();
+        space.env().sleep(secs(11)).await;
+        let ids: Vec<_> = taken(&seen).into_iter().map(|(_, what)| what).collect();
+        assert_eq!(ids, ["2 false"]);
+        // It can be taken back.
+        assert!(space.cancel_timer("a").await.unwrap());
         space.stop().await.unwrap();
     });
 }

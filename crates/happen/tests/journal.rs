@@ -817,7 +817,7 @@ fn a_document_is_shown_as_it_was() {
             // Another shape is not read as if it were this one.
             let other = Content { version: 1, ..orders(6) };
             log.commit(Vec::new(), vec![write(key, 6, Some(other))]).await;
-            assert_eq!(code(then(50).await), "undecodable");
+            assert_eq!(code(then(50).await), "wrong-version");
             let entity = "entity/shop/orders/a%2Fb";
             log.commit(Vec::new(), vec![write(entity, 1, Some(orders(9)))]).await;
             let found = journal.entity_at::<Orders>("shop", "a/b", At::Time(u64::MAX)).await.unwrap();

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use happen_core::store::{Batch, NewRecord};
+use happen_core::store::{Batch, NewRecord, Tag};
 use happen_core::{ErasedEvent, ErrorKind, Result};
 use tokio::sync::oneshot;
 
@@ -86,7 +86,7 @@ pub(crate) fn publish(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, nodes: &
 fn begin(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: Vec<Arc<StoredFlow>>, told: Told) {
     let Some(durable) = &space.durable else { return };
     if !flows.is_empty() && durable.waiters.want(&event.envelope().event_type) {
-        durable.waiters.offer(&event.to_shared());
+        durable.waiters.offer(space, &event.to_shared());
     }
     match &flows[..] {
         [] => offer_stored(space, durable, event),
@@ -112,7 +112,8 @@ fn begin(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: Vec<Arc<Stored
             flows.iter().for_each(|flow| durable.begun(flow));
             space.flow_began();
             // Handed on here: events are stored in the order in which they came.
-            let pushed = batch_for(&space, &*event, &flows).map(|batch| durable.commits.push(batch));
+            let tag = Tag::Event(event.envelope().id);
+            let pushed = batch_for(&space, &*event, &flows).map(|batch| (durable.commits.push(batch), tag));
             env.spawn(Box::pin(async move {
                 store_all(&space, &event, flows, (pushed, told)).await;
                 space.flow_ended();
@@ -144,11 +145,14 @@ fn offer_stored(space: &Arc<SpaceInner>, durable: &Arc<Durable>, event: &dyn Era
     space.flow_began();
     env.spawn(Box::pin(async move {
         let stored = match bare_record(&space, &*event) {
-            Ok(record) => durable.commits.commit(Batch { records: vec![record], ..Batch::default() }).await,
+            Ok(record) => {
+                let ticket = durable.commits.push(Batch { records: vec![record], ..Batch::default() });
+                durable.settle_event(ticket, Tag::Event(event.envelope().id)).await
+            }
             Err(error) => Err(error),
         };
         match stored {
-            Ok(_) => durable.waiters.offer(&event),
+            Ok(()) => durable.waiters.offer(&space, &event),
             Err(error) => space.bury(&*event, "$space", &error),
         }
         space.flow_ended();
@@ -174,11 +178,11 @@ async fn store_all(
     space: &Arc<SpaceInner>,
     event: &Arc<dyn ErasedEvent>,
     flows: Vec<Arc<StoredFlow>>,
-    (pushed, told): (Result<Ticket>, Told),
+    (pushed, told): (Result<(Ticket, Tag)>, Told),
 ) {
     let Some(durable) = &space.durable else { return };
     let stored = match pushed {
-        Ok(ticket) => durable.commits.settle(ticket).await.map(drop),
+        Ok((ticket, event)) => durable.settle_event(ticket, event).await,
         Err(error) => Err(error),
     };
     if let Err(error) = stored {
@@ -190,17 +194,22 @@ async fn store_all(
         }
         return;
     }
-    match told {
+    let stored = match told {
         Told::Outcome(to) => {
             let joined = Joined::new(flows.len(), Reply::One(to));
             for (index, flow) in flows.iter().enumerate() {
                 drop(flow.tell(Reply::Part(Arc::clone(&joined), index)));
             }
+            None
         }
-        Told::Stored(to) => drop(to.send(Ok(None))),
-        Told::Nobody => {}
-    }
+        Told::Stored(to) => Some(to),
+        Told::Nobody => None,
+    };
     flows.iter().for_each(Lanes::enter);
+    // Once they stand in line: what the sender sends next comes behind them.
+    if let Some(to) = stored {
+        drop(to.send(Ok(None)));
+    }
 }
 
 fn batch_for(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: &[Arc<StoredFlow>]) -> Result<Batch> {
@@ -284,7 +293,7 @@ impl Durable {
         }
         done.begun.iter().for_each(Lanes::enter);
         for (event, to) in done.leaving {
-            self.waiters.offer(&event);
+            self.waiters.offer(space, &event);
             space.leave(&event, &to);
         }
     }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use happen_core::env::Env;
 use happen_core::store::Key;
-use happen_core::{ErrorKind, Result};
+use happen_core::{Error, ErrorKind, Result};
 use tokio::sync::Notify;
 
 use super::flow::StoredFlow;
@@ -196,16 +196,39 @@ impl Agenda {
                 durable.store_took(space);
                 Ok(())
             }
-            Err(error) => {
+            Err(error) if matches!(error.kind(), ErrorKind::Io { .. } | ErrorKind::Closed { .. }) => {
                 if !matches!(error.kind(), ErrorKind::Closed { .. }) && !durable.is_stopping() {
                     durable.store_failed(space, &error);
                 }
                 self.put_back(ticket, item);
                 Err(())
             }
+            Err(error) => {
+                // Something about this one thing: it does not hold up the others.
+                self.postpone(space, &item, &error);
+                Ok(())
+            }
         };
         space.flow_ended();
         outcome
+    }
+
+    /// Tries again later what cannot be done now, and tells why.
+    fn postpone(&self, space: &Arc<SpaceInner>, item: &Item, error: &Error) {
+        let later = space.env.unix_ms().saturating_add(limits::DUE_AGAIN_MS);
+        match item {
+            Item::Document(key) => {
+                tracing::warn!(target: "happen", code = error.code(), "`{key}` is due and cannot be seen to: {error}");
+                let told = serde_json::json!({ "key": **key, "code": error.code(), "reason": error.chain().join(": ") });
+                space.announce("system.due-event-waits", told);
+                self.set(key, Some(later));
+            }
+            Item::Sweep => {
+                tracing::error!(target: "happen", code = error.code(), "idempotency keys are not forgotten: {error}");
+                self.sweep_at(later);
+            }
+            Item::Flow(_) => {}
+        }
     }
 
     /// Notes once more what could not be done, unless it was noted anew meanwhile.

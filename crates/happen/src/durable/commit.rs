@@ -12,6 +12,7 @@ use happen_core::store::{Batch, Committed, Store};
 use happen_core::{Error, ErrorKind, Result};
 use tokio::sync::oneshot;
 
+use super::whole::Whole;
 use crate::limits;
 use crate::sync::{Mutex, lock};
 
@@ -90,8 +91,9 @@ impl Lead {
         Some(Self(Arc::clone(commits)))
     }
 
-    /// Carries one group, and leaves the others to a task of their own.
-    async fn carry_one(self) {
+    /// Carries one group, and leaves the others to a task of their own. Whoever stops waiting meanwhile stops nobody else:
+    /// the group has the batches of others too.
+    fn carry_one(self) -> Whole<()> {
         let group: Vec<_> = {
             let mut queue = lock(&self.0.queue);
             let len = queue.waiting.len().min(limits::COMMIT_GROUP_MAX);
@@ -99,26 +101,37 @@ impl Lead {
         };
         let (batches, told): (Vec<_>, Vec<_>) =
             group.into_iter().map(|waiting| (waiting.batch, waiting.told)).unzip();
-        let results = self.0.store.commit(batches).await;
-        let results = results.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
-        for (told, result) in told.into_iter().zip(results) {
-            // Who waited may have gone, and the batch is committed all the same.
-            drop(told.send(result.unwrap_or_else(|| Err(lost()))));
-        }
+        let env = Arc::clone(&self.0.env);
+        let carrying = async move {
+            let results = self.0.store.commit(batches).await;
+            let results = results.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
+            for (told, result) in told.into_iter().zip(results) {
+                // Who waited may have gone, and the batch is committed all the same.
+                drop(told.send(result.unwrap_or_else(|| Err(lost()))));
+            }
+            drop(self);
+        };
+        Whole::new(&env, Box::pin(carrying))
     }
 }
 
 impl Drop for Lead {
-    /// Also when the one who carried was dropped in the middle: what waits must not wait for ever.
+    /// Also when the runtime ends in the middle: what waits must not wait for ever.
     fn drop(&mut self) {
-        lock(&self.0.queue).led = false;
-        if let Some(next) = Self::take(&self.0) {
-            let commits = Arc::clone(&self.0);
-            self.0.env.spawn(Box::pin(async move {
-                next.carry_one().await;
-                drop(commits);
-            }));
+        {
+            let mut queue = lock(&self.0.queue);
+            queue.led = false;
+            if queue.waiting.is_empty() {
+                return;
+            }
         }
+        let commits = Arc::clone(&self.0);
+        // The task takes the lead when it is polled: a runtime that ends drops it unpolled, inside this call.
+        self.0.env.spawn(Box::pin(async move {
+            if let Some(next) = Self::take(&commits) {
+                next.carry_one().await;
+            }
+        }));
     }
 }
 

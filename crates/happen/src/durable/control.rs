@@ -290,13 +290,13 @@ pub(super) async fn recover(durable: &Durable, node: &Arc<NodeInner>) -> Result<
     }
 }
 
-/// Which of the flows that an earlier process left behind had their places taken, each with the event that took it. In the
-/// order in which they were accepted.
+/// Which of the flows that an earlier process left behind had their places taken, by the keys of their documents, each with
+/// the event that took it. They are given in the order in which they were accepted.
 pub(super) fn superseded_among<'f>(
     flows: impl Iterator<Item = &'f Arc<StoredFlow>>,
-) -> Vec<(Arc<StoredFlow>, EventId)> {
+) -> HashMap<Key, EventId> {
     let mut last: HashMap<(happen_core::NodeKey, u64), &Arc<StoredFlow>> = HashMap::new();
-    let mut superseded = Vec::new();
+    let mut superseded = HashMap::new();
     for flow in flows {
         let (Some(quiet), due) = (flow.hold.quiet(), flow.due_unix_ms()) else { continue };
         let table = flow.node.table.load();
@@ -307,7 +307,7 @@ pub(super) fn superseded_among<'f>(
             // It had not begun by the time the next one came.
             && before.due_unix_ms() > due.saturating_sub(debounce.quiet_ms)
         {
-            superseded.push((Arc::clone(before), flow.event.envelope().id));
+            superseded.insert(Arc::clone(&before.key), flow.event.envelope().id);
         }
     }
     superseded

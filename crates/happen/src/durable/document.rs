@@ -17,6 +17,8 @@ use crate::sync::{Mutex, MutexGuard, lock};
 /// The documents of one space that are in memory. Those that nobody uses make room when there are many.
 pub(crate) struct Documents {
     store: Arc<dyn Store>,
+    /// What becomes of the revision before, each time one is written.
+    past: Past,
     all: papaya::HashMap<Key, Arc<dyn AnyDocument>>,
 }
 
@@ -29,7 +31,8 @@ trait AnyDocument: Any + Send + Sync {
 pub(crate) struct Document<S> {
     key: Key,
     store: Arc<dyn Store>,
-    /// Says which values stand for no document. Such a document passes: it has no past either.
+    past: Past,
+    /// Says which values stand for no document. Such a document has no past either.
     passes: Option<fn(&S) -> bool>,
     values: Mutex<Values<S>>,
 }
@@ -106,8 +109,9 @@ pub(crate) struct Applied {
 }
 
 impl Documents {
-    pub(crate) fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, all: papaya::HashMap::new() }
+    pub(crate) fn new(store: Arc<dyn Store>, revisions_max: u32) -> Self {
+        let past = if revisions_max == 0 { Past::Dropped } else { Past::Last(revisions_max) };
+        Self { store, past, all: papaya::HashMap::new() }
     }
 
     /// The document with this key; `None` when another type has it.
@@ -133,8 +137,9 @@ impl Documents {
                 if all.len() >= limits::STATE_DOCUMENTS_MAX {
                     self.make_room();
                 }
-                let store = Arc::clone(&self.store);
-                let made = Arc::new(Document::<S>::new(Arc::clone(key), store, passes));
+                let past = if passes.is_some() { Past::Dropped } else { self.past };
+                let made = Document::<S>::new(Arc::clone(key), Arc::clone(&self.store), past, passes);
+                let made = Arc::new(made);
                 Arc::clone(all.get_or_insert_with(Arc::clone(key), || made))
             }
         };
@@ -150,8 +155,8 @@ impl Documents {
 }
 
 impl<S: State> Document<S> {
-    fn new(key: Key, store: Arc<dyn Store>, passes: Option<fn(&S) -> bool>) -> Self {
-        Self { key, store, passes, values: Mutex::new(Values { committed: None, head: None }) }
+    fn new(key: Key, store: Arc<dyn Store>, past: Past, passes: Option<fn(&S) -> bool>) -> Self {
+        Self { key, store, past, passes, values: Mutex::new(Values { committed: None, head: None }) }
     }
 
     pub(super) const fn key(&self) -> &Key {
@@ -303,8 +308,8 @@ impl<S: State> Staged for Staging<S> {
     fn hold(&mut self) -> Box<dyn Holding + '_> {
         let Self { document, changes, tells, view, base, expected, applied } = self;
         let (key, view) = (&document.key, (!*tells).then_some((*base, &*view)));
-        let (passes, values) = (document.passes, lock(&document.values));
-        Box::new(Held { key, values, changes, view, expected: *expected, applied, passes })
+        let (past, passes, values) = (document.past, document.passes, lock(&document.values));
+        Box::new(Held { key, past, values, changes, view, expected: *expected, applied, passes })
     }
 
     fn settle(&mut self, committed: bool) {
@@ -332,6 +337,7 @@ impl<S: State> Staged for Staging<S> {
 
 struct Held<'d, S> {
     key: &'d Key,
+    past: Past,
     values: MutexGuard<'d, Values<S>>,
     changes: &'d [Change<S>],
     /// What the changes made of this revision, when that is all they do.
@@ -375,8 +381,7 @@ impl<S: State> Holding for Held<'_, S> {
             Some(Content { name: S::NAME.into(), version: S::VERSION, bytes })
         };
         *self.applied = Some(Arc::new(Version { revision, value }));
-        let past = if self.passes.is_some() { Past::Dropped } else { Past::Kept };
-        let write = Write { key: Arc::clone(self.key), revision, content, past };
+        let write = Write { key: Arc::clone(self.key), revision, content, past: self.past };
         Ok(Applied { write: Some(write), condition: None })
     }
 

@@ -24,6 +24,7 @@ use super::lane::Lanes;
 use super::record::Done;
 use super::stage::{Effects, Point, Stage};
 use super::wait::Expected;
+use super::whole::Whole;
 use crate::context::{Context, Encoded};
 use crate::current;
 use crate::dispatch::Reply;
@@ -98,7 +99,8 @@ struct Told {
 
 /// How a step ended.
 pub(super) enum End {
-    Next(Arc<str>),
+    /// Goes on with the step of this name, which it came to at this time.
+    Next(Arc<str>, u64),
     Done(Value),
     Finished,
     Retry(Error, u64),
@@ -123,6 +125,8 @@ pub(super) enum Trouble {
     Impossible(Error),
     /// What the store says.
     Store(Error),
+    /// What the store says to a batch that it may have taken all the same, and what follows when it has.
+    Unheard(Error, Done),
 }
 
 /// What is next after a turn.
@@ -298,10 +302,10 @@ impl StoredFlow {
         let Ok(storing) = Arc::clone(&self.storing).try_lock_owned() else { return };
         let flow = Arc::clone(self);
         // Here as well: events are stored in the order in which they came.
-        let pushed = self.push_progress(Vec::new, Batch::default(), &Done::default());
+        let pushed = self.push_progress(None, &Batch::default());
         self.node.space.env.spawn(Box::pin(async move {
             let stored = match pushed {
-                Ok(ticket) => flow.settle_progress(ticket).await,
+                Ok(handed) => flow.settle_progress(handed, None, &Batch::default()).await,
                 Err(error) => Err(error),
             };
             match stored {
@@ -383,15 +387,9 @@ impl StoredFlow {
             Polled::Ended => None,
             Polled::Goes(step) => Some(step),
             Polled::Waits(future) => {
-                // Who sent it need not wait for what the step waits for.
-                if self.is_awaited() {
-                    if let Err(error) = self.commit_progress(stage, |_, _| Ok(())).await {
-                        return Ok(Err(error));
-                    }
-                    self.stored();
-                }
                 let time_max = table.options.flow_time_max();
-                match self.wait_for(future, &context, stage, time_max, &mut outcome).await? {
+                let storing = self.store_beside(stage);
+                match self.wait_for(future, &context, stage, storing, time_max, &mut outcome).await? {
                     Ok(step) => step,
                     Err(error) => return Ok(Err(error)),
                 }
@@ -406,7 +404,29 @@ impl StoredFlow {
         };
         // What it goes on with is looked for among what is registered now.
         let table = self.node.table.load();
-        Ok(decide(&table, step, function.identity(), self.current_name()))
+        // Read once: what the step sends has ids that tell it, now and after a restart.
+        let at_unix_ms = self.node.space.now_unix_ms().max(stage.at_unix_ms());
+        let decided = decide(&table, step, function.identity(), self.current_name());
+        Ok(decided.map(|decided| match decided {
+            Decided::Next(name) => End::Next(name, at_unix_ms),
+            Decided::Ends(end) => end,
+        }))
+    }
+
+    /// Stores a flow whose step waits, when its sender waits to hear that it is stored: who sent it need not wait for what
+    /// the step waits for. It goes on beside the step, which may be what carries the commit.
+    fn store_beside(self: &Arc<Self>, stage: &Arc<Stage>) -> Option<Whole<Result<()>>> {
+        // A step that has come to a point stores it there.
+        if !self.is_awaited() || lock(&self.progress).recorded {
+            return None;
+        }
+        let (flow, stage) = (Arc::clone(self), Arc::clone(stage));
+        let storing = async move {
+            flow.commit_progress(&stage, |_, _| Ok(())).await?;
+            flow.stored();
+            Ok(())
+        };
+        Some(Whole::new(&self.node.space.env, Box::pin(storing)))
     }
 
     /// The name of the step that is run.
@@ -441,6 +461,7 @@ impl StoredFlow {
         mut future: StepFuture,
         context: &Context,
         stage: &Stage,
+        mut storing: Option<Whole<Result<()>>>,
         time_max: Option<Duration>,
         outcome: &mut Outcome,
     ) -> Result<Result<Option<Step>>, Interrupt> {
@@ -461,6 +482,14 @@ impl StoredFlow {
                 && sleep.as_mut().poll(task).is_ready()
             {
                 return Poll::Ready(Ok(Err(Error::new(ErrorKind::TimedOut { after: *time }))));
+            }
+            if let Some(work) = &mut storing
+                && let Poll::Ready(stored) = Pin::new(work).poll(task)
+            {
+                storing = None;
+                if let Err(error) = stored {
+                    return Poll::Ready(Ok(Err(error)));
+                }
             }
             let polled = catch_unwind(AssertUnwindSafe(|| {
                 current::enter(context, || future.poll_into(task, outcome))
@@ -510,9 +539,10 @@ impl StoredFlow {
                 let values = lock(&self.progress).values.clone();
                 effects = Effects::of(values, std::mem::take(&mut effects.points));
             }
-            let error = match self.try_commit(stage, &mut effects, &end).await {
+            let (error, done) = match self.try_commit(stage, &mut effects, &end).await {
                 Ok(done) => return self.carry_out(done, effects, end),
-                Err(Trouble::Store(error)) => error,
+                Err(Trouble::Store(error)) => (error, Done::default()),
+                Err(Trouble::Unheard(error, done)) => (error, done),
                 Err(Trouble::Outdated(error)) => {
                     if self.may_run_again(&effects) {
                         crate::space::yield_now().await;
@@ -529,19 +559,28 @@ impl StoredFlow {
                     continue;
                 }
             };
-            if self.durable().is_stopping() || matches!(error.kind(), ErrorKind::Closed { .. }) {
-                return self.refuse_storing(&error);
-            }
-            match self.resync(stage).await {
-                Ok(Known::Open) => {}
-                Ok(Known::Committed) => return self.carry_out(Done::default(), effects, end),
-                // Somebody else ended it, with the store's own tools.
-                Ok(Known::Gone) => return self.refuse_storing(&Error::new(ErrorKind::Cancelled)),
-                Err(_) => {
-                    if self.outlast(&error, &mut failures).await {
-                        continue;
-                    }
+            let known = loop {
+                if self.durable().is_stopping() || matches!(error.kind(), ErrorKind::Closed { .. }) {
+                    self.durable().forget(&done);
                     return self.refuse_storing(&error);
+                }
+                match self.resync(stage).await {
+                    Ok(known) => break known,
+                    Err(_) if self.outlast(&error, &mut failures).await => {}
+                    Err(_) => {
+                        self.durable().forget(&done);
+                        return self.refuse_storing(&error);
+                    }
+                }
+            };
+            match known {
+                // What it has let leave leaves now, as if the store had said so.
+                Known::Committed => return self.carry_out(done, effects, end),
+                Known::Open => self.durable().forget(&done),
+                // Somebody else ended it, with the store's own tools.
+                Known::Gone => {
+                    self.durable().forget(&done);
+                    return self.refuse_storing(&Error::new(ErrorKind::Cancelled));
                 }
             }
             match error.kind() {
@@ -572,7 +611,7 @@ impl StoredFlow {
 
     /// Waits for a store that fails, as long as the flow is one that it has already. False when nobody was promised
     /// anything: then whoever sent the event is told.
-    async fn outlast(&self, error: &Error, failures: &mut u32) -> bool {
+    pub(super) async fn outlast(&self, error: &Error, failures: &mut u32) -> bool {
         if lock(&self.progress).revision == 0 && !lock(&self.progress).recorded {
             return false;
         }
@@ -580,13 +619,8 @@ impl StoredFlow {
         self.durable().store_failed(&self.node.space, error);
         let shift = (*failures - 1).min(16);
         let wait = (limits::STORE_WAIT_MS << shift).min(limits::STORE_WAIT_MS_MAX);
-        let mut sleep = self.node.space.env.sleep(Duration::from_millis(wait));
-        let mut interrupt = pin!(self.interrupt.notified());
-        poll_fn(|task| {
-            let over = interrupt.as_mut().poll(task).is_ready() || sleep.as_mut().poll(task).is_ready();
-            if over { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
+        // It does not listen for interrupts, which whoever runs the step has to hear.
+        self.node.space.env.sleep(Duration::from_millis(wait)).await;
         true
     }
 
@@ -671,10 +705,16 @@ fn function_of(table: &Table, step: Option<&str>, registration: &str) -> Result<
 }
 
 /// What a step that ended means for its flow.
-fn decide(table: &Table, step: Step, current: std::any::TypeId, name: Arc<str>) -> Result<End> {
+enum Decided {
+    /// It goes on with the step of this name.
+    Next(Arc<str>),
+    Ends(End),
+}
+
+fn decide(table: &Table, step: Step, current: std::any::TypeId, name: Arc<str>) -> Result<Decided> {
     match step.into_kind() {
-        Kind::Next(function) if function.identity() == current => Ok(End::Next(name)),
-        Kind::Next(function) => table.name_of_step(&*function).map(End::Next).ok_or_else(|| {
+        Kind::Next(function) if function.identity() == current => Ok(Decided::Next(name)),
+        Kind::Next(function) => table.name_of_step(&*function).map(Decided::Next).ok_or_else(|| {
             Error::misuse(format!(
                 "a step of a durable node went on with `{}`, which is not registered; add it with `.step({})` where the \
                  handler is registered, so that the flow finds it after a restart",
@@ -682,16 +722,16 @@ fn decide(table: &Table, step: Step, current: std::any::TypeId, name: Arc<str>) 
                 function.short_name(),
             ))
         }),
-        Kind::Again => Ok(End::Next(name)),
+        Kind::Again => Ok(Decided::Next(name)),
         Kind::Goto(goal) => match table.step(&goal) {
-            Some(step) => Ok(End::Next((&*step.name).into())),
+            Some(step) => Ok(Decided::Next((&*step.name).into())),
             None => {
                 let known = table.step_names();
                 Err(Error::new(ErrorKind::UnknownStep { step: goal.into_owned(), known }))
             }
         },
-        Kind::Done(value) => Ok(End::Done(value)),
-        Kind::End => Ok(End::Finished),
+        Kind::Done(value) => Ok(Decided::Ends(End::Done(value))),
+        Kind::End => Ok(Decided::Ends(End::Finished)),
         _ => Err(Error::misuse("a step of a kind this runtime does not know")),
     }
 }

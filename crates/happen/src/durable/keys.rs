@@ -25,6 +25,9 @@ pub(crate) const KEYED_TIMERS: &str = "timer/key/";
 /// Events that come again and again.
 pub(crate) const SCHEDULES: &str = "schedule/";
 
+/// What is told of records that were forgotten.
+pub(crate) const ANCHOR: &str = "anchor/log";
+
 /// Who the space is.
 pub(crate) const IDENTITY: &str = "space/identity";
 

@@ -108,7 +108,8 @@ impl Lanes {
 
     /// Starts what waits, after the node was stopped or held.
     pub(crate) fn wake(node: &Arc<NodeInner>) {
-        let lanes: Vec<_> = lock(&node.lanes().lanes).keys().copied().collect();
+        let mut lanes: Vec<_> = lock(&node.lanes().lanes).keys().copied().collect();
+        lanes.sort_unstable();
         for lane in lanes {
             Self::fill(node, lane);
         }
@@ -118,7 +119,9 @@ impl Lanes {
     pub(super) fn clear(node: &NodeInner) {
         let waiting: Vec<_> = {
             let mut lanes = lock(&node.lanes().lanes);
-            lanes.values_mut().flat_map(|places| std::mem::take(&mut places.waiting)).collect()
+            let mut all: Vec<_> = lanes.iter_mut().collect();
+            all.sort_unstable_by_key(|(lane, _)| **lane);
+            all.into_iter().flat_map(|(_, places)| std::mem::take(&mut places.waiting)).collect()
         };
         for flow in waiting {
             flow.let_go();

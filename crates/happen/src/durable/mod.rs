@@ -19,11 +19,13 @@ mod outside;
 mod point;
 mod record;
 mod recover;
+mod retention;
 pub(crate) mod schedule;
 mod seen;
 mod stage;
 mod timer;
 mod wait;
+mod whole;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -32,7 +34,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use happen_core::env::{BoxFuture, Env};
-use happen_core::store::{Key, Store};
+use happen_core::store::{Key, Read, Select, Store, Tag};
 use happen_core::{Error, ErrorKind, EventId, Result};
 use tokio::sync::oneshot;
 
@@ -41,8 +43,9 @@ use crate::limits;
 use crate::node::NodeInner;
 use crate::space::SpaceInner;
 use crate::sync::{Mutex, lock};
-use commit::Commits;
+use commit::{Commits, Ticket};
 use lane::Place;
+use record::Done;
 use wait::Waiters;
 
 pub(crate) use accept::{deliver, publish};
@@ -77,12 +80,18 @@ pub(crate) struct Durable {
     at_points: AtomicUsize,
     pub(crate) waiters: Waiters,
     troubled: AtomicBool,
-    /// Closes the store, when it was opened with the space.
-    close: Option<CloseStore>,
+    /// Prunings wait for each other.
+    pruning: tokio::sync::Mutex<()>,
+    /// The store as its owner knows it, when it was opened with the space.
+    owned: Option<OwnedStore>,
 }
 
-/// Closes the store that a space has opened itself.
-pub(crate) type CloseStore = Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
+/// What a space that has opened its store itself can do with it beyond the seam.
+pub(crate) struct OwnedStore {
+    pub(crate) close: Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>,
+    /// The bytes that the store takes.
+    pub(crate) bytes: Box<dyn Fn() -> BoxFuture<'static, Result<u64>> + Send + Sync>,
+}
 
 /// A flow under way, with its place once it runs.
 struct Live {
@@ -107,10 +116,15 @@ pub(crate) struct Parked {
 }
 
 impl Durable {
-    pub(crate) fn new(store: Arc<dyn Store>, env: &Arc<dyn Env>, close: Option<CloseStore>) -> Arc<Self> {
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        env: &Arc<dyn Env>,
+        revisions_max: u32,
+        owned: Option<OwnedStore>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             commits: Commits::new(Arc::clone(&store), Arc::clone(env)),
-            documents: Documents::new(Arc::clone(&store)),
+            documents: Documents::new(Arc::clone(&store), revisions_max),
             agenda: Arc::default(),
             keys: Keys::default(),
             store,
@@ -120,7 +134,8 @@ impl Durable {
             at_points: AtomicUsize::new(0),
             waiters: Waiters::default(),
             troubled: AtomicBool::new(false),
-            close,
+            pruning: tokio::sync::Mutex::new(()),
+            owned,
         })
     }
 
@@ -160,6 +175,11 @@ impl Durable {
         }
     }
 
+    /// Takes flows off the list whose commit did not happen.
+    fn forget(&self, done: &Done) {
+        done.begun.iter().for_each(|flow| self.ended(flow));
+    }
+
     /// The flows under way for an event.
     pub(crate) fn flows_of(&self, event: EventId) -> Vec<Arc<StoredFlow>> {
         lock(&self.live)
@@ -171,7 +191,7 @@ impl Durable {
     pub(crate) fn flows_at(&self, node: &NodeInner) -> Vec<Arc<StoredFlow>> {
         let live = lock(&self.live);
         let all = live.values().flatten().filter(|live| live.flow.node.key == node.key);
-        all.map(|live| Arc::clone(&live.flow)).collect()
+        in_order(all.map(|live| Arc::clone(&live.flow)).collect())
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -208,8 +228,8 @@ impl Durable {
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.agenda.end();
-        let live = lock(&self.live);
-        live.values().flatten().for_each(|live| live.flow.interrupt());
+        let live: Vec<_> = lock(&self.live).values().flatten().map(|live| Arc::clone(&live.flow)).collect();
+        in_order(live).into_iter().for_each(|flow| flow.interrupt());
     }
 
     /// Takes off what waits for a place.
@@ -222,8 +242,8 @@ impl Durable {
 
     /// Closes the store, when it belongs to the space.
     pub(crate) async fn close(&self) {
-        if let Some(close) = &self.close {
-            close().await;
+        if let Some(owned) = &self.owned {
+            (owned.close)().await;
         }
     }
 
@@ -265,11 +285,29 @@ impl Durable {
         }
     }
 
+    /// Waits for a batch that has the first record of an event. A store that fails may have taken it all the same, which the
+    /// log tells.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::commit`], when the log does not have the event or cannot be asked.
+    async fn settle_event(&self, ticket: Ticket, event: Tag) -> Result<()> {
+        let Err(error) = self.commits.settle(ticket).await else { return Ok(()) };
+        let found = self.store.read(Read::forward(Select::tag(event)).at_most(1)).await;
+        if found.is_ok_and(|page| !page.records.is_empty()) { Ok(()) } else { Err(error) }
+    }
+
     /// The revision that a document has, deleted or not.
     async fn revision_of(&self, key: &Key) -> Result<u64> {
         let found = self.store.documents(vec![Arc::clone(key)]).await?.pop().flatten();
         Ok(found.map_or(0, |document| document.revision))
     }
+}
+
+/// Flows in the order of their events: the order of the map is another in every process.
+fn in_order(mut flows: Vec<Arc<StoredFlow>>) -> Vec<Arc<StoredFlow>> {
+    flows.sort_by_key(|flow| flow.event.envelope().id);
+    flows
 }
 
 impl Drop for AtPoint<'_> {

@@ -10,7 +10,7 @@ use happen_core::{Error, Result, State};
 
 use super::Durable;
 use super::commit::Ticket;
-use super::document::{Applied, Document, Staged, Staging};
+use super::document::{Applied, Document, Staged, Staging, is_conflict};
 use crate::limits;
 use crate::node::NodeInner;
 
@@ -34,7 +34,7 @@ pub(crate) async fn commit(node: &Arc<NodeInner>, mut documents: Vec<Box<dyn Sta
         documents.iter_mut().for_each(|staged| staged.settle(result.is_ok()));
         match result {
             Ok(_) => return Ok(()),
-            Err(error) if super::document::is_conflict(&error) && tries < limits::COMMIT_TRIES_MAX => {
+            Err(error) if is_conflict(&error) && tries < limits::COMMIT_TRIES_MAX => {
                 tries += 1;
             }
             Err(error) => return Err(error),
@@ -92,31 +92,35 @@ pub(super) async fn change<S: State>(
     document: &Arc<Document<S>>,
     at: Option<u64>,
     change: impl Fn(S) -> Result<S> + Send + Sync + 'static,
-    add: impl FnOnce(&mut Batch, WireChange<'_>) -> Result<()>,
+    mut add: impl FnMut(&mut Batch, WireChange<'_>) -> Result<()>,
 ) -> Result<()> {
-    document.read().await?;
-    let mut staging = Staging::new(Arc::clone(document))?;
-    if let Some(revision) = at {
-        staging.expect(revision)?;
-    }
-    staging.change(Box::new(move |value, _| change(value)))?;
-    let mut add = Some(add);
-    let ticket = loop {
-        if let Some(ticket) = build_one(durable, &mut staging, &mut add)? {
-            break ticket;
-        }
-        // A commit that failed meanwhile has left open what the store has.
+    let change = Arc::new(change);
+    let mut tries = 0;
+    loop {
         document.read().await?;
-    };
-    let result = durable.commits.settle(ticket).await;
-    staging.settle(result.is_ok());
-    result.map(drop)
+        let mut staging = Staging::new(Arc::clone(document))?;
+        if let Some(revision) = at {
+            staging.expect(revision)?;
+        }
+        let change = Arc::clone(&change);
+        staging.change(Box::new(move |value, _| change(value)))?;
+        // Nothing when a commit that failed meanwhile has left open what the store has.
+        let Some(ticket) = build_one(durable, &mut staging, &mut add)? else { continue };
+        let result = durable.commits.settle(ticket).await;
+        staging.settle(result.is_ok());
+        match result {
+            Err(error) if at.is_none() && is_conflict(&error) && tries < limits::COMMIT_TRIES_MAX => {
+                tries += 1;
+            }
+            result => return result.map(drop),
+        }
+    }
 }
 
 fn build_one<S: State>(
     durable: &Durable,
     staging: &mut Staging<S>,
-    add: &mut Option<impl FnOnce(&mut Batch, WireChange<'_>) -> Result<()>>,
+    add: &mut impl FnMut(&mut Batch, WireChange<'_>) -> Result<()>,
 ) -> Result<Option<Ticket>> {
     let key = Arc::clone(staging.key());
     let mut held = staging.hold();
@@ -128,9 +132,7 @@ fn build_one<S: State>(
         batch.conditions.extend(condition);
         let revision = write.as_ref().map_or(0, |write| write.revision);
         batch.documents.extend(write);
-        if let Some(add) = add.take() {
-            add(&mut batch, WireChange { key: (&*key).into(), revision })?;
-        }
+        add(&mut batch, WireChange { key: (&*key).into(), revision })?;
         batch.check()
     });
     if let Err(error) = built {

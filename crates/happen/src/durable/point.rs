@@ -23,6 +23,7 @@ use super::flow::StoredFlow;
 use super::lane::Place;
 use super::record::{decode_outcome, encode_outcome, event_record};
 use super::stage::{Point, Stage, Whereto};
+use super::whole::Whole;
 use crate::dispatch::{self, Delivered, Joined, Reply, Want};
 use crate::flow::Outcome;
 use crate::send::Sender;
@@ -98,17 +99,31 @@ async fn in_time(
     .await
 }
 
-/// Commits a question and lets it leave.
-async fn send_question(
+/// Commits a question and lets it leave. Once it is on its way to the store it leaves whatever becomes of who asks: a
+/// question that is stored and goes nowhere would be found by the next life only.
+fn send_question(
     stage: &Arc<Stage>,
     point: &Point,
+    event: &Arc<dyn ErasedEvent>,
+    to: &Whereto,
+    to_us: oneshot::Sender<Outcome>,
+) -> Whole<Result<()>> {
+    let (stage, point, event, to) = (Arc::clone(stage), point.clone(), Arc::clone(event), to.clone());
+    let env = Arc::clone(&stage.flow.node.space.env);
+    let sending = async move { commit_question(&stage, point, &event, &to, to_us).await };
+    Whole::new(&env, Box::pin(sending))
+}
+
+async fn commit_question(
+    stage: &Arc<Stage>,
+    point: Point,
     event: &Arc<dyn ErasedEvent>,
     to: &Whereto,
     to_us: oneshot::Sender<Outcome>,
 ) -> Result<()> {
     let flow = &stage.flow;
     let space = &flow.node.space;
-    stage.note(point.clone())?;
+    stage.note(point)?;
     let durable_target = matches!(to, Whereto::Node(node) if node.is_durable());
     let mut to_us = Some(to_us);
     let done = flow
@@ -135,7 +150,7 @@ async fn send_question(
         })
         .await?;
     flow.stored();
-    flow.durable().waiters.offer(event);
+    flow.durable().waiters.offer(space, event);
     flow.durable().release(space, done);
     match to_us {
         Some(to_us) if !durable_target => ask_elsewhere(flow, event, to, to_us),

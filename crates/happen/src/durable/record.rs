@@ -8,7 +8,7 @@ use happen_core::codec::{
     self, PointKind, StepOutcome, WireChange, WireError, WireFlow, WireRecord, WireReply, WireStep,
 };
 use happen_core::limits::{DOCUMENT_BYTES_MAX, RECORD_BYTES_MAX, RECORD_TAGS_MAX};
-use happen_core::store::{Batch, Bytes, Content, NewRecord, Past, Read, Select, Tag, Write};
+use happen_core::store::{Batch, Bytes, Content, NewRecord, Past, Read, Select, Start, Tag, Write};
 use happen_core::{ErasedEvent, Error, ErrorKind, Event, EventType, Result};
 
 use super::accept;
@@ -19,6 +19,7 @@ use super::keys::{DEAD, FLOWS};
 use super::stage::{Effects, Point, Stage, Whereto};
 use crate::failure::Failure;
 use crate::flow::Outcome;
+use crate::limits;
 use crate::space::SpaceInner;
 use crate::stamp;
 use crate::sync::lock;
@@ -48,6 +49,13 @@ struct Told<'t> {
 struct Pushed {
     ticket: Ticket,
     done: Done,
+}
+
+/// A batch that says where a flow is within its step, on its way.
+pub(super) struct Handed {
+    /// Its record.
+    own: Bytes,
+    ticket: Ticket,
 }
 
 impl StoredFlow {
@@ -94,10 +102,7 @@ impl StoredFlow {
                 self.durable().store_took(&self.node.space);
                 Ok(pushed.done)
             }
-            Err(error) => {
-                pushed.done.begun.iter().for_each(|flow| self.durable().ended(flow));
-                Err(Trouble::Store(error))
-            }
+            Err(error) => Err(Trouble::Unheard(error, pushed.done)),
         }
     }
 
@@ -197,6 +202,10 @@ impl StoredFlow {
     }
 
     /// Commits where the flow is within its step, and what `add` puts into the batch.
+    ///
+    /// # Errors
+    ///
+    /// As [`StoredFlow::settle_progress`].
     pub(super) async fn commit_progress(
         self: &Arc<Self>,
         stage: &Stage,
@@ -205,27 +214,27 @@ impl StoredFlow {
         let mut done = Done::default();
         let mut further = Batch::default();
         add(&mut further, &mut done)?;
-        let ticket = self.push_progress(|| stage.points(), further, &done)?;
-        match self.settle_progress(ticket).await {
+        // Listed before they are committed, so that whoever asks for them finds them.
+        done.begun.iter().for_each(|flow| self.durable().begun(flow));
+        let committed = match self.push_progress(Some(stage), &further) {
+            Ok(handed) => self.settle_progress(handed, Some(stage), &further).await,
+            Err(error) => Err(error),
+        };
+        match committed {
             Ok(()) => Ok(done),
             Err(error) => {
-                done.begun.iter().for_each(|flow| self.durable().ended(flow));
+                self.durable().forget(&done);
                 Err(error)
             }
         }
     }
 
-    /// Hands on a batch that says where the flow is within its step, with what else belongs to it.
-    pub(super) fn push_progress(
-        self: &Arc<Self>,
-        points: impl FnOnce() -> Vec<Point>,
-        further: Batch,
-        done: &Done,
-    ) -> Result<Ticket> {
-        let mut batch = Batch::default();
+    /// Hands on a batch that says where the flow is within its step, with what else belongs to it. A flow that waits for
+    /// its turn is in no step.
+    pub(super) fn push_progress(self: &Arc<Self>, stage: Option<&Stage>, further: &Batch) -> Result<Handed> {
         let mut progress = lock(&self.progress);
         // Under the lock: of several that are committed at once, the last one has the points of all.
-        let points = points();
+        let points = stage.map_or_else(Vec::new, Stage::points);
         let values = progress.values.clone();
         let step = self.wire_step(&progress, StepOutcome::Waits, &values, Vec::new(), Vec::new(), &points);
         let document = self.form(FLOWS, step.clone())?;
@@ -234,27 +243,93 @@ impl StoredFlow {
             record.event = Cow::Borrowed(&self.framed()?.frame);
             record.accepted.push(self.wire_flow());
         }
-        batch.records.push(self.record(&record)?);
-        batch.records.extend(further.records);
+        let record = self.record(&record)?;
+        let own = Arc::clone(&record.bytes);
+        let mut batch = Batch { records: vec![record], ..Batch::default() };
+        batch.records.extend_from_slice(&further.records);
         batch.documents.push(self.write(progress.revision + 1, Some(document)));
-        batch.documents.extend(further.documents);
+        batch.documents.extend_from_slice(&further.documents);
         batch.check()?;
         progress.revision += 1;
         progress.recorded = true;
-        done.begun.iter().for_each(|flow| self.durable().begun(flow));
-        Ok(self.durable().commits.push(batch))
+        Ok(Handed { own, ticket: self.durable().commits.push(batch) })
     }
 
-    /// Waits for such a batch.
-    pub(super) async fn settle_progress(self: &Arc<Self>, ticket: Ticket) -> Result<()> {
-        if let Err(error) = self.durable().commits.settle(ticket).await {
-            if !self.durable().is_stopping() {
-                // What is true now is looked up before anything is built on it.
-                self.reread().await?;
+    /// Waits for such a batch; hands it on again until the store has it or says that it never will.
+    ///
+    /// # Errors
+    ///
+    /// What keeps it from being committed. Then nothing of it is, or the space stops.
+    pub(super) async fn settle_progress(
+        self: &Arc<Self>,
+        mut handed: Handed,
+        stage: Option<&Stage>,
+        further: &Batch,
+    ) -> Result<()> {
+        let (mut tries, mut failures) = (0, 0);
+        loop {
+            let Handed { own, ticket } = handed;
+            let Err(error) = self.durable().commits.settle(ticket).await else {
+                self.durable().store_took(&self.node.space);
+                return Ok(());
+            };
+            // A store that fails may have committed all the same.
+            let committed = loop {
+                if self.durable().is_stopping() || matches!(error.kind(), ErrorKind::Closed { .. }) {
+                    return Err(error);
+                }
+                match self.look_up(&own, further).await {
+                    Ok(committed) => break committed,
+                    Err(_) if self.outlast(&error, &mut failures).await => {}
+                    Err(_) => return Err(error),
+                }
+            };
+            if committed {
+                return Ok(());
             }
-            return Err(error);
+            // A step that ended meanwhile has said itself where the flow is.
+            if stage.is_some_and(Stage::is_closed) {
+                return Err(error);
+            }
+            match error.kind() {
+                ErrorKind::Conflict { .. } if tries < limits::COMMIT_TRIES_MAX => tries += 1,
+                ErrorKind::Io { .. } if self.outlast(&error, &mut failures).await => {}
+                _ => return Err(error),
+            }
+            handed = self.push_progress(stage, further)?;
         }
-        Ok(())
+    }
+
+    /// Whether the log has what was to be committed, and how far the flow is by the store.
+    async fn look_up(&self, own: &Bytes, further: &Batch) -> Result<bool> {
+        let question = further.records.first().and_then(|record| record.tags.first());
+        let committed = match question {
+            Some(tag) => {
+                let read = Read::forward(Select::tag(tag.clone())).at_most(1);
+                !self.durable().store.read(read).await?.records.is_empty()
+            }
+            None => self.finds_record(|record| Ok(record == &**own)).await?,
+        };
+        self.reread().await?;
+        Ok(committed)
+    }
+
+    /// Whether one of the records of this event is the one that is looked for, the newest first.
+    async fn finds_record(&self, mut is_it: impl FnMut(&[u8]) -> Result<bool>) -> Result<bool> {
+        let mut start = Start::Edge;
+        loop {
+            let select = Select::tag(Tag::Event(self.event.envelope().id));
+            let page = self.durable().store.read(Read::backward(select).start(start)).await?;
+            for record in &page.records {
+                if is_it(&record.bytes)? {
+                    return Ok(true);
+                }
+            }
+            match page.next {
+                Some(next) => start = Start::Position(next),
+                None => return Ok(false),
+            }
+        }
     }
 
     /// What the store knows of this step.
@@ -290,22 +365,17 @@ impl StoredFlow {
 
     /// Whether the log has this attempt at this step of this flow.
     async fn has_record_of(&self, stage: &Stage) -> Result<bool> {
-        let select = Select::tag(Tag::Event(self.event.envelope().id));
-        let page = self.durable().store.read(Read::backward(select).at_most(RECENT_RECORDS)).await?;
         let number = lock(&self.progress).number;
-        for record in &page.records {
-            let record = WireRecord::decode(&record.bytes, RECORD_BYTES_MAX)?;
-            let is_it = record.step.is_some_and(|step| {
+        self.finds_record(|bytes| {
+            let record = WireRecord::decode(bytes, RECORD_BYTES_MAX)?;
+            Ok(record.step.is_some_and(|step| {
                 step.flow == self.wire_flow()
                     && step.number == number
                     && step.attempt == stage.attempt
                     && step.outcome != StepOutcome::Waits
-            });
-            if is_it {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+            }))
+        })
+        .await
     }
 
     /// Does what follows from a commit.
@@ -317,12 +387,12 @@ impl StoredFlow {
         let mut progress = lock(&self.progress);
         progress.recorded = true;
         let outcome = match end {
-            End::Next(name) => {
+            End::Next(name, at_unix_ms) => {
                 progress.step = Some(name);
                 progress.number += 1;
                 progress.attempt = 1;
                 progress.reruns = 0;
-                progress.at_unix_ms = space.now_unix_ms().max(progress.at_unix_ms);
+                progress.at_unix_ms = at_unix_ms;
                 progress.values = effects.values;
                 progress.points.clear();
                 progress.expected.clear();
@@ -450,12 +520,12 @@ impl StoredFlow {
         let revision = progress.revision + 1;
         let next = |outcome| self.wire_step(progress, outcome, values, Vec::new(), Vec::new(), &[]);
         match end {
-            End::Next(name) => {
+            End::Next(name, at_unix_ms) => {
                 let mut step = next(StepOutcome::Waits);
                 step.name = name.to_string().into();
                 step.number += 1;
                 step.attempt = 1;
-                step.at_unix_ms = self.node.space.now_unix_ms().max(progress.at_unix_ms);
+                step.at_unix_ms = *at_unix_ms;
                 Ok(vec![self.write(revision, Some(self.form(FLOWS, step)?))])
             }
             End::Retry(error, due_unix_ms) => {
@@ -547,7 +617,7 @@ pub(super) fn event_record(
 /// How a step ended, as its record has it.
 fn encode_end(flow: &StoredFlow, end: &End) -> Result<StepOutcome<'static>> {
     Ok(match end {
-        End::Next(name) => StepOutcome::Next(name.to_string().into()),
+        End::Next(name, _) => StepOutcome::Next(name.to_string().into()),
         End::Finished => StepOutcome::End,
         End::Done(value) => {
             StepOutcome::Done(encode_outcome(flow, &Ok(Some(value.as_payload().to_value())))?.into())
@@ -597,9 +667,6 @@ pub(super) fn decode_outcome(frame: &[u8]) -> Outcome {
         _ => Ok(None),
     }
 }
-
-/// The records of an event and a step in it that are looked through for one that was committed just now.
-const RECENT_RECORDS: usize = 32;
 
 /// Tags of a record beside those of its events and causes: correlation, type, sender, node.
 const FURTHER_TAGS: usize = 4;

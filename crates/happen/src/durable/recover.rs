@@ -72,22 +72,23 @@ impl Durable {
     }
 
     /// Lets the flows go on.
-    pub(crate) fn resume(self: &Arc<Self>, found: Vec<Resumable>) {
+    pub(crate) fn start(self: &Arc<Self>, space: &Arc<SpaceInner>, found: Vec<Resumable>) {
+        self.resume(found);
+        self.agenda.start(space);
+        super::retention::keep_pruning(space);
+    }
+
+    fn resume(self: &Arc<Self>, found: Vec<Resumable>) {
         for Resumable { flow, .. } in &found {
             self.begun(flow);
         }
         let superseded = control::superseded_among(found.iter().map(|resumable| &resumable.flow));
         for Resumable { flow, .. } in found {
-            match superseded.iter().find(|(other, _)| Arc::ptr_eq(other, &flow)) {
-                Some((flow, by)) => flow.give_way(*by),
+            match superseded.get(&flow.key) {
+                Some(by) => flow.give_way(*by),
                 None => Lanes::enter(&flow),
             }
         }
-    }
-
-    /// Sees from now on to what is due.
-    pub(crate) fn keep_time(&self, space: &Arc<SpaceInner>) {
-        self.agenda.start(space);
     }
 
     /// Notes when timers and schedules are due, and that keys are to be forgotten.
@@ -326,7 +327,14 @@ impl Durable {
             documents: vec![ends, begins],
             conditions: Vec::new(),
         };
-        self.commits.commit(batch).await.map_err(|error| error.at_event(name.event))?;
+        if let Err(error) = self.commits.commit(batch).await {
+            // A store that fails may have taken it all the same.
+            let begun =
+                self.store.documents(vec![Arc::clone(&key)]).await.ok().and_then(|mut found| found.pop()?);
+            if begun.is_none_or(|begun| begun.revision != revision || begun.content.is_none()) {
+                return Err(error.at_event(name.event));
+            }
+        }
         self.resume(vec![resumable]);
         Ok(true)
     }

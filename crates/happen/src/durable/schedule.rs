@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::cron::{IntoTiming, Timing};
 use super::document::{Document, is_conflict};
 use super::keys::{SCHEDULES, name_of, named};
-use super::timer::{self, Arriving, Blob, accept, accept_with, check_taken, is_recorded, postpone};
+use super::timer::{self, Arriving, Blob, accept, accept_with, check_taken, is_recorded};
 use super::{Durable, outside};
 use crate::limits;
 use crate::send::{Destination, Extras, Sender};
@@ -494,7 +494,7 @@ fn plan(timing: &Timing, missed: Missed, due: u64, now: u64) -> Plan {
 ///
 /// # Errors
 ///
-/// What the store says; it is due still.
+/// What the store says, what keeps the node from the event, and what cannot be read; it is due still.
 pub(super) async fn fire(space: &Arc<SpaceInner>, durable: &Arc<Durable>, key: &Key) -> Result<()> {
     let name = name_of(key, SCHEDULES);
     let document = durable.schedule(&name)?;
@@ -512,29 +512,18 @@ pub(super) async fn fire(space: &Arc<SpaceInner>, durable: &Arc<Durable>, key: &
         None => move_on(durable, &document, at, plan.next).await,
         Some(fires) => {
             let id = id_of(durable, &name, fires);
-            match schedule.arriving(space, &name, id, fires, Why::Due) {
-                Err(error) => {
-                    postpone(space, durable, key, &error);
-                    return Ok(());
+            let arriving = schedule.arriving(space, &name, id, fires, Why::Due)?;
+            let next = plan.next;
+            let change = move |schedule: StoredSchedule| {
+                let (last_due_unix_ms, last_unix_ms) = (fires, now);
+                Ok(StoredSchedule { due_unix_ms: next, last_due_unix_ms, last_unix_ms, ..schedule })
+            };
+            match accept_with(space, durable, &document, at, change, &arriving).await {
+                // It was made up for before its time came, by a clock that was ahead.
+                Err(error) if is_conflict(&error) && is_recorded(durable, id).await? => {
+                    move_on(durable, &document, at, next).await
                 }
-                Ok(arriving) => {
-                    let next = plan.next;
-                    let change = move |schedule: StoredSchedule| {
-                        Ok(StoredSchedule {
-                            due_unix_ms: next,
-                            last_due_unix_ms: fires,
-                            last_unix_ms: now,
-                            ..schedule
-                        })
-                    };
-                    match accept_with(space, durable, &document, at, change, &arriving).await {
-                        // It was made up for before its time came, by a clock that was ahead.
-                        Err(error) if is_conflict(&error) && is_recorded(durable, id).await? => {
-                            move_on(durable, &document, at, next).await
-                        }
-                        fired => fired,
-                    }
-                }
+                fired => fired,
             }
         }
     };
@@ -582,7 +571,10 @@ fn id_of(durable: &Durable, name: &str, due_unix_ms: u64) -> EventId {
 pub(super) fn recover(space: &Arc<SpaceInner>, durable: &Durable, stored: &Stored) -> Result<Option<String>> {
     let Some(schedule) = decode(stored)? else { return Ok(None) };
     durable.agenda.set(&stored.key, schedule.due());
-    let why = timer::unfit(space, &schedule.to, &schedule.event_type);
+    let why = match schedule.timing() {
+        Ok(_) => timer::unfit(space, &schedule.to, &schedule.event_type),
+        Err(_) => Some(format!("is due at `{}`, which this version does not know", schedule.timing)),
+    };
     Ok(why.map(|why| format!("`{}` {why}", stored.key)))
 }
 

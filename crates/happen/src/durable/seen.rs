@@ -142,7 +142,7 @@ async fn store_or_answer(
         } else {
             drop(to.send(Ok(None)));
         }
-        durable.waiters.offer(&event);
+        durable.waiters.offer(space, &event);
         flows.iter().for_each(Lanes::enter);
         return Ok(());
     };

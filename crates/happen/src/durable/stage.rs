@@ -165,6 +165,16 @@ impl Stage {
         taken
     }
 
+    /// When the flow came to the step.
+    pub(super) const fn at_unix_ms(&self) -> u64 {
+        self.at_unix_ms
+    }
+
+    /// Whether the step has ended.
+    pub(super) fn is_closed(&self) -> bool {
+        lock(&self.effects).closed
+    }
+
     /// Has the step fail, wherever its function is.
     pub(crate) fn fail(&self, error: Error) {
         let mut effects = lock(&self.effects);

@@ -161,7 +161,7 @@ fn busy(key: &str) -> Error {
 ///
 /// # Errors
 ///
-/// What the store says; the timer is due still.
+/// What the store says, what keeps the node from the event, and what cannot be read; the timer is due still.
 pub(super) async fn fire(space: &Arc<SpaceInner>, durable: &Arc<Durable>, key: &Key) -> Result<()> {
     let document = durable.timer(key)?;
     let found = document.read().await?;
@@ -173,17 +173,8 @@ pub(super) async fn fire(space: &Arc<SpaceInner>, durable: &Arc<Durable>, key: &
         durable.agenda.set(key, Some(timer.due_unix_ms));
         return Ok(());
     }
-    let arriving = arriving(space, &timer.to, &timer.frame.0).and_then(|arriving| {
-        check_taken(space, &*arriving.event, &arriving.to)?;
-        Ok(arriving)
-    });
-    let arriving = match arriving {
-        Ok(arriving) => arriving,
-        Err(error) => {
-            postpone(space, durable, key, &error);
-            return Ok(());
-        }
-    };
+    let arriving = arriving(space, &timer.to, &timer.frame.0)?;
+    check_taken(space, &*arriving.event, &arriving.to)?;
     let at = Some(found.revision);
     let fired = accept_with(space, durable, &document, at, |_| Ok(StoredTimer::default()), &arriving).await;
     match fired {
@@ -227,14 +218,6 @@ pub(super) fn check_taken(space: &SpaceInner, event: &dyn ErasedEvent, to: &Wher
     let mut uncached = None;
     dispatch::admissible(node, &table, event, &mut uncached).map_err(|error| error.at_node(&node.name))?;
     if node.is_durable() { super::Lanes::check_room(node, &table) } else { Ok(()) }
-}
-
-/// Tries again later what no node takes now.
-pub(super) fn postpone(space: &Arc<SpaceInner>, durable: &Durable, key: &Key, error: &Error) {
-    tracing::warn!(target: "happen", code = error.code(), "`{key}` is due and its event is not taken: {error}");
-    let told = serde_json::json!({ "key": **key, "code": error.code(), "reason": error.chain().join(": ") });
-    space.announce("system.due-event-waits", told);
-    durable.agenda.set(key, Some(space.env.unix_ms() + limits::DUE_AGAIN_MS));
 }
 
 /// Commits a change of a document together with the acceptance of an event, and lets its flows begin.

@@ -25,7 +25,7 @@ use crate::config::{Config, Durability, NodeOptions};
 use crate::dispatch::{self, Job, Want};
 use crate::durable::cron::IntoTiming;
 use crate::durable::schedule::{Schedules, Scheduling};
-use crate::durable::{self, Durable, Whereto};
+use crate::durable::{self, Durable, OwnedStore, Whereto};
 use crate::env::RealEnv;
 use crate::failure::{DeadLetter, DeadLetters};
 use crate::gate::Gate;
@@ -42,7 +42,7 @@ use crate::node::{Node, NodeInner, Registration};
 use crate::published::Readers;
 use crate::send::{After, Broadcasting, CancellingTimer, Sender, Sending, Target};
 use crate::state::Home;
-use crate::store::{Document, Key, SpaceStore, Store};
+use crate::store::{Document, Key, Pruned, SpaceStore, Store};
 use crate::sync::{Mutex, lock};
 use crate::table::{Entry, Table};
 use crate::waits::Waits;
@@ -228,11 +228,26 @@ impl Space {
         let env: Arc<dyn Env> = Arc::new(RealEnv::new());
         let store = Arc::new(SqliteStore::open(folder, SqliteOptions::new(Arc::clone(&env))).await?);
         let closing = Arc::clone(&store);
-        let close: durable::CloseStore = Box::new(move || {
-            let closing = Arc::clone(&closing);
-            Box::pin(async move { closing.close().await })
-        });
-        let durable = Durable::new(Arc::clone(&store) as Arc<dyn Store>, &env, Some(close));
+        let measured = Arc::clone(&store);
+        let owned = OwnedStore {
+            close: Box::new(move || {
+                let closing = Arc::clone(&closing);
+                Box::pin(async move { closing.close().await })
+            }),
+            bytes: Box::new(move || {
+                let measured = Arc::clone(&measured);
+                Box::pin(async move {
+                    let info = measured.info().await?;
+                    Ok(info.database_bytes.saturating_sub(info.free_bytes))
+                })
+            }),
+        };
+        let durable = Durable::new(
+            Arc::clone(&store) as Arc<dyn Store>,
+            &env,
+            config.retention.revisions_max,
+            Some(owned),
+        );
         let states = Arc::new(SpaceStore::new(Arc::clone(&env)));
         Ok(Self::over(config, env, states, store, Some(durable)))
     }
@@ -246,7 +261,7 @@ impl Space {
     pub fn with_store(config: Config, env: Arc<dyn Env>, store: Arc<dyn Store>) -> Result<Self> {
         config.check()?;
         let states = Arc::new(SpaceStore::new(Arc::clone(&env)));
-        let durable = Durable::new(Arc::clone(&store), &env, None);
+        let durable = Durable::new(Arc::clone(&store), &env, config.retention.revisions_max, None);
         Ok(Self::over(config, env, states, store, Some(durable)))
     }
 
@@ -386,8 +401,7 @@ impl Space {
             inner.presence_changed();
             let nodes = inner.by_name.pin().len();
             if let Some(durable) = &inner.durable {
-                durable.resume(resumable);
-                durable.keep_time(inner);
+                durable.start(inner, resumable);
             }
             inner.announce("system.started", serde_json::json!({ "nodes": nodes }));
         }
@@ -658,6 +672,20 @@ impl Space {
     /// ```
     pub fn global(&self) -> Global {
         Global::new(self.inner(), Author::default())
+    }
+
+    /// Forgets now what [`Retention`](crate::config::Retention) lets go, which otherwise happens from time to time: old
+    /// records but those that flows and dead letters need, and the past of states. What is forgotten leaves an anchor, a
+    /// document that says how far and has a hash over all of it. Nobody who writes waits for it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Misuse`] in a space in memory, which has nothing to forget; what the store says.
+    pub async fn prune(&self) -> Result<Pruned> {
+        match &self.inner().durable {
+            Some(durable) => durable.prune(self.inner()).await,
+            None => Err(Error::misuse("a space in memory keeps no records, so there is nothing to prune")),
+        }
     }
 
     /// What the space's store has of its past: events, traces, states as they were, flows and dead letters. Of a space in

@@ -3,6 +3,7 @@
 
 mod cell;
 mod home;
+mod restore;
 mod views;
 
 use std::borrow::Cow;
