@@ -53,7 +53,7 @@ use agenda::Agenda;
 pub(crate) use control::{Control, Debounce, Rate};
 pub(crate) use document::{Change, Document, Documents, Staging};
 pub(crate) use flow::StoredFlow;
-pub(crate) use lane::{Lanes, check_room};
+pub(crate) use lane::{Coming, Lanes, check_room};
 pub(crate) use outside::commit as commit_outside;
 pub(crate) use point::{ask, once, sleep};
 pub(crate) use seen::Keyed;

@@ -217,7 +217,7 @@ pub(super) fn check_taken(space: &SpaceInner, event: &dyn ErasedEvent, to: &Wher
     let table = node.table.load();
     let mut uncached = None;
     dispatch::admissible(node, &table, event, &mut uncached).map_err(|error| error.at_node(&node.name))?;
-    if node.is_durable() { super::check_room(node, &table) } else { Ok(()) }
+    if node.is_durable() { super::check_room(node, &table).map(drop) } else { Ok(()) }
 }
 
 /// Commits a change of a document together with the acceptance of an event, and lets its flows begin.
