@@ -157,9 +157,11 @@ impl Lanes {
 /// [`ErrorKind::Busy`].
 pub(crate) fn check_room(node: &Arc<NodeInner>, table: &Table) -> Result<()> {
     let lanes = node.lanes();
-    let (waiting, limit) = (lanes.waiting() + lanes.held.len(), table.options.queue_limit);
+    let held_back = lanes.held.len();
+    let (waiting, limit) = (lanes.waiting() + held_back, table.options.queue_limit);
     node.space.note_pressure(node, waiting, limit);
-    let runs = node.lanes().has_room(table);
+    // Where others are held back, a place that is free says nothing.
+    let runs = held_back == 0 && lanes.has_room(table);
     if !runs && waiting >= limit {
         let what = format!("queue of node `{}` ({limit} events)", node.name);
         return Err(Error::new(ErrorKind::Busy { what }).at_node(&node.name));
