@@ -173,6 +173,38 @@ fn a_key_takes_a_timer_back_and_sets_it_anew() {
 }
 
 #[test]
+fn a_timer_that_is_taken_back_when_it_is_due_comes_or_is_taken_back_and_never_both() {
+    let (mut came, mut cancelled) = (0, 0);
+    for seed in 0..200 {
+        let world = World::new(seed);
+        let seen = Seen::default();
+        let store = world.store();
+        store.takes(millis(4));
+        world.sim.run(async {
+            let space = world.space_over(&store);
+            orders(&space, &seen);
+            space.node("paid").on("paid", async |paid: Event<Paid>, cx: Context| {
+                cx.cancel_timer(&format!("reminder:{}", paid.id)).await
+            });
+            space.start().await.unwrap();
+            space.after(secs(60), "orders", Remind { id: 1 }).key("reminder:1").await.unwrap();
+            space.env().sleep(millis(59_994 + seed % 8)).await;
+            let is_cancelled = match seed % 2 {
+                0 => *space.send("paid", Paid { id: 1 }).reply::<bool>().await.unwrap(),
+                _ => space.cancel_timer("reminder:1").await.unwrap(),
+            };
+            space.env().sleep(secs(10)).await;
+            let has_come = !taken(&seen).is_empty();
+            assert_ne!(is_cancelled, has_come, "seed {seed}");
+            came += u32::from(has_come);
+            cancelled += u32::from(is_cancelled);
+            space.stop().await.unwrap();
+        });
+    }
+    assert!(came > 10 && cancelled > 10, "{came} came and {cancelled} were taken back");
+}
+
+#[test]
 fn timers_that_were_missed_come_at_the_start_in_the_order_of_their_times() {
     let world = World::new(3);
     let seen = Seen::default();
@@ -283,6 +315,62 @@ fn a_timer_comes_exactly_once_whatever_crashes() {
         },
     );
     assert!(deaths >= 6, "only {deaths} deaths");
+}
+
+#[test]
+fn timers_that_are_due_together_share_a_commit_and_keep_their_order() {
+    let world = World::new(27);
+    let seen = Seen::default();
+    let store = world.store();
+    world.sim.run(async {
+        let space = world.space_over(&store);
+        let node = orders(&space, &seen).serial();
+        space.start().await.unwrap();
+        for id in 0..500 {
+            space.after(secs(3_600) - millis(id), "orders", Remind { id }).await.unwrap();
+        }
+        // What is stopped is stored, and goes on later.
+        node.stop();
+        space.env().sleep(secs(3_599)).await;
+        let before = store.commits();
+        world.sim.jump_clock_forward(secs(60));
+        space.env().sleep(millis(limits::CLOCK_LOOK_MS_MAX)).await;
+        assert!(store.commits() - before <= 3, "{} commits", store.commits() - before);
+        node.resume();
+        space.settled(secs(60)).await.unwrap();
+        let ids: Vec<u64> =
+            taken(&seen).iter().map(|(_, what)| what.split(' ').next().unwrap().parse().unwrap()).collect();
+        assert_eq!(ids, (0..500).rev().collect::<Vec<_>>());
+        space.stop().await.unwrap();
+    });
+}
+
+#[test]
+fn timers_that_are_due_together_come_once_each_whatever_crashes() {
+    let seen = Seen::default();
+    let deaths = killed_at_each_commit(
+        &async |_, space| {
+            orders(space, &seen);
+            let mut acknowledged = 0;
+            if space.start().await.is_err() {
+                return acknowledged;
+            }
+            for id in 0..5 {
+                acknowledged += u64::from(space.after(secs(60), "orders", Remind { id }).await.is_ok());
+            }
+            space.env().sleep(secs(61)).await;
+            acknowledged
+        },
+        &async |_, space, acknowledged| {
+            orders(space, &seen);
+            space.start().await.unwrap();
+            space.env().sleep(secs(61)).await;
+            let count = ledger(space, "orders").reminded;
+            // One more may be stored than was heard of.
+            assert!((acknowledged..=acknowledged + 1).contains(&count), "{count} of {acknowledged}");
+        },
+    );
+    assert!(deaths >= 12, "only {deaths} deaths");
 }
 
 #[test]

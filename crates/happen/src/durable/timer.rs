@@ -3,9 +3,10 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use happen_core::codec::{WireChange, WireParcel, WireRecord};
-use happen_core::env::BoxFuture;
+use happen_core::env::{BoxFuture, Env};
 use happen_core::limits::RECORD_BYTES_MAX;
 use happen_core::store::{Batch, Document as Stored, Key, NewRecord, Read, Select, Tag};
 use happen_core::{ErasedEvent, Error, ErrorKind, EventId, Result, State};
@@ -14,10 +15,10 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::Durable;
 use super::accept::recipients;
-use super::document::Document;
+use super::document::{Document, is_conflict};
 use super::flow::StoredFlow;
 use super::keys::{KEYED_TIMERS, TIMERS, named};
-use super::outside;
+use super::outside::{self, Pending};
 use super::record::{Done, tags_of};
 use super::stage::{Stage, Whereto};
 use crate::dispatch;
@@ -103,11 +104,15 @@ pub(crate) fn stage(stage: &Stage, key: &Key, timer: StoredTimer) -> Result<()> 
 pub(crate) fn cancel_staged(stage: &Stage, chosen: &str) -> Result<bool> {
     let key = named(KEYED_TIMERS, chosen);
     let document = stage.durable_flow().durable().timer(&key)?;
-    if stage.read(&key, &document, StoredTimer::is_none)? {
-        return Ok(false);
+    let is_there = stage.stage(&key, &document, |staging| {
+        // Exactly what was seen: when it is due before the commit, the step is run again and sees none.
+        staging.expect_base();
+        Ok(!staging.view().is_none())
+    })?;
+    if is_there {
+        self::stage(stage, &key, StoredTimer::default())?;
     }
-    self::stage(stage, &key, StoredTimer::default())?;
-    Ok(true)
+    Ok(is_there)
 }
 
 /// Sets a timer by a commit of its own.
@@ -129,9 +134,9 @@ pub(crate) async fn set(durable: &Arc<Durable>, key: &Key, timer: StoredTimer) -
 /// # Errors
 ///
 /// What the store says.
-pub(crate) async fn cancel(durable: &Arc<Durable>, chosen: &str) -> Result<bool> {
+pub(crate) async fn cancel(durable: &Arc<Durable>, env: &Arc<dyn Env>, chosen: &str) -> Result<bool> {
     let document = durable.timer(&named(KEYED_TIMERS, chosen))?;
-    for _ in 0..limits::COMMIT_TRIES_MAX {
+    for tries in 0..limits::COMMIT_TRIES_MAX {
         let found = document.read().await?;
         if found.value.is_none() {
             return Ok(false);
@@ -143,7 +148,11 @@ pub(crate) async fn cancel(durable: &Arc<Durable>, chosen: &str) -> Result<bool>
         durable.note_timer(&document);
         match cancelled {
             Ok(()) => return Ok(true),
-            Err(error) if super::document::is_conflict(&error) => crate::space::yield_now().await,
+            Err(error) if is_conflict(&error) => {
+                // Somebody's commit is on its way, and what became of it is looked at then.
+                let wait = (limits::STORE_WAIT_MS << tries.min(16)).min(limits::STORE_WAIT_MS_MAX);
+                env.sleep(Duration::from_millis(wait)).await;
+            }
             Err(error) => return Err(error),
         }
     }
@@ -157,34 +166,78 @@ fn busy(key: &str) -> Error {
     })
 }
 
-/// Commits that a timer was due: its document goes and its event is accepted, both or neither.
+/// A timer that is due, on its way: its document goes and its event is accepted, both or neither.
+pub(super) struct Firing {
+    document: Arc<Document<StoredTimer>>,
+    event: EventId,
+    done: Done,
+    pending: Pending<StoredTimer>,
+}
+
+/// Hands on the commit of a timer that is due, behind those of all that were due before; nothing when it is none any more.
 ///
 /// # Errors
 ///
 /// What the store says, what keeps the node from the event, and what cannot be read; the timer is due still.
-pub(super) async fn fire(space: &Arc<SpaceInner>, durable: &Arc<Durable>, key: &Key) -> Result<()> {
+pub(super) async fn begin(
+    space: &Arc<SpaceInner>,
+    durable: &Arc<Durable>,
+    key: &Key,
+) -> Result<Option<Firing>> {
     let document = durable.timer(key)?;
     let found = document.read().await?;
     let timer = &found.value;
     if timer.is_none() {
-        return Ok(());
+        return Ok(None);
     }
     if timer.due_unix_ms > space.env.unix_ms() {
         durable.agenda.set(key, Some(timer.due_unix_ms));
-        return Ok(());
+        return Ok(None);
     }
     let arriving = arriving(space, &timer.to, &timer.frame.0)?;
     check_taken(space, &*arriving.event, &arriving.to)?;
-    let at = Some(found.revision);
-    let fired = accept_with(space, durable, &document, at, |_| Ok(StoredTimer::default()), &arriving).await;
-    match fired {
-        Err(error) if super::document::is_conflict(&error) => {
-            // A step is about to set it anew or to take it back; what it did is looked at then, and at the latest here.
-            durable.agenda.set(key, Some(space.env.unix_ms() + limits::STORE_WAIT_MS));
+    let event = arriving.event.envelope().id;
+    let mut done = Done::default();
+    let add = |batch: &mut Batch, change: WireChange<'_>| {
+        done = add_acceptance(space, batch, Some(change), &arriving)?;
+        done.begun.iter().for_each(|flow| durable.begun(flow));
+        Ok(())
+    };
+    let gone = |_| Ok(StoredTimer::default());
+    match outside::hand_on(durable, &document, Some(found.revision), gone, add).await {
+        Ok(pending) => Ok(Some(Firing { document, event, done, pending })),
+        Err(error) => {
+            done.begun.iter().for_each(|flow| durable.ended(flow));
+            look_again(space, durable, key, error).map(|()| None)
+        }
+    }
+}
+
+/// Waits for such a commit, and lets the flows begin.
+///
+/// # Errors
+///
+/// What the store says; the timer is due still.
+pub(super) async fn finish(space: &Arc<SpaceInner>, durable: &Arc<Durable>, firing: Firing) -> Result<()> {
+    let Firing { document, event, done, pending } = firing;
+    let committed = pending.settle(durable).await;
+    match conclude(space, durable, event, done, committed).await {
+        Ok(()) => {
+            durable.note_timer(&document);
             Ok(())
         }
-        fired => fired.inspect(|()| durable.note_timer(&document)),
+        Err(error) => look_again(space, durable, document.key(), error),
     }
+}
+
+/// A step is about to set the timer anew or to take it back, when there is a conflict. What it did is looked at then, and at
+/// the latest here.
+fn look_again(space: &SpaceInner, durable: &Durable, key: &Key, error: Error) -> Result<()> {
+    if !is_conflict(&error) {
+        return Err(error);
+    }
+    durable.agenda.set(key, Some(space.env.unix_ms() + limits::STORE_WAIT_MS));
+    Ok(())
 }
 
 /// An event on its way to a node, with its bytes.

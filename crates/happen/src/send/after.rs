@@ -27,7 +27,18 @@ use crate::stamp;
 /// became due while no process was there comes when the space is started again, in the order of due times. Its event is
 /// caused by the one that was handled where it was set; the deadline of that one does not concern it.
 ///
-/// The wall clock says when it is due: when the clock is set, so are the timers.
+/// The wall clock says when it is due: when the clock is set, so are the timers. While the node does not take the event,
+/// because its queue is full or it is not there, the timer waits, and `system.due-event-waits` tells why. A node that is
+/// not durable, or beyond a link, gets the event after that commit, at most once.
+///
+/// # Cancel safety
+///
+/// A step has set the timer when the future is made. Outside of a step, dropping the future leaves open whether it is set.
+///
+/// # Cost
+///
+/// A document that is written and deleted; outside of a step the first is a commit of its own. The second is one, in which
+/// the acceptance of the event goes along.
 #[must_use = "nothing is set before `.await` or `.forget()`"]
 pub struct After<'s, T> {
     sender: Sender<'s>,
@@ -208,8 +219,8 @@ impl<'s> CancellingTimer<'s> {
         match staged {
             Some(staged) => Cancelled::Staged(staged),
             None => {
-                let durable = Arc::clone(durable);
-                Cancelled::Alone(Box::pin(async move { durable::cancel_timer(&durable, &key).await }))
+                let (durable, env) = (Arc::clone(durable), Arc::clone(&sender.space().env));
+                Cancelled::Alone(Box::pin(async move { durable::cancel_timer(&durable, &env, &key).await }))
             }
         }
     }
