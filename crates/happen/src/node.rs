@@ -578,9 +578,10 @@ impl Node {
     /// order in which their events came. Default is no limit.
     ///
     /// Only a durable node holds flows back: when each may begin is stored with it and outlives the process, and what began
-    /// before the last start counts, too. At the start of a space [`Misuse`](ErrorKind::Misuse) tells of a node that is not
-    /// durable, and of a limit of 0 or of more than [`RATE_FLOWS_MAX`](limits::RATE_FLOWS_MAX). Flows that are held back count as waiting for [`Node::queue_limit`], and as none for
-    /// [`Space::settled`](crate::Space::settled). An event whose payload is no `T` has the key of its type.
+    /// before the last start counts, too. At the start of a space [`Misuse`](ErrorKind::Misuse) tells of a node that is
+    /// not durable, and of a limit of 0 or of more than [`RATE_FLOWS_MAX`](limits::RATE_FLOWS_MAX). Flows that are held
+    /// back count as waiting for [`Node::queue_limit`], and as none for [`Space::settled`](crate::Space::settled). An
+    /// event whose payload is no `T` has the key of its type.
     ///
     /// # Examples
     ///

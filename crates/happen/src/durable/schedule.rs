@@ -24,7 +24,8 @@ use crate::send::{Destination, Extras, Sender};
 use crate::space::SpaceInner;
 use crate::stamp;
 
-/// What becomes of due times that were missed because no process was there, or because the clock was set forward.
+/// What becomes of due times that were missed because no process was there, or because the clock was set forward. That some
+/// were is told as `system.schedule-missed`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -51,6 +52,10 @@ pub enum Missed {
 /// Each time it is due, one commit moves it on and has the node accept the event: exactly once, whatever crashes. The
 /// event is the root of its own correlation. Its id follows from the name and the time, and its metadata `schedule` and
 /// `due_unix_ms` tell both. It is defined by a commit of its own, also where a step does it.
+///
+/// # Cancel safety
+///
+/// Dropping the future leaves open whether the schedule is defined; defining it again is safe.
 #[must_use = "nothing is defined before `.await`"]
 pub struct Scheduling<'s, T> {
     space: &'s Arc<SpaceInner>,
@@ -233,8 +238,8 @@ impl<'s> Schedules<'s> {
     /// # Errors
     ///
     /// As [`Schedules::trigger`], and [`ErrorKind::Misuse`](crate::ErrorKind::Misuse) when there are more than
-    /// [`SCHEDULE_BACKFILL_MAX`](crate::limits::SCHEDULE_BACKFILL_MAX) due times. After an error the same call goes on where
-    /// this one stood.
+    /// [`SCHEDULE_BACKFILL_MAX`](crate::limits::SCHEDULE_BACKFILL_MAX) due times. After an error the same call goes on
+    /// where this one stood.
     pub async fn backfill(&self, name: &str, from_unix_ms: u64, until_unix_ms: u64) -> Result<Vec<EventId>> {
         self.space.check_running()?;
         let durable = durable_part(self.space)?;

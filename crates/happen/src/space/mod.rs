@@ -499,8 +499,8 @@ impl Space {
     ///
     /// # Errors
     ///
-    /// Of `.await`: [`ErrorKind::Misuse`] in a space in memory, for a name that is empty and for a text that tells no times,
-    /// whose [`CronError`](crate::CronError) is the source; and what the store says.
+    /// Of `.await`: [`ErrorKind::Misuse`] in a space in memory, for a name that is empty and for a text that tells no
+    /// times, whose [`CronError`](crate::CronError) is the source; and what the store says.
     ///
     /// # Examples
     ///
