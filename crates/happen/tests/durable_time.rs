@@ -1110,6 +1110,45 @@ fn quiet_is_waited_for_over_restarts_whatever_crashes() {
 }
 
 #[test]
+fn a_store_that_fails_loses_no_timer_and_no_flow_that_is_held_back() {
+    for seed in 0..60 {
+        let world = World::new(seed);
+        let seen = Seen::default();
+        let store = world.store();
+        world.sim.run(async {
+            let space = world.space_over(&store);
+            orders(&space, &seen);
+            search(&space, &Seen::default());
+            let mails = space.node("mails").rate_by(|_: &Order| (), 2, secs(10));
+            noting(&mails, &space, &Seen::default());
+            space.start().await.unwrap();
+            store.fails(300);
+            let mut asked = 0;
+            let mut sent = 0;
+            for id in 0..10 {
+                // What the sender was told of is handled; what failed may be.
+                asked += u64::from(space.send("orders", Order { id }).reply::<()>().await.is_ok());
+                sent += u64::from(space.send("mails", Order { id }).await.is_ok());
+                drop(space.send("search", Order { id: 10 + id % 2 }).await);
+            }
+            space.env().sleep(secs(1_800)).await;
+            store.fails(0);
+            space.env().sleep(secs(3_600)).await;
+            space.settled(secs(60)).await.unwrap();
+            let Ledger { count, reminded } = ledger(&space, "orders");
+            assert_eq!(count, reminded, "seed {seed}");
+            assert!(count >= asked, "seed {seed}");
+            assert!(ledger(&space, "mails").count >= sent, "seed {seed}");
+            assert!(ledger(&space, "search").count <= 1, "seed {seed}");
+            for prefix in ["flow/", "timer/", "dead/"] {
+                assert_eq!(world.documents(prefix).await, [""; 0], "seed {seed}");
+            }
+            space.stop().await.unwrap();
+        });
+    }
+}
+
+#[test]
 fn so_many_flows_of_a_key_run_at_once() {
     for durable in [true, false] {
         let world = World::new(24);

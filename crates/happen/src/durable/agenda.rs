@@ -174,8 +174,8 @@ impl Agenda {
         }
     }
 
-    /// Does what is due, in its order: many timers by one call to the store, or one other thing. An error says that the store
-    /// failed: what could not be done is due still.
+    /// Does what is due, in its order: many timers by one call to the store, or one other thing. An error says that the
+    /// store failed: what could not be done is due still.
     async fn see_to_some(&self, space: &Arc<SpaceInner>, now: u64) -> Result<(), ()> {
         let Some(durable) = &space.durable else { return Ok(()) };
         // A space that waits for what is under way waits for this, too.

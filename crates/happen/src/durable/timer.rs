@@ -230,8 +230,8 @@ pub(super) async fn finish(space: &Arc<SpaceInner>, durable: &Arc<Durable>, firi
     }
 }
 
-/// A step is about to set the timer anew or to take it back, when there is a conflict. What it did is looked at then, and at
-/// the latest here.
+/// A step is about to set the timer anew or to take it back, when there is a conflict. What it did is looked at then, and
+/// at the latest here.
 fn look_again(space: &SpaceInner, durable: &Durable, key: &Key, error: Error) -> Result<()> {
     if !is_conflict(&error) {
         return Err(error);
