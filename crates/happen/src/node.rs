@@ -621,8 +621,8 @@ impl Node {
     }
 
     /// Lets a flow of a key begin when no further event of that key came for so long. The event that came last is handled;
-    /// each before it ends, recorded as [`Cancelled`](ErrorKind::Cancelled), as does the waiting for its reply. A key that is
-    /// never quiet for so long has none handled.
+    /// each before it ends, recorded as [`Cancelled`](ErrorKind::Cancelled), as does the waiting for its reply. A key that
+    /// is never quiet for so long has none handled.
     ///
     /// Only a durable node holds flows back, as with [`Node::rate_by`].
     #[must_use]

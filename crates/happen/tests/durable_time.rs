@@ -162,6 +162,15 @@ fn a_key_takes_a_timer_back_and_sets_it_anew() {
         space.env().sleep(secs(1_800)).await;
         assert_eq!(taken(&seen).len(), 1);
         // From outside, and never a second time.
+        let later = space.after(secs(90), "orders", Remind { id: 4 }).await.unwrap();
+        space.after(secs(60), "orders", Remind { id: 3 }).key("x/%").await.unwrap();
+        let timers = space.timers().await.unwrap();
+        assert_eq!(timers.iter().map(|timer| timer.key()).collect::<Vec<_>>(), [Some("x/%"), None]);
+        assert_eq!((timers[1].event_id(), timers[1].node_id()), (later.event_id(), "orders"));
+        assert_eq!((timers[1].event_type(), timers[1].due_unix_ms()), ("remind", world.now() + 90_000));
+        space.env().sleep(secs(91)).await;
+        assert_eq!(taken(&seen).len(), 2);
+        assert_eq!(space.timers().await.unwrap(), []);
         space.after(secs(60), "orders", Remind { id: 3 }).key("x").await.unwrap();
         assert!(space.cancel_timer("x").await.unwrap());
         assert!(!space.cancel_timer("x").await.unwrap());
@@ -509,6 +518,7 @@ fn a_space_in_memory_says_that_it_remembers_no_times() {
         let failed = [
             space.after(secs(1), &node, Remind { id: 1 }).await.unwrap_err(),
             space.cancel_timer("x").await.unwrap_err(),
+            space.timers().await.unwrap_err(),
             space.schedule("x", "@daily", &node, Remind { id: 1 }).await.unwrap_err(),
             space.schedules().list().await.unwrap_err(),
         ];

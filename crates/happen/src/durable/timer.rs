@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use happen_core::codec::{WireChange, WireParcel, WireRecord};
 use happen_core::env::{BoxFuture, Env};
-use happen_core::limits::RECORD_BYTES_MAX;
-use happen_core::store::{Batch, Document as Stored, Key, NewRecord, Read, Select, Tag};
+use happen_core::limits::{PAGE_RECORDS_MAX, RECORD_BYTES_MAX};
+use happen_core::store::{Batch, Document as Stored, Key, List, NewRecord, Read, Select, Tag};
 use happen_core::{ErasedEvent, Error, ErrorKind, EventId, Result, State};
 use serde::de::{Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
@@ -17,7 +17,7 @@ use super::Durable;
 use super::accept::recipients;
 use super::document::{Document, is_conflict};
 use super::flow::StoredFlow;
-use super::keys::{KEYED_TIMERS, TIMERS, named};
+use super::keys::{KEYED_TIMERS, TIMERS, name_of, named};
 use super::outside::{self, Pending};
 use super::record::{Done, tags_of};
 use super::stage::{Stage, Whereto};
@@ -26,8 +26,16 @@ use crate::limits;
 use crate::space::SpaceInner;
 use crate::wire::Framed;
 
+/// A timer that is set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timer {
+    key: Option<String>,
+    event: EventId,
+    stored: StoredTimer,
+}
+
 /// What the document of a timer says. One without a frame stands for none.
-#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct StoredTimer {
     pub(super) to: String,
     pub(super) due_unix_ms: u64,
@@ -42,6 +50,38 @@ pub(crate) struct Blob(pub(crate) Arc<[u8]>);
 impl State for StoredTimer {
     const NAME: &'static str = "timer";
     const VERSION: u32 = 1;
+}
+
+impl Timer {
+    /// The key that it was given.
+    #[must_use]
+    pub fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+
+    /// The id that its event has.
+    #[must_use]
+    pub fn event_id(&self) -> EventId {
+        self.event
+    }
+
+    /// The type of its event.
+    #[must_use]
+    pub fn event_type(&self) -> &str {
+        &self.stored.event_type
+    }
+
+    /// The id of the node that its event goes to.
+    #[must_use]
+    pub fn node_id(&self) -> &str {
+        &self.stored.to
+    }
+
+    /// When it is due, in milliseconds since 1970.
+    #[must_use]
+    pub fn due_unix_ms(&self) -> u64 {
+        self.stored.due_unix_ms
+    }
 }
 
 impl StoredTimer {
@@ -157,6 +197,40 @@ pub(crate) async fn cancel(durable: &Arc<Durable>, env: &Arc<dyn Env>, chosen: &
         }
     }
     Err(busy(document.key()))
+}
+
+/// All timers that are set, by when they are due.
+///
+/// # Errors
+///
+/// What the store says, and a document that cannot be read.
+pub(crate) async fn list(durable: &Durable) -> Result<Vec<Timer>> {
+    let mut all = Vec::new();
+    let mut after: Option<Key> = None;
+    loop {
+        let list = List { prefix: TIMERS.into(), after: after.take(), documents_max: PAGE_RECORDS_MAX };
+        let page = durable.store.list(list).await?;
+        let Some(last) = page.last() else { break };
+        after = Some(Arc::clone(&last.key));
+        for document in &page {
+            all.extend(decode(document)?);
+        }
+    }
+    all.sort_by_key(|timer| (timer.stored.due_unix_ms, timer.event));
+    Ok(all)
+}
+
+fn decode(document: &Stored) -> Result<Option<Timer>> {
+    let Some(content) = &document.content else { return Ok(None) };
+    let timer = (|| {
+        let stored: StoredTimer = happen_core::state::decode_document(content.version, &content.bytes)?;
+        let parcel = WireParcel::decode(&stored.frame.0, RECORD_BYTES_MAX)?;
+        let event = parcel.events().first().map_or(EventId::MIN, |event| event.id);
+        let is_keyed = document.key.starts_with(KEYED_TIMERS);
+        let key = is_keyed.then(|| name_of(&document.key, KEYED_TIMERS).into_owned());
+        Ok(Timer { key, event, stored })
+    })();
+    timer.map(Some).map_err(|error: Error| error.context(format!("document `{}`", document.key)))
 }
 
 #[cold]

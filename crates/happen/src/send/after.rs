@@ -14,8 +14,7 @@ use serde_json::Value as Json;
 use super::asking::{Acceptance, Accepted};
 use super::target::{Destination, To};
 use super::{Extras, Sender, Sent, extras};
-use crate::durable::{self, Durable, StoredTimer};
-use crate::space::SpaceInner;
+use crate::durable::{self, StoredTimer};
 use crate::stamp;
 
 /// An event that is to come after a while, which nobody has set yet.
@@ -107,7 +106,7 @@ impl<'s, T: Payload> After<'s, T> {
     fn begin(self) -> Result<Setting> {
         let Self { sender, to, payload, time, key, extras } = self;
         let space = sender.space();
-        let durable = durable_part(space)?;
+        let durable = durable::of(space)?;
         let name = Destination(to).one_name(space)?;
         durable::whereto(space, &name)?;
         let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
@@ -145,15 +144,6 @@ fn due_at<T>(mut event: Event<T>, due_unix_ms: u64) -> Event<T> {
     envelope.at_unix_ms = due_unix_ms;
     envelope.deadline_unix_ms = 0;
     event
-}
-
-fn durable_part(space: &SpaceInner) -> Result<&Arc<Durable>> {
-    space.durable.as_ref().ok_or_else(|| {
-        Error::misuse(
-            "a space in memory remembers no times; open one with `Space::open` or `Space::with_store`, or wait with \
-             `cx.sleep`",
-        )
-    })
 }
 
 /// Has the step fail in which something was asked for that cannot be.
@@ -208,7 +198,7 @@ impl<'s> CancellingTimer<'s> {
 
     fn begin(self) -> Cancelled {
         let Self { sender, key } = self;
-        let durable = match durable_part(sender.space()) {
+        let durable = match durable::of(sender.space()) {
             Ok(durable) => durable,
             Err(error) => return Cancelled::Staged(Err(error)),
         };

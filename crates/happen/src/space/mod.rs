@@ -25,6 +25,7 @@ use crate::config::{Config, Durability, NodeOptions};
 use crate::dispatch::{self, Job, Want};
 use crate::durable::cron::IntoTiming;
 use crate::durable::schedule::{Schedules, Scheduling};
+use crate::durable::timer::Timer;
 use crate::durable::{self, Durable, OwnedStore, Whereto};
 use crate::env::RealEnv;
 use crate::failure::{DeadLetter, DeadLetters};
@@ -492,6 +493,19 @@ impl Space {
     /// Of `.await`: [`ErrorKind::Misuse`] in a space in memory, and what the store says.
     pub fn cancel_timer(&self, key: &str) -> CancellingTimer<'_> {
         CancellingTimer::new(Sender::Space(self.inner()), key)
+    }
+
+    /// The timers that are set, by when they are due.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Misuse`] in a space in memory, and what the store says.
+    ///
+    /// # Cost
+    ///
+    /// All of them are read, their events included.
+    pub async fn timers(&self) -> Result<Vec<Timer>> {
+        durable::timers(durable::of(self.inner())?).await
     }
 
     /// Sends an event again and again, at the times of a text of cron or [`every`](crate::every) so often. Only a space
