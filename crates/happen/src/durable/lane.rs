@@ -174,9 +174,12 @@ pub(crate) fn check_room(node: &Arc<NodeInner>, table: &Table) -> Result<Coming>
     // Counted first: of two that come at once, one sees the other.
     let before = lanes.coming.fetch_add(1, Ordering::SeqCst);
     let coming = Coming(Arc::clone(node));
-    let (waiting, limit) = (lanes.waiting() + lanes.held.len() + before, table.options.queue_limit);
+    let held_back = lanes.held.len();
+    let (waiting, limit) = (lanes.waiting() + held_back + before, table.options.queue_limit);
     node.space.note_pressure(node, waiting, limit);
-    if waiting >= limit.saturating_add(lanes.free(table)) {
+    // Where others are held back, a place that is free says nothing.
+    let free = if held_back == 0 { lanes.free(table) } else { 0 };
+    if waiting >= limit.saturating_add(free) {
         let what = format!("queue of node `{}` ({limit} events)", node.name);
         return Err(Error::new(ErrorKind::Busy { what }).at_node(&node.name));
     }
