@@ -13,7 +13,7 @@ use happen_core::store::{
 use happen_core::{Error, ErrorKind, EventId, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::durable::keys::{ANCHOR, DEAD, FLOWS, FlowName, INBOX, SEEN};
+use crate::durable::keys::{ANCHOR, DEAD, FLOWS, FlowName, INBOX, SCHEDULES, SEEN, TIMERS};
 use crate::limits;
 
 /// A plan of what a store forgets: all that is before a time, but what has to stay.
@@ -200,13 +200,13 @@ impl Pruning {
         if let Some(known) = last.and_then(|document| document.content) {
             hasher.update(&known.bytes);
         }
-        let mut told = Anchor::default();
+        let (mut told, mut newest) = (Anchor::default(), None);
         self.walk(store, |record, is_forgotten| {
             let event = record.tags.iter().find_map(|tag| match tag {
                 Tag::Event(event) => Some(*event),
                 _ => None,
             });
-            told.event = event.or(told.event);
+            newest = event.or(newest);
             if is_forgotten {
                 hasher.update(&record.position.number().to_le_bytes());
                 hasher.update(&record.at_unix_ms.to_le_bytes());
@@ -220,6 +220,7 @@ impl Pruning {
         if told.records == 0 {
             return Ok(None);
         }
+        told.event = newest.map(|event| event.to_string());
         told.before = Place::of(self.before);
         told.before_unix_ms = self.before_unix_ms;
         told.hash = hasher.finish().iter().map(|byte| format!("{byte:02x}")).collect();
@@ -244,7 +245,7 @@ pub(crate) struct Anchor {
     /// How many records are.
     records: u64,
     /// The newest event from before the position, forgotten or not.
-    event: Option<EventId>,
+    event: Option<String>,
     /// The BLAKE3 hash over the bytes of the anchor before this one and, of each record that was forgotten, in the order of
     /// the log, its position (16 bytes, lowest first), its time (8 bytes) and its bytes; in hexadecimal digits.
     hash: String,
@@ -348,7 +349,8 @@ fn nameless(key: &str) -> Error {
 const NAMING_EVENTS: [&str; 2] = [FLOWS, DEAD];
 
 /// Documents whose past may be forgotten, and which may be forgotten wholly once they were deleted.
-const HISTORIES: [&str; 8] = ["state/", "entity/", FLOWS, DEAD, INBOX, SEEN, "global/", "large/"];
+const HISTORIES: [&str; 10] =
+    ["state/", "entity/", FLOWS, DEAD, INBOX, SEEN, TIMERS, SCHEDULES, "global/", "large/"];
 
 /// The version of the anchor's form.
 const ANCHOR_VERSION: u32 = 2;

@@ -276,7 +276,7 @@ pub enum FlowBecame {
     Cancelled,
     /// It ended before it could be cancelled.
     Ended,
-    /// It was asked to stop, and is still at something that cannot be interrupted.
+    /// It was asked to stop, and is still at something that cannot be interrupted, or waits for its turn to begin.
     Asked,
     /// It is tried now, or by the next start.
     Due,

@@ -143,6 +143,7 @@ pub(crate) async fn cancelled(store: &Arc<dyn Store>, flow: &Document) -> Result
     WireReply::new(step.event, Outcome::Error(WireError::of(&error)))
         .encode_into(&mut frame, EVENT_BYTES_MAX)?;
     step.outcome = StepOutcome::Failed(frame.into());
+    step.due_unix_ms = 0;
     let tags = tags_of(&record_of(store, step.event).await?, &node);
     let record = WireRecord { step: Some(step), ..WireRecord::default() };
     Ok(Batch {
@@ -182,6 +183,7 @@ pub(crate) async fn redriven(store: &Arc<dyn Store>, letter: &Document, now_unix
     let name = name_of(letter)?;
     let mut step = step_in(letter)?;
     step.outcome = StepOutcome::Waits;
+    step.due_unix_ms = 0;
     step.attempt = 1;
     step.points = Vec::new();
     step.at_unix_ms = now_unix_ms;

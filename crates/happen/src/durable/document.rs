@@ -45,6 +45,8 @@ pub(crate) struct Document<S> {
     key: Key,
     store: Arc<dyn Store>,
     past: Past,
+    /// Says which values stand for no document. Such a document has no past either.
+    passes: Option<fn(&S) -> bool>,
     values: Mutex<Values<S>>,
 }
 
@@ -129,6 +131,20 @@ impl Documents {
 
     /// The document with this key; `None` when another type has it.
     pub(crate) fn document<S: State>(&self, key: &Key) -> Option<Arc<Document<S>>> {
+        self.made(key, None)
+    }
+
+    /// As [`Documents::document`], for one that is deleted by a value that stands for none.
+    ///
+    /// # Errors
+    ///
+    /// When another type has it.
+    pub(crate) fn passing<S: State>(&self, key: &Key, is_none: fn(&S) -> bool) -> Result<Arc<Document<S>>> {
+        self.made(key, Some(is_none))
+            .ok_or_else(|| Error::misuse(format!("document `{key}` is no `{}`; please report this", S::NAME)))
+    }
+
+    fn made<S: State>(&self, key: &Key, passes: Option<fn(&S) -> bool>) -> Option<Arc<Document<S>>> {
         let all = self.all.pin();
         let found = match all.get(key) {
             Some(found) => Arc::clone(found),
@@ -136,7 +152,9 @@ impl Documents {
                 if all.len() >= limits::STATE_DOCUMENTS_MAX {
                     self.make_room();
                 }
-                let made = Arc::new(Document::<S>::new(Arc::clone(key), Arc::clone(&self.store), self.past));
+                let past = if passes.is_some() { Past::Dropped } else { self.past };
+                let made = Document::<S>::new(Arc::clone(key), Arc::clone(&self.store), past, passes);
+                let made = Arc::new(made);
                 Arc::clone(all.get_or_insert_with(Arc::clone(key), || made))
             }
         };
@@ -169,8 +187,18 @@ impl Documents {
 }
 
 impl<S: State> Document<S> {
-    fn new(key: Key, store: Arc<dyn Store>, past: Past) -> Self {
-        Self { key, store, past, values: Mutex::new(Values { committed: None, head: None, least: 0 }) }
+    fn new(key: Key, store: Arc<dyn Store>, past: Past, passes: Option<fn(&S) -> bool>) -> Self {
+        Self {
+            key,
+            store,
+            past,
+            passes,
+            values: Mutex::new(Values { committed: None, head: None, least: 0 }),
+        }
+    }
+
+    pub(super) const fn key(&self) -> &Key {
+        &self.key
     }
 
     /// What is committed. Reads it on this thread when it is not in memory.
@@ -189,6 +217,11 @@ impl<S: State> Document<S> {
                 self.key
             ))),
         }
+    }
+
+    /// What is committed, when it is in memory.
+    pub(super) fn known(&self) -> Option<Arc<Version<S>>> {
+        lock(&self.values).committed.clone()
     }
 
     /// What the next change builds on.
@@ -339,8 +372,8 @@ impl<S: State> Staged for Staging<S> {
     fn hold(&mut self) -> Box<dyn Holding + '_> {
         let Self { document, changes, tells, view, base, expected, applied } = self;
         let (key, view) = (&document.key, (!*tells).then_some((*base, &*view)));
-        let (past, values) = (document.past, lock(&document.values));
-        Box::new(Held { key, past, values, changes, view, expected: *expected, applied })
+        let (past, passes, values) = (document.past, document.passes, lock(&document.values));
+        Box::new(Held { key, past, values, changes, view, expected: *expected, applied, passes })
     }
 
     fn settle(&mut self, committed: bool) {
@@ -375,6 +408,7 @@ struct Held<'d, S> {
     view: Option<(u64, &'d S)>,
     expected: Option<u64>,
     applied: &'d mut Option<Arc<Version<S>>>,
+    passes: Option<fn(&S) -> bool>,
 }
 
 impl<S: State> Holding for Held<'_, S> {
@@ -404,10 +438,14 @@ impl<S: State> Holding for Held<'_, S> {
             }
         };
         let revision = latest.revision + 1;
-        let bytes = state::encode(&value)?.into();
-        let content = Content { name: S::NAME.into(), version: S::VERSION, bytes };
+        let content = if self.passes.is_some_and(|is_none| is_none(&value)) {
+            None
+        } else {
+            let bytes = state::encode(&value)?.into();
+            Some(Content { name: S::NAME.into(), version: S::VERSION, bytes })
+        };
         *self.applied = Some(Arc::new(Version { revision, value }));
-        let write = Write { key: Arc::clone(self.key), revision, content: Some(content), past: self.past };
+        let write = Write { key: Arc::clone(self.key), revision, content, past: self.past };
         Ok(Applied { write: Some(write), condition: None })
     }
 

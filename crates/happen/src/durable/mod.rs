@@ -7,8 +7,11 @@
 //! not committed (`recover.rs`).
 
 mod accept;
+mod agenda;
 pub(crate) mod by_hand;
 mod commit;
+mod control;
+pub(crate) mod cron;
 mod document;
 mod flow;
 pub(crate) mod keys;
@@ -18,7 +21,10 @@ mod point;
 mod record;
 mod recover;
 mod retention;
+pub(crate) mod schedule;
+mod seen;
 mod stage;
+pub(crate) mod timer;
 mod wait;
 mod whole;
 
@@ -26,13 +32,15 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use happen_core::env::{BoxFuture, Env};
 use happen_core::store::{Key, Read, Select, Store, Tag};
-use happen_core::{Error, EventId, Result};
+use happen_core::{Error, ErrorKind, EventId, Result};
 use tokio::sync::oneshot;
 
 use crate::flow::Outcome;
+use crate::limits;
 use crate::node::NodeInner;
 use crate::space::SpaceInner;
 use crate::sync::{Mutex, lock};
@@ -42,12 +50,20 @@ use record::Done;
 use wait::Waiters;
 
 pub(crate) use accept::{deliver, publish};
+use agenda::Agenda;
+pub(crate) use control::{Control, Debounce, Rate};
 pub(crate) use document::{Change, Document, Documents, Staging};
 pub(crate) use flow::StoredFlow;
-pub(crate) use lane::Lanes;
+pub(crate) use lane::{Coming, Lanes, check_room};
 pub(crate) use outside::commit as commit_outside;
 pub(crate) use point::{ask, once, sleep};
+pub(crate) use seen::Keyed;
+use seen::Keys;
 pub(crate) use stage::{Stage, Whereto};
+pub(crate) use timer::{
+    StoredTimer, cancel as cancel_timer, cancel_staged as cancel_timer_staged, key_of as timer_key,
+    list as timers, set as set_timer, stage as stage_timer, whereto,
+};
 pub(crate) use wait::wait_for;
 
 /// The durable part of a space.
@@ -55,6 +71,8 @@ pub(crate) struct Durable {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) commits: Arc<Commits>,
     pub(crate) documents: Documents,
+    agenda: Arc<Agenda>,
+    keys: Keys,
     /// Tells the ids of this space from those of others, whatever its nodes are called.
     identity: OnceLock<[u8; 16]>,
     live: Mutex<HashMap<EventId, Vec<Live>>>,
@@ -98,6 +116,20 @@ pub(crate) struct Parked {
     place: Option<Arc<Place>>,
 }
 
+/// The durable part of a space, for what only that can remember.
+///
+/// # Errors
+///
+/// [`ErrorKind::Misuse`] in a space in memory.
+pub(crate) fn of(space: &SpaceInner) -> Result<&Arc<Durable>> {
+    space.durable.as_ref().ok_or_else(|| {
+        Error::misuse(
+            "a space in memory remembers no timers and no schedules; open one with `Space::open` or \
+             `Space::with_store`, or wait with `cx.sleep`",
+        )
+    })
+}
+
 impl Durable {
     pub(crate) fn new(
         store: Arc<dyn Store>,
@@ -108,6 +140,8 @@ impl Durable {
         Arc::new(Self {
             commits: Commits::new(Arc::clone(&store), Arc::clone(env)),
             documents: Documents::new(Arc::clone(&store), revisions_max),
+            agenda: Arc::default(),
+            keys: Keys::default(),
             store,
             identity: OnceLock::new(),
             live: Mutex::default(),
@@ -196,7 +230,7 @@ impl Durable {
         let waiting = live
             .values()
             .flatten()
-            .filter(|live| live.place.strong_count() == 0 && lock(&live.flow.progress).recorded);
+            .filter(|live| live.place.strong_count() == 0 && live.flow.waits_its_turn());
         self.at_points.load(Ordering::SeqCst) + waiting.count()
     }
 
@@ -218,6 +252,7 @@ impl Durable {
     /// Has every flow leave its step: it goes on when the space is started again.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
+        self.agenda.end();
         let live: Vec<_> = lock(&self.live).values().flatten().map(|live| Arc::clone(&live.flow)).collect();
         in_order(live).into_iter().for_each(|flow| flow.interrupt());
     }
@@ -249,6 +284,29 @@ impl Durable {
     fn store_took(&self, space: &Arc<SpaceInner>) {
         if self.troubled.load(Ordering::Relaxed) && self.troubled.swap(false, Ordering::SeqCst) {
             space.announce("system.store-recovered", serde_json::json!({}));
+        }
+    }
+
+    /// Finds out by looking into the store, however long it does not answer, unless the space ends.
+    ///
+    /// # Errors
+    ///
+    /// What the store says, when it is closed or the space ends.
+    async fn found_out<'l>(
+        &self,
+        space: &SpaceInner,
+        look: impl Fn() -> BoxFuture<'l, Result<bool>>,
+    ) -> Result<bool> {
+        let mut wait = limits::STORE_WAIT_MS;
+        loop {
+            match look().await {
+                Err(error) if !self.is_stopping() && !matches!(error.kind(), ErrorKind::Closed { .. }) => {
+                    tracing::warn!(target: "happen", code = error.code(), "the store does not answer: {error}");
+                    space.env.sleep(Duration::from_millis(wait)).await;
+                    wait = (wait * 2).min(limits::STORE_WAIT_MS_MAX);
+                }
+                found => return found,
+            }
         }
     }
 

@@ -15,6 +15,7 @@ use happen_core::{ErasedEvent, Error, EventId, Result, State};
 
 use super::document::{Document, Staged, Staging};
 use super::flow::StoredFlow;
+use super::lane::Coming;
 use crate::node::NodeInner;
 use crate::sync::{Mutex, lock};
 
@@ -36,6 +37,8 @@ pub(crate) struct Effects {
     pub(super) documents: Vec<Box<dyn Staged>>,
     pub(super) values: BTreeMap<String, Bytes>,
     pub(super) points: Vec<Point>,
+    /// Room that is kept at other nodes for what was sent.
+    coming: Vec<(u32, Coming)>,
     /// What is done once it is committed: hooks after a change.
     pub(super) after: Vec<Box<dyn FnOnce() + Send>>,
     /// Why the step cannot end well, whatever its function returns.
@@ -296,6 +299,31 @@ impl Stage {
             };
             Ok(effects.points.iter().find(is_it).cloned())
         })
+    }
+
+    /// Keeps the room at another node for what this effect sends there, until it has arrived or comes to nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stage::with`].
+    pub(crate) fn expects(&self, ordinal: u32, coming: Coming) -> Result<()> {
+        self.with(|effects| {
+            effects.coming.push((ordinal, coming));
+            Ok(())
+        })
+    }
+
+    /// What this effect sent has arrived.
+    pub(super) fn arrived(&self, ordinal: u32) {
+        lock(&self.effects).coming.retain(|(of, _)| *of != ordinal);
+    }
+
+    /// Whether an earlier run of the step has asked something as this effect.
+    pub(crate) fn has_asked(&self, ordinal: u32) -> bool {
+        lock(&self.effects)
+            .points
+            .iter()
+            .any(|known| known.kind == PointKind::Ask && known.ordinal == ordinal)
     }
 
     /// Notes a point, or what came of it.
