@@ -1,6 +1,7 @@
 //! The control channel of a space in a folder: real sockets, threads and processes. What the requests mean is in
 //! `control.rs`.
 #![cfg(all(feature = "embedded", unix))]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![expect(clippy::disallowed_methods, reason = "processes are real, and one of them has to be killed")]
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
