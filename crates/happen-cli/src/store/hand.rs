@@ -83,7 +83,7 @@ pub(crate) struct RedriveArguments {
     letters: LetterArguments,
     /// Another payload for the event, in JSON, which is then handled anew under an id of its own; `-` reads it from
     /// standard input
-    #[arg(long, value_name = "JSON", requires = "names")]
+    #[arg(long, value_name = "JSON", requires = "names", conflicts_with = "all")]
     payload: Option<String>,
 }
 
