@@ -203,8 +203,8 @@ pub const PRUNE_EVERY_MS: u64 = 3_600_000;
 /// record is compared with all of them, so many more would make a pruning take hours.
 pub const PRUNE_KEPT_MAX: usize = 1_000;
 
-/// Bytes of a line of the control channel: the JSON of the largest document, which is at most some four times as long as the
-/// document, but for spaces.
+/// Bytes of a line of the control channel: the JSON of the largest document, which is at most some four times as long as
+/// the document, but for spaces.
 pub const CONTROL_LINE_BYTES_MAX: usize = 4 << 20;
 
 /// Processes that are connected to the control channel of one space at once, each served by a thread. More are told that it

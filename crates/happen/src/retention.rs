@@ -53,8 +53,8 @@ impl Pruning {
     ///
     /// # Errors
     ///
-    /// - [`ErrorKind::Misuse`]: more than [`limits::PRUNE_KEPT_MAX`] events from before that time are needed. Let their flows
-    ///   end, or name an earlier time.
+    /// - [`ErrorKind::Misuse`]: more than [`limits::PRUNE_KEPT_MAX`] events from before that time are needed. Let their
+    ///   flows end, or name an earlier time.
     /// - [`ErrorKind::Damaged`]: a flow's document has a key that names no event, so it is not known what has to stay.
     /// - What the store says.
     ///
@@ -139,8 +139,8 @@ impl Pruning {
         Ok(pruned)
     }
 
-    /// Forgets. What is forgotten of the log leaves an anchor, which `docs/format.md` describes: how far it goes, and a hash
-    /// over all of it and over the anchor before. Nobody who writes waits for it.
+    /// Forgets. What is forgotten of the log leaves an anchor, which `docs/format.md` describes: how far it goes, and a
+    /// hash over all of it and over the anchor before. Nobody who writes waits for it.
     ///
     /// # Errors
     ///
@@ -306,8 +306,8 @@ async fn needed_before(store: &Arc<dyn Store>, before: Position) -> Result<Vec<E
         needed.extend(found);
         if needed.len() > limits::PRUNE_KEPT_MAX {
             return Err(Error::misuse(format!(
-                "more than {} flows under way or dead letters are older than that; let them end, or prune what is before an \
-                 earlier time",
+                "more than {} flows under way or dead letters are older than that; let them end, or prune what is before \
+                 an earlier time",
                 limits::PRUNE_KEPT_MAX
             )));
         }

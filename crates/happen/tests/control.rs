@@ -1,5 +1,5 @@
-//! What people ask of a space by hand, while it runs and while it does not: the same requests, in virtual time. How they reach
-//! another process is in `control_channel.rs`.
+//! What people ask of a space by hand, while it runs and while it does not: the same requests, in virtual time. How they
+//! reach another process is in `control_channel.rs`.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::sync::Arc;

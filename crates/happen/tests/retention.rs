@@ -1,5 +1,5 @@
-//! What a store forgets by a plan, without a space: what stays, what is counted before, and the anchors that are left, which
-//! `verify` goes by.
+//! What a store forgets by a plan, without a space: what stays, what is counted before, and the anchors that are left,
+//! which `verify` goes by.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::sync::Arc;

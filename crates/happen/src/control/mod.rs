@@ -1,6 +1,6 @@
-//! What people ask of a space by hand: to send an event, to cancel or retry a flow, to redrive or drop dead letters, to write
-//! a state, to prune. Owns the requests and answers; how they are carried out is in `carry.rs`, how they reach another process
-//! in `listen.rs` and `client.rs`.
+//! What people ask of a space by hand: to send an event, to cancel or retry a flow, to redrive or drop dead letters, to
+//! write a state, to prune. Owns the requests and answers; how they are carried out is in `carry.rs`, how they reach
+//! another process in `listen.rs` and `client.rs`.
 //!
 //! One request means the same in three places: [`Space::control`](crate::Space::control) carries it out in this process,
 //! [`Client::ask`] in the process whose space is open in a folder, and [`carry_out`] on a store that no process has.

@@ -1,6 +1,6 @@
-//! What people do to flows by hand, as batches: cancel one, try one now, drive a dead letter again, as it was or with another
-//! payload, or drop it, and keep an event for later. Owns what such a batch consists of; needs a store and no space, so it is
-//! the same for a space that runs and for one that does not.
+//! What people do to flows by hand, as batches: cancel one, try one now, drive a dead letter again, as it was or with
+//! another payload, or drop it, and keep an event for later. Owns what such a batch consists of; needs a store and no
+//! space, so it is the same for a space that runs and for one that does not.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -200,8 +200,8 @@ pub(crate) async fn redriven(store: &Arc<dyn Store>, letter: &Document, now_unix
     Ok(Begins { batch, flow, event: name.event })
 }
 
-/// A dead letter whose event is handled anew with another payload: as an event of its own, caused by the one that failed, at
-/// the first step of the same registration.
+/// A dead letter whose event is handled anew with another payload: as an event of its own, caused by the one that failed,
+/// at the first step of the same registration.
 ///
 /// # Errors
 ///

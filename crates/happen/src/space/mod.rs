@@ -25,10 +25,12 @@ use crate::config::{Config, Durability, NodeOptions};
 #[cfg(feature = "embedded")]
 use crate::control::Listening;
 use crate::dispatch::{self, Job, Want};
+#[cfg(feature = "embedded")]
+use crate::durable::OwnedStore;
 use crate::durable::cron::IntoTiming;
 use crate::durable::schedule::{Schedules, Scheduling};
 use crate::durable::timer::Timer;
-use crate::durable::{self, Durable, OwnedStore, Whereto};
+use crate::durable::{self, Durable, Whereto};
 use crate::env::RealEnv;
 use crate::failure::{DeadLetter, DeadLetters};
 use crate::gate::Gate;
