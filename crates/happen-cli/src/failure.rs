@@ -1,6 +1,5 @@
-//! Why a command of this program failed, each in one sentence for the person who ran it. Knows no exit codes
-//! but their meaning: every failure here is an error, a wrong usage is told by the parser of the command
-//! line.
+//! Why a command of this program failed, each in one sentence for the person who ran it, and the exit code that tells a
+//! script. A wrong usage is mostly told by the parser of the command line.
 
 use std::io;
 
@@ -41,6 +40,33 @@ pub(crate) enum Failure {
         /// The limit.
         commits_max: u64,
     },
+    /// A store cannot be opened, read or written.
+    #[error("{0}")]
+    Store(String),
+    /// There is nothing of the name or id that was given.
+    #[error("{0}")]
+    NotFound(String),
+    /// What was asked for can mean several things, or nothing.
+    #[error("{0}")]
+    Usage(String),
+    /// What was checked is not as it was written.
+    #[error("{0}")]
+    NotWhole(String),
+    /// Standard input could not be read.
+    #[error("could not read standard input")]
+    Input(#[source] io::Error),
+}
+
+impl Failure {
+    /// The exit code of a command that failed so.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::NotFound(_) => 4,
+            Self::NotWhole(_) => 5,
+            _ => 1,
+        }
+    }
 }
 
 impl From<happen::Error> for Failure {

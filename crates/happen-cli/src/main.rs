@@ -1,5 +1,4 @@
-//! The `happen` binary: the command line, the runtime, and the exit code. What a command does is in its own
-//! file.
+//! The `happen` binary: the command line, the runtime, and the exit code. What a command does is in its own file.
 #![expect(clippy::needless_pass_by_value, reason = "a handler is given a clone of its dependency as its own")]
 
 mod demo;
@@ -7,6 +6,7 @@ mod failure;
 mod git;
 mod git_log;
 mod output;
+mod store;
 #[cfg(test)]
 #[path = "../tests/support/repository.rs"]
 mod test_repository;
@@ -17,15 +17,24 @@ use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap_complete::aot::{self, Bash, Fish, Zsh};
 
 use crate::demo::plan::{ORDERS_MAX, ORDERS_MIN, Plan};
 use crate::failure::{Failure, sentence};
-use crate::output::Output;
+use crate::output::{Output, plain};
+use crate::store::doctor::DoctorArguments;
+use crate::store::flows::{FlowsCommand, Which};
+use crate::store::nodes::NodesArguments;
+use crate::store::state::StateCommand;
+use crate::store::tail::TailArguments;
+use crate::store::upkeep::StoreCommand;
+use crate::store::verify::VerifyArguments;
+use crate::store::web::{ImpactArguments, TraceArguments, WhyArguments};
 
 /// Event-driven systems out of nodes and events
 #[derive(Debug, Parser)]
-#[command(name = "happen", version, after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage.")]
+#[command(name = "happen", version, after_help = EXIT_CODES)]
 struct CommandLine {
     #[command(subcommand)]
     command: Command,
@@ -37,6 +46,45 @@ enum Command {
     Demo(DemoArguments),
     /// Turn a git history into events and say what led to a commit
     Git(GitArguments),
+    /// Print the newest records of a store, and follow those that come
+    Tail(TailArguments),
+    /// List the nodes that a store knows of, with their flows and dead letters
+    Ps(NodesArguments),
+    /// Print what led to an event and what followed, as a tree
+    Trace(TraceArguments),
+    /// Print what caused an event, or what made each revision of a document
+    Why(WhyArguments),
+    /// Print what followed from an event
+    Impact(ImpactArguments),
+    /// Look at flows that are under way
+    #[command(subcommand)]
+    Flows(FlowsCommand),
+    /// Look at flows that failed for good
+    #[command(subcommand)]
+    Dead(FlowsCommand),
+    /// Read and change the documents of nodes
+    #[command(subcommand)]
+    State(StateCommand),
+    /// Look after a store: sizes, copies, pruning, checking
+    #[command(subcommand)]
+    Store(StoreCommand),
+    /// Check everything in a store: that it is as it was written, and that it fits together
+    Verify(VerifyArguments),
+    /// Look for what is wrong with a store and say what to do
+    Doctor(DoctorArguments),
+    /// Print the completion of this program's commands for a shell
+    Completion {
+        /// The shell
+        #[arg(value_enum)]
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Shell {
+    Bash,
+    Zsh,
+    Fish,
 }
 
 #[derive(Debug, Args)]
@@ -81,13 +129,27 @@ fn main() -> ExitCode {
         Command::Git(GitArguments { path, commit, json }) => {
             run(git::run(&git::Request { path, commit, json }, &output))
         }
+        Command::Tail(arguments) => run(store::tail::run(&arguments, &output)),
+        Command::Ps(arguments) => run(store::nodes::run(&arguments, &output)),
+        Command::Trace(arguments) => run(store::web::trace(&arguments, &output)),
+        Command::Why(arguments) => run(store::web::why(&arguments, &output)),
+        Command::Impact(arguments) => run(store::web::impact(&arguments, &output)),
+        Command::Flows(command) => run(store::flows::run(Which::UnderWay, command, &output)),
+        Command::Dead(command) => run(store::flows::run(Which::Dead, command, &output)),
+        Command::Verify(arguments) => run(store::verify::run(&arguments, &output)),
+        Command::State(command) => run(store::state::run(command, &output)),
+        Command::Store(command) => run(store::upkeep::run(command, &output)),
+        Command::Doctor(arguments) => run(store::doctor::run(&arguments, &output)),
+        Command::Completion { shell } => completion(shell, &output),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
+            // Names of nodes and keys are foreign text, and the sentence is one line for a person.
+            let sentence = plain(&sentence(&failure), usize::MAX);
             // Without a standard error there is only the exit code left to tell it.
-            drop(writeln!(std::io::stderr().lock(), "happen: {}", sentence(&failure)));
-            ExitCode::FAILURE
+            drop(writeln!(std::io::stderr().lock(), "happen: {sentence}"));
+            ExitCode::from(failure.exit_code())
         }
     }
 }
@@ -102,6 +164,20 @@ fn run(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure
         .map_err(Failure::Runtime)?;
     runtime.block_on(command)
 }
+
+/// Writes what a shell needs to complete the commands that there are.
+fn completion(shell: Shell, output: &Output) -> Result<(), Failure> {
+    let mut command = CommandLine::command();
+    let mut script = Vec::new();
+    match shell {
+        Shell::Bash => aot::generate(Bash, &mut command, "happen", &mut script),
+        Shell::Zsh => aot::generate(Zsh, &mut command, "happen", &mut script),
+        Shell::Fish => aot::generate(Fish, &mut command, "happen", &mut script),
+    }
+    output.write_as_it_is(&String::from_utf8_lossy(&script)).map(drop)
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 4 not found, 5 verification failed.";
 
 /// Orders of a demonstration that takes a few seconds; without optimisation, fewer.
 const ORDERS_DEFAULT: u64 = if cfg!(debug_assertions) { 500 } else { 5_000 };

@@ -10,6 +10,14 @@ use crate::failure::Failure;
 #[derive(Debug)]
 pub(crate) struct Output {
     characters: Characters,
+    is_terminal: bool,
+}
+
+/// Whether anybody still reads what is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reader {
+    There,
+    Gone,
 }
 
 /// The characters a reader can show.
@@ -32,7 +40,25 @@ impl Output {
             .filter_map(|name| std::env::var(name).ok())
             .find(|value| !value.is_empty());
         let utf8 = cfg!(windows) || locale.is_some_and(|locale| names_utf8(&locale));
-        Self { characters: if utf8 { Characters::All } else { Characters::Ascii } }
+        let characters = if utf8 { Characters::All } else { Characters::Ascii };
+        Self { characters, is_terminal: io::stdout().is_terminal() }
+    }
+
+    /// A pipe whose reader can show everything.
+    #[cfg(test)]
+    pub(crate) fn piped() -> Self {
+        Self { characters: Characters::All, is_terminal: false }
+    }
+
+    /// A terminal that can show everything.
+    #[cfg(test)]
+    pub(crate) fn terminal() -> Self {
+        Self { characters: Characters::All, is_terminal: true }
+    }
+
+    /// Whether a person looks on, who is glad of names above columns.
+    pub(crate) fn is_terminal(&self) -> bool {
+        self.is_terminal
     }
 
     /// Writes a whole text at once. A reader that has gone, as after `| head`, wants no more, which is no
@@ -42,11 +68,21 @@ impl Output {
     ///
     /// [`Failure::Output`] when it could not be written for another reason, such as a full disk.
     pub(crate) fn write(&self, text: &str) -> Result<(), Failure> {
+        self.write_part(text).map(drop)
+    }
+
+    /// Writes a part of a text of which more may follow, unless nobody reads it any more.
+    ///
+    /// # Errors
+    ///
+    /// As [`Output::write`].
+    pub(crate) fn write_part(&self, text: &str) -> Result<Reader, Failure> {
         let shown = self.shown(text);
         let mut out = io::stdout().lock();
         match out.write_all(shown.as_bytes()).and_then(|()| out.flush()) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Output(error)),
-            _ => Ok(()),
+            Ok(()) => Ok(Reader::There),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
+            Err(error) => Err(Failure::Output(error)),
         }
     }
 
@@ -56,8 +92,16 @@ impl Output {
     ///
     /// As [`Output::write`].
     pub(crate) fn write_json(&self, value: &serde_json::Value) -> Result<(), Failure> {
-        // JSON is UTF-8 whatever the locale says; its reader is a program.
-        Self { characters: Characters::All }.write(&format!("{value:#}\n"))
+        self.write_as_it_is(&format!("{value:#}\n")).map(drop)
+    }
+
+    /// Writes a text for a program, such as JSON, which is UTF-8 whatever the locale says.
+    ///
+    /// # Errors
+    ///
+    /// As [`Output::write`].
+    pub(crate) fn write_as_it_is(&self, text: &str) -> Result<Reader, Failure> {
+        Self { characters: Characters::All, ..*self }.write_part(text)
     }
 
     fn shown(&self, text: &str) -> String {
@@ -154,6 +198,11 @@ pub(crate) fn number(value: u64) -> String {
     shown
 }
 
+/// So many of something: `1 record`, `2 records`.
+pub(crate) fn count_of(count: u64, one: &str) -> String {
+    format!("{} {one}{}", number(count), if count == 1 { "" } else { "s" })
+}
+
 /// How many in a second, rounded.
 pub(crate) fn per_second(count: u64, time: std::time::Duration) -> u64 {
     let seconds = time.as_secs_f64().max(f64::EPSILON);
@@ -177,6 +226,12 @@ mod tests {
     }
 
     #[test]
+    fn one_is_no_plural() {
+        let told = [0, 1, 2, 1_000].map(|count| count_of(count, "record"));
+        assert_eq!(told, ["0 records", "1 record", "2 records", "1 000 records"]);
+    }
+
+    #[test]
     fn foreign_text_cannot_steer_a_terminal() {
         assert_eq!(plain("a\u{1b}[31mb\nc\u{202e}d", 80), "a?[31mb?c?d");
         assert_eq!(plain("abcdef", 6), "abcdef");
@@ -185,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_locale_without_utf8_gets_ascii() {
-        let output = Output { characters: Characters::Ascii };
+        let output = Output { characters: Characters::Ascii, is_terminal: false };
         assert_eq!(output.shown("│  ├─ é …\n"), "|  +- ? ~\n");
     }
 }

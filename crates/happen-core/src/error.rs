@@ -201,6 +201,11 @@ pub enum ErrorKind {
         /// What is damaged, what of it is still readable, and what to do.
         what: String,
     },
+    /// What was asked for is not remembered.
+    NotFound {
+        /// What was looked for, why it may be missing, and what to do.
+        what: String,
+    },
 }
 
 struct Inner {
@@ -361,7 +366,8 @@ impl Error {
             | K::Invalid { .. }
             | K::Diverged { .. }
             | K::Unfit { .. }
-            | K::Damaged { .. } => false,
+            | K::Damaged { .. }
+            | K::NotFound { .. } => false,
         }
     }
 
@@ -455,6 +461,7 @@ impl ErrorKind {
             Self::Unfit { .. } => "unfit",
             Self::Io { .. } => "io",
             Self::Damaged { .. } => "damaged",
+            Self::NotFound { .. } => "not-found",
         }
     }
 }
@@ -536,6 +543,7 @@ impl fmt::Display for ErrorKind {
             }
             Self::Io { what } => write!(f, "{what} failed"),
             Self::Damaged { what } => write!(f, "damaged: {what}"),
+            Self::NotFound { what } => write!(f, "not found: {what}"),
         }
     }
 }

@@ -209,6 +209,8 @@ pub struct Content {
 pub enum Past {
     /// They stay readable by [`Store::history`] until they are pruned.
     Kept,
+    /// So many of those before the written one stay, as far as they were kept until now; older ones are forgotten.
+    Last(u32),
     /// They are forgotten, this time and those of earlier writes.
     #[default]
     Dropped,

@@ -80,6 +80,7 @@ macro_rules! store_contract {
             a_page_is_bounded
             the_log_is_read_from_a_time
             a_history_goes_back_from_anywhere
+            of_a_past_the_last_revisions_stay
             documents_are_listed_by_prefix
             pruning_forgets_what_it_says_and_leaves_an_anchor
             what_no_store_may_take_is_refused
@@ -338,6 +339,35 @@ pub fn a_history_goes_back_from_anywhere(bench: &dyn StoreBench) {
         // One write that keeps nothing lets go of all that was kept before.
         store.commit(vec![one("x", 7)]).await;
         assert_eq!(history("x", Until::Now, 100).await, [7]);
+    });
+}
+
+/// Of a document whose past has a bound so many revisions before the current one stay, and no more.
+pub fn of_a_past_the_last_revisions_stay(bench: &dyn StoreBench) {
+    run(bench, async |store| {
+        let revisions = async || {
+            let history = History { key: "x".into(), until: Until::Now, documents_max: 99 };
+            let found = store.history(history).await.unwrap();
+            found.iter().map(|document| document.revision).collect::<Vec<_>>()
+        };
+        let bounded = |revision, past| of(Write { past, ..kept("x", revision) });
+        for revision in 1..=6 {
+            write_one(&store, bounded(revision, Past::Kept)).await;
+        }
+        assert_eq!(revisions().await, [6, 5, 4, 3, 2, 1]);
+        write_one(&store, bounded(7, Past::Last(3))).await;
+        assert_eq!(revisions().await, [7, 6, 5, 4]);
+        // A wider bound brings nothing back.
+        write_one(&store, bounded(8, Past::Last(100))).await;
+        assert_eq!(revisions().await, [8, 7, 6, 5, 4]);
+        for revision in 9..=20 {
+            write_one(&store, bounded(revision, Past::Last(1))).await;
+        }
+        assert_eq!(revisions().await, [20, 19]);
+        write_one(&store, bounded(21, Past::Last(0))).await;
+        assert_eq!(revisions().await, [21]);
+        write_one(&store, bounded(22, Past::Last(2))).await;
+        assert_eq!(revisions().await, [22, 21]);
     });
 }
 
@@ -1017,6 +1047,10 @@ fn record(tag: &str, text: &str) -> NewRecord {
 fn write(key: &str, revision: u64, text: &str) -> Write {
     let content = Content { name: "text".into(), version: 1, bytes: bytes(text) };
     Write { key: key.into(), revision, content: Some(content), past: Past::Dropped }
+}
+
+async fn write_one(store: &Arc<dyn Store>, batch: Batch) {
+    store.commit(vec![batch]).await.pop().unwrap().unwrap();
 }
 
 fn kept(key: &str, revision: u64) -> Write {

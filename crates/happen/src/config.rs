@@ -43,6 +43,8 @@ pub struct Config {
     pub event_bytes_max: usize,
     /// How long a stopping space waits for flows under way, in milliseconds.
     pub drain_ms: u64,
+    /// How long the store of the space remembers.
+    pub retention: Retention,
     /// What becomes of flows in the store that do not fit the nodes and steps of the program.
     pub unfit_flows: UnfitFlows,
 }
@@ -152,6 +154,25 @@ pub enum Overflow {
     DropNewest,
 }
 
+/// How long the store of a space remembers what was. States as they are, flows under way and dead letters are never
+/// forgotten.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retention {
+    /// Past revisions of one state or entity; 0 keeps none.
+    pub revisions_max: u32,
+    /// How old a record or a past revision may become, in milliseconds; 0 for any age.
+    pub age_ms: u64,
+    /// Bytes that the store may take before the oldest records go, whatever their age; 0 for any number. Only a space that
+    /// opened its store itself knows its size.
+    pub bytes_max: u64,
+    /// Patterns of event types whose records are never forgotten. Those with wildcards stand for the types that this process
+    /// has met.
+    pub keep: Vec<String>,
+    /// How often is looked for what may be forgotten, in milliseconds; 0 for never.
+    pub every_ms: u64,
+}
+
 /// Limits that end runaway loops.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -204,6 +225,11 @@ impl Config {
             if options.steps_max == 0 {
                 return Err(Error::misuse(format!("`{name}`: steps_max is 0, so no flow could take a step")));
             }
+        }
+        for pattern in &self.retention.keep {
+            happen_core::Pattern::parse(pattern).map_err(|error| {
+                Error::from(error).context("`retention.keep` has a pattern that cannot be understood")
+            })?;
         }
         if self.remembered_events == 0 {
             return Err(Error::misuse("remembered_events is 0; the causal web needs at least one header"));
@@ -260,7 +286,20 @@ impl Default for Config {
             dead_letters_max: limits::DEAD_LETTERS_MAX,
             event_bytes_max: limits::EVENT_BYTES_MAX,
             drain_ms: limits::DRAIN_MS,
+            retention: Retention::default(),
             unfit_flows: UnfitFlows::Refuse,
+        }
+    }
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            revisions_max: limits::REVISIONS_MAX,
+            age_ms: limits::RECORD_AGE_MS,
+            bytes_max: 0,
+            keep: Vec::new(),
+            every_ms: limits::PRUNE_EVERY_MS,
         }
     }
 }

@@ -66,6 +66,8 @@ mod failure;
 mod supervise;
 mod web;
 mod trace;
+mod tree;
+pub mod journal;
 mod local;
 mod current;
 mod sync;
@@ -87,7 +89,7 @@ pub use happen_macros::{Event, State};
 
 pub use accept::Origin;
 pub use chunks::{Chunk, Chunks};
-pub use config::{Config, Durability, NodeOptions, Overflow, QueueOrder, UnfitFlows};
+pub use config::{Config, Durability, NodeOptions, Overflow, QueueOrder, Retention, UnfitFlows};
 pub use context::Context;
 pub use failure::{DeadLetter, Failure};
 pub use group::{FanOut, Group, GroupRegistration, Nodes, Registrations};

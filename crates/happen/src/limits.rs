@@ -190,6 +190,18 @@ pub const STORE_WAIT_MS_MAX: u64 = 5_000;
 /// again when they are asked for.
 pub const STATE_DOCUMENTS_MAX: usize = 65_536;
 
+/// Past revisions that are kept of one state or entity: what a person would still look through.
+pub const REVISIONS_MAX: u32 = 100;
+
+/// Milliseconds that a store remembers a record: thirty days.
+pub const RECORD_AGE_MS: u64 = 30 * 24 * 3_600_000;
+
+/// Milliseconds between two looks for what may be forgotten. A day's work is then forgotten in twenty-four parts.
+pub const PRUNE_EVERY_MS: u64 = 3_600_000;
+
+/// Flows that are read at once when it is looked up what has to stay.
+pub(crate) const PRUNE_PAGE: usize = 1_000;
+
 /// Documents that following references from one to the next may come to.
 pub const VIEWS_FOLLOWED_MAX: usize = 1_000;
 
@@ -298,3 +310,40 @@ pub(crate) const LARGE_PARTS_AT_ONCE: usize = 8;
 /// Large values given up by their writers that are kept in mind until the sweep removes them; those beyond wait for
 /// [`LARGE_UNFINISHED_MS`].
 pub(crate) const LARGE_GIVEN_UP_MAX: usize = 1_024;
+/// Events of one trace. Nobody reads more, and each takes some 500 bytes while the tree is put together. The trace says
+/// that it was cut.
+pub const JOURNAL_TRACE_EVENTS_MAX: usize = 50_000;
+
+/// Ids that the journal asks a store for at once. Each is a look into an index, so a few hundred share the cost of the
+/// call and hold up other readers for a few milliseconds.
+pub const JOURNAL_TAGS_MAX: usize = 256;
+
+/// Hexadecimal digits that the beginning of an id has at least. Eight tell an id's time to about a minute; fewer would
+/// mean reading hours of a log.
+pub const JOURNAL_PREFIX_DIGITS_MIN: usize = 8;
+
+/// Milliseconds after an id was made within which its record is looked for by the beginning of the id. Most events are
+/// stored when they are sent; one that comes from another process may be late by the time it was cut off.
+pub const JOURNAL_PREFIX_LATE_MS: u64 = 60_000;
+
+/// Milliseconds before an id was made from which on its record is looked for: an id may be ahead of its store's clock by
+/// what the clocks of two processes differ.
+pub const JOURNAL_PREFIX_EARLY_MS: u64 = 1_000;
+
+/// Records that are looked through for the beginning of an id: a minute of a busy log, read in some hundred
+/// milliseconds.
+pub const JOURNAL_PREFIX_RECORDS_MAX: usize = 50_000;
+
+/// Ids that are named when the beginning of one stands for several.
+pub const JOURNAL_CANDIDATES_MAX: usize = 10;
+
+/// Reasons, snapshots, or rows of flows that one call of the journal gives, unless less is asked for.
+pub const JOURNAL_ROWS_MAX: usize = 100;
+
+/// Records that one call looks through for snapshots before it gives what it found and where to go on, so that a
+/// predicate that nothing fulfils does not hold its caller for minutes.
+pub const JOURNAL_LOOKED_AT_MAX: usize = 10_000;
+
+/// Hashes of events that a verification keeps, about 100 bytes each. Effects mostly stand close behind their causes;
+/// the hash of a cause farther back is read again.
+pub const JOURNAL_HASHES_MAX: usize = 65_536;

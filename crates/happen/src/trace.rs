@@ -1,24 +1,35 @@
 //! Reading the causal web: what led to an event and what followed from it, as far as it is remembered, as a tree that a
-//! person can read. Owns the public types of a trace; writes nothing.
+//! person can read. Owns the public types of a trace, and reading the rings; writes nothing. The journal gives the same
+//! types from what a store remembers.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 
-use happen_core::{Error, EventId, NodeKey, Result};
+use happen_core::{Error, ErrorKind, EventId, NodeKey, Result};
 
+use crate::journal::Sought;
 use crate::space::{Space, SpaceInner};
+use crate::tree::{self, Told, Web};
 use crate::web::{self, Header};
 
 /// What to trace: an event by its id, or a correlation by the name its sender chose.
 pub trait Traceable {
     #[doc(hidden)]
     fn events(&self, space: &Space) -> Vec<EventId>;
+
+    /// The event or the correlation as a log knows it.
+    #[doc(hidden)]
+    fn sought(&self) -> Sought;
 }
 
 impl Traceable for EventId {
     fn events(&self, _: &Space) -> Vec<EventId> {
         vec![*self]
+    }
+
+    fn sought(&self) -> Sought {
+        (*self).into()
     }
 }
 
@@ -27,11 +38,19 @@ impl Traceable for str {
         let named = space.inner().roots_of(self);
         if named.is_empty() { self.parse().into_iter().collect() } else { named }
     }
+
+    fn sought(&self) -> Sought {
+        self.into()
+    }
 }
 
 impl<T: Traceable + ?Sized> Traceable for &T {
     fn events(&self, space: &Space) -> Vec<EventId> {
         (**self).events(space)
+    }
+
+    fn sought(&self) -> Sought {
+        (**self).sought()
     }
 }
 
@@ -39,13 +58,27 @@ impl Traceable for String {
     fn events(&self, space: &Space) -> Vec<EventId> {
         self.as_str().events(space)
     }
+
+    fn sought(&self) -> Sought {
+        self.as_str().sought()
+    }
 }
 
 /// A part of the causal web as a tree, one line for each event, causes before effects. Iterate it for its lines.
 #[derive(Debug, Clone)]
 pub struct Trace {
-    lines: Vec<Line>,
-    cut: bool,
+    pub(crate) lines: Vec<Line>,
+    pub(crate) cut: Cut,
+}
+
+/// Whether a trace has everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cut {
+    Whole,
+    /// Some causes or effects are not remembered any more.
+    Forgotten,
+    /// It ended at this limit on its events.
+    Limit(usize),
 }
 
 /// One event of a trace.
@@ -64,11 +97,15 @@ pub struct Line {
     pub sender: Option<String>,
     /// What became of it, at each node that got it.
     pub handled: Vec<Handled>,
+    /// When it was sent, in milliseconds since 1970.
+    pub at_unix_ms: u64,
     /// Milliseconds since the first event of the trace.
     pub after_ms: u64,
     /// Whether it is the one that was asked for.
     pub asked_for: bool,
-    guides: String,
+    pub(crate) guides: String,
+    /// What stands before the parts of the line that did not fit.
+    pub(crate) below: String,
 }
 
 /// What became of an event at one node.
@@ -77,10 +114,14 @@ pub struct Line {
 pub struct Handled {
     /// The node.
     pub node: String,
+    /// The registration whose flow it was, where a store remembers each flow; `None` for the node as a whole.
+    pub registration: Option<String>,
     /// The outcome.
     pub outcome: TraceOutcome,
     /// The further steps of its flow, by name.
     pub steps: Vec<String>,
+    /// How often the step was tried that was tried most often; 1 where attempts are not remembered.
+    pub attempts: u32,
 }
 
 /// How an event ended at a node.
@@ -95,12 +136,16 @@ pub enum TraceOutcome {
     Failed(&'static str),
     /// Not yet: its flow waits, or it waits for its flow.
     Waiting,
+    /// Not yet: its step failed with this code and is tried again.
+    Retrying(&'static str),
 }
 
 impl Space {
     /// The tree of the event: up to its root, and down to everything that followed, as far as it is remembered.
     ///
-    /// Ephemeral nodes keep headers in a bounded ring; [`Trace::is_cut`] says whether some may be missing.
+    /// Ephemeral nodes keep headers in a bounded ring; [`Trace::is_cut`] says whether some may be missing. What a store has
+    /// of the event is told from there, whole and from any time: of a web that durable and ephemeral nodes share, what
+    /// concerns the durable ones.
     ///
     /// # Errors
     ///
@@ -110,22 +155,22 @@ impl Space {
     ///
     /// Reads every remembered header once.
     pub async fn trace(&self, what: impl Traceable) -> Result<Trace> {
+        if let Some(journal) = self.inner().journal() {
+            match journal.trace(what.sought()).await {
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound { .. }) => {}
+                trace => return trace,
+            }
+        }
         let asked = what.events(self);
         let remembered = Remembered::read(self.inner());
         let known: Vec<_> = asked.into_iter().filter(|event| remembered.events.contains_key(event)).collect();
         if known.is_empty() {
             return Err(Error::misuse("no such event or correlation is remembered"));
         }
-        let roots: BTreeSet<_> = known.iter().flat_map(|event| remembered.first_known(*event)).collect();
-        let mut lines = Vec::new();
-        let asked: HashSet<_> = known.iter().copied().collect();
-        let start = roots.iter().next().map_or(0, |root| root.unix_ms());
-        let waits = remembered.causes_below(&roots);
-        let mut tree = Tree { remembered: &remembered, space: self.inner(), asked: &asked, waits, start };
-        for root in &roots {
-            tree.add(*root, &mut lines);
-        }
-        Ok(Trace { lines, cut: remembered.cut })
+        let roots: BTreeSet<_> =
+            known.iter().flat_map(|event| tree::first_known(&remembered, *event)).collect();
+        let lines = tree::draw(&remembered, &roots, &known.into_iter().collect());
+        Ok(Trace { lines, cut: if remembered.cut { Cut::Forgotten } else { Cut::Whole } })
     }
 
     /// The events that caused this one, the root first: one for each step back, all of them where an event was made
@@ -135,6 +180,9 @@ impl Space {
     ///
     /// As [`Space::trace`].
     pub async fn why(&self, event: EventId) -> Result<Vec<EventId>> {
+        if let Some(journal) = self.inner().journal_of(event).await? {
+            return journal.why(event).await;
+        }
         let remembered = Remembered::read(self.inner());
         if !remembered.events.contains_key(&event) {
             return Err(Error::misuse("no such event is remembered").at_event(event));
@@ -148,6 +196,9 @@ impl Space {
     ///
     /// As [`Space::trace`].
     pub async fn impact(&self, event: EventId) -> Result<Vec<EventId>> {
+        if let Some(journal) = self.inner().journal_of(event).await? {
+            return journal.impact(event).await;
+        }
         let remembered = Remembered::read(self.inner());
         if !remembered.events.contains_key(&event) {
             return Err(Error::misuse("no such event is remembered").at_event(event));
@@ -178,10 +229,41 @@ impl Trace {
         &self.lines
     }
 
-    /// Whether older headers were overwritten, so that causes or effects may be missing.
+    /// Whether causes or effects may be missing: they are not remembered any more, or were more than a trace may have.
     #[must_use]
     pub fn is_cut(&self) -> bool {
-        self.cut
+        self.cut != Cut::Whole
+    }
+
+    /// The trace as text whose lines have at most so many columns, as far as single names let them. What became of an
+    /// event goes on below it when it does not fit.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use happen::{Context, Event, Space};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// let space = Space::memory();
+    /// for name in ["a-node-with-a-long-name", "another-node-with-a-long-name"] {
+    ///     space.node(name).on("order.placed", |_: &Event, _: &Context| {});
+    /// }
+    /// space.start().await?;
+    /// let id = space.broadcast(Event::new("order.placed", serde_json::Value::Null))?;
+    ///
+    /// let text = space.trace(id).await?.in_columns(60);
+    /// assert!(text.lines().count() == 2 && text.lines().all(|line| line.chars().count() <= 60), "{text}");
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn in_columns(&self, columns: usize) -> String {
+        let mut text = String::new();
+        for line in &self.lines {
+            line.wrap(columns, &mut text);
+        }
+        text.push_str(&self.cut.to_string());
+        text
     }
 }
 
@@ -199,27 +281,65 @@ impl fmt::Display for Trace {
         for line in &self.lines {
             writeln!(f, "{line}")?;
         }
-        if self.cut {
-            writeln!(f, "(older events are not remembered any more)")?;
+        fmt::Display::fmt(&self.cut, f)
+    }
+}
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Whole => Ok(()),
+            Self::Forgotten => writeln!(f, "(older events are not remembered any more)"),
+            Self::Limit(max) => writeln!(f, "(there are more events; a trace ends at {max})"),
         }
-        Ok(())
+    }
+}
+
+impl Line {
+    /// The parts of the line, each with what parts it from the one before.
+    fn parts(&self) -> Vec<(&'static str, String)> {
+        let mut parts = vec![("", format!("{}{} +{}ms", self.guides, self.event_type, self.after_ms))];
+        self.handled.iter().for_each(|handled| handled.parts(&mut parts));
+        if self.asked_for {
+            parts.push(("  ", "<".to_owned()));
+        }
+        parts
+    }
+
+    fn wrap(&self, columns: usize, text: &mut String) {
+        let mut used = 0;
+        for (apart, part) in self.parts() {
+            let len = part.chars().count();
+            if used > 0 && used + apart.len() + len > columns {
+                text.push('\n');
+                text.push_str(&self.below);
+                used = self.below.chars().count();
+            } else {
+                text.push_str(apart);
+                used += apart.len();
+            }
+            text.push_str(&part);
+            used += len;
+        }
+        text.push('\n');
+    }
+}
+
+impl Handled {
+    fn parts(&self, parts: &mut Vec<(&'static str, String)>) {
+        let registration = self.registration.iter().map(|name| format!("/{name}"));
+        parts.push(("  ", std::iter::once(self.node.clone()).chain(registration).collect()));
+        parts.extend(self.steps.iter().map(|step| (" ", format!("> {step}"))));
+        parts.push((" ", self.outcome.to_string()));
+        if self.attempts > 1 {
+            parts.push((" ", format!("({} attempts)", self.attempts)));
+        }
     }
 }
 
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{} +{}ms", self.guides, self.event_type, self.after_ms)?;
-        for handled in &self.handled {
-            write!(f, "  {}", handled.node)?;
-            for step in &handled.steps {
-                write!(f, " > {step}")?;
-            }
-            write!(f, " {}", handled.outcome)?;
-        }
-        if self.asked_for {
-            f.write_str("  <")?;
-        }
-        Ok(())
+        self.parts().iter().try_for_each(|(apart, part)| write!(f, "{apart}{part}"))
     }
 }
 
@@ -230,6 +350,7 @@ impl fmt::Display for TraceOutcome {
             Self::Value => f.write_str("replied"),
             Self::Failed(code) => write!(f, "failed ({code})"),
             Self::Waiting => f.write_str("waits"),
+            Self::Retrying(code) => write!(f, "is tried again ({code})"),
         }
     }
 }
@@ -240,6 +361,7 @@ pub(crate) struct Remembered {
     effects: HashMap<EventId, Vec<EventId>>,
     types: HashMap<u64, happen_core::EventType>,
     names: HashMap<NodeKey, Arc<str>>,
+    steps: HashMap<u64, &'static str>,
     cut: bool,
 }
 
@@ -303,7 +425,10 @@ impl Remembered {
             }
         }
         let mut effects: HashMap<EventId, Vec<EventId>> = HashMap::new();
+        let mut steps = HashMap::new();
         for (&id, known) in &mut events {
+            let names = known.steps.iter().map(|&(.., step)| (step, space.step_name(step)));
+            steps.extend(names.filter_map(|(step, name)| Some((step, name?))));
             known.steps.sort_by_key(|&(_, after, _)| after);
             for &cause in &known.causes {
                 effects.entry(cause).or_default().push(id);
@@ -312,42 +437,7 @@ impl Remembered {
         for all in effects.values_mut() {
             all.sort_unstable();
         }
-        Self { events, effects, types: space.type_names(), names: space.all_names(), cut }
-    }
-
-    /// The farthest causes of an event that are remembered.
-    fn first_known(&self, event: EventId) -> BTreeSet<EventId> {
-        let mut first = BTreeSet::new();
-        let mut seen = HashSet::new();
-        let mut next = vec![event];
-        while let Some(at) = next.pop() {
-            if !seen.insert(at) {
-                continue;
-            }
-            let causes = self.events.get(&at).map_or(&[][..], |known| &known.causes);
-            let known: Vec<_> = causes.iter().filter(|cause| self.events.contains_key(cause)).collect();
-            if known.is_empty() {
-                first.insert(at);
-            }
-            next.extend(known);
-        }
-        first
-    }
-
-    /// The events below these, each with the number of its causes that are there too.
-    fn causes_below(&self, roots: &BTreeSet<EventId>) -> HashMap<EventId, usize> {
-        let mut waits = HashMap::new();
-        let mut next: Vec<_> = roots.iter().copied().collect();
-        while let Some(cause) = next.pop() {
-            for &effect in self.effects.get(&cause).into_iter().flatten() {
-                let waiting = waits.entry(effect).or_insert(0);
-                *waiting += 1;
-                if *waiting == 1 {
-                    next.push(effect);
-                }
-            }
-        }
-        waits
+        Self { events, effects, types: space.type_names(), names: space.all_names(), steps, cut }
     }
 
     fn causes_of(&self, event: EventId) -> Vec<EventId> {
@@ -414,6 +504,12 @@ impl Remembered {
         self.types.get(&known.event_type).map_or("(one of very many types)", |name| name.as_str())
     }
 
+    fn steps_of(&self, known: &Known, node: NodeKey) -> Vec<String> {
+        let own = known.steps.iter().filter(|(at, ..)| *at == node);
+        let names = own.map(|(.., step)| self.steps.get(step).copied().unwrap_or("(unknown step)"));
+        names.map(|name| name.rsplit("::").next().unwrap_or(name).to_owned()).collect()
+    }
+
     fn name(&self, key: NodeKey) -> Option<&str> {
         self.names.get(&key).map(|name| &**name)
     }
@@ -429,76 +525,30 @@ fn telling(what: u8) -> u8 {
     }
 }
 
-struct Tree<'r> {
-    remembered: &'r Remembered,
-    space: &'r SpaceInner,
-    asked: &'r HashSet<EventId>,
-    /// For each event below the roots, how many of its causes there are still to be shown.
-    waits: HashMap<EventId, usize>,
-    start: u64,
-}
-
-impl Tree<'_> {
-    /// Adds a root and what is below it. An event of several causes is shown once, under the last of them.
-    fn add(&mut self, root: EventId, lines: &mut Vec<Line>) {
-        // A stack of its own: a cascade may be deeper than the thread's.
-        let mut stack = vec![(root, 0, Vec::<bool>::new())];
-        while let Some((event, depth, last)) = stack.pop() {
-            let Some(known) = self.remembered.events.get(&event) else { continue };
-            lines.push(self.line(event, known, depth, &last));
-            let effects = self.remembered.effects.get(&event).map_or(&[][..], Vec::as_slice);
-            let shown: Vec<_> =
-                effects.iter().copied().filter(|effect| self.is_last_cause_of(*effect)).collect();
-            for (index, &effect) in shown.iter().enumerate().rev() {
-                let mut last = last.clone();
-                // Guides end at a depth, and so does what is kept for them: a cascade may be many thousand deep.
-                if last.len() < GUIDES_MAX + 2 {
-                    last.push(index + 1 == shown.len());
-                }
-                stack.push((effect, depth + 1, last));
-            }
-        }
+impl Web for Remembered {
+    fn causes(&self, event: EventId) -> Option<&[EventId]> {
+        self.events.get(&event).map(|known| &known.causes[..])
     }
 
-    fn is_last_cause_of(&mut self, effect: EventId) -> bool {
-        let Some(waits) = self.waits.get_mut(&effect) else { return false };
-        *waits -= 1;
-        *waits == 0
+    fn effects(&self, event: EventId) -> &[EventId] {
+        self.effects.get(&event).map_or(&[], Vec::as_slice)
     }
 
-    fn line(&self, event: EventId, known: &Known, depth: usize, last: &[bool]) -> Line {
-        let mut guides = String::new();
-        if let Some((own, above)) = last.split_last() {
-            // Beyond a depth a person can follow, the indent stays and the number of levels is written out.
-            if above.len() > GUIDES_MAX {
-                guides.push_str(&format!("({depth}) "));
-            } else {
-                above.iter().for_each(|last| guides.push_str(if *last { "   " } else { "│  " }));
-                guides.push_str(if *own { "└─ " } else { "├─ " });
-            }
-        }
+    fn told(&self, event: EventId) -> Option<Told> {
+        let known = self.events.get(&event)?;
         let handled = known.handled.iter().map(|(&node, &what)| Handled {
-            node: self.remembered.name(node).unwrap_or("(a node that is gone)").to_owned(),
+            node: self.name(node).unwrap_or("(a node that is gone)").to_owned(),
+            registration: None,
             outcome: outcome(what),
-            steps: self.steps(known, node),
+            steps: self.steps_of(known, node),
+            attempts: 1,
         });
-        Line {
-            depth,
-            event,
-            event_type: self.remembered.type_name(known).to_owned(),
-            causes: known.causes.clone(),
-            sender: self.remembered.name(known.sender).map(str::to_owned),
+        Some(Told {
+            event_type: self.type_name(known).to_owned(),
+            sender: self.name(known.sender).map(str::to_owned),
             handled: handled.collect(),
-            after_ms: event.unix_ms().saturating_sub(self.start),
-            asked_for: self.asked.contains(&event),
-            guides,
-        }
-    }
-
-    fn steps(&self, known: &Known, node: NodeKey) -> Vec<String> {
-        let own = known.steps.iter().filter(|(at, ..)| *at == node);
-        let names = own.map(|(.., step)| self.space.step_name(*step).unwrap_or("(unknown step)"));
-        names.map(|name| name.rsplit("::").next().unwrap_or(name).to_owned()).collect()
+            at_unix_ms: event.unix_ms(),
+        })
     }
 }
 
@@ -509,6 +559,3 @@ fn outcome(what: u8) -> TraceOutcome {
         what => web::code(what).map_or(TraceOutcome::Waiting, TraceOutcome::Failed),
     }
 }
-
-/// Levels of a tree that are drawn.
-const GUIDES_MAX: usize = 20;

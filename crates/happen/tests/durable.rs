@@ -710,3 +710,113 @@ fn an_ephemeral_node_beside_durable_ones_is_asked_and_told() {
         space.stop().await.unwrap();
     });
 }
+
+#[test]
+fn what_is_old_is_forgotten_and_what_is_needed_stays() {
+    let world = World::new(13);
+    let day = 24 * 3_600;
+    let build = |space: &Space| {
+        space.node("counter").on("u64", |n: &Event<u64>, cx: &Context| cx.state::<Ledger>().set(add(**n)));
+        space.node("orders").attempts(1, secs(1)).on("order.create", approve);
+        space.node("mill").on("i64", |_: &Event<i64>, _: &Context| {
+            Err::<(), _>(Error::new(happen::ErrorKind::Invalid { reason: "never".into() }))
+        });
+    };
+    world.sim.run(async {
+        let config = Config {
+            retention: happen::Retention {
+                revisions_max: 5,
+                keep: vec!["audit.*".into()],
+                ..Default::default()
+            },
+            ..Config::default()
+        };
+        let store = world.store() as Arc<dyn Store>;
+        let space = Space::with_store(config, world.sim.env(), store).unwrap();
+        build(&space);
+        space.node("audit").on("audit.*", |_: &Event, _: &Context| ());
+        space.start().await.unwrap();
+        // Nothing is old yet.
+        assert_eq!(space.prune().await.unwrap().records, 0);
+        let waiting = space.send("orders", Create { id: "a".into(), cents: 1 }).await.unwrap();
+        let dead = space.send("mill", 1i64).reply::<()>().await.unwrap_err().event_id().unwrap();
+        for n in 0..20u64 {
+            space.send("counter", n).reply::<()>().await.unwrap();
+        }
+        space.send("audit", Event::new("audit.login", serde_json::json!(1))).await.unwrap();
+        let first = space.journal().head().await.unwrap();
+        let before = space.store().read(Read::forward(Select::All)).await.unwrap().records.len();
+        assert_eq!(past(&space, "state/counter/ledger").await, 6);
+
+        world.sim.env().sleep(secs(31 * day)).await;
+        space.send("counter", 1u64).reply::<()>().await.unwrap();
+        space.settled(secs(5)).await.unwrap();
+        let left = space.store().read(Read::forward(Select::All)).await.unwrap().records;
+        assert!(left.len() < before / 2, "{} of {before} are left", left.len());
+        // Dead letters, of which the approval that never came is one, and what is kept by its type.
+        let old = left.iter().filter(|record| record.position <= first);
+        let mut types: Vec<_> = old
+            .flat_map(|record| record.tags.iter())
+            .filter_map(|tag| match tag {
+                happen::store::Tag::Type(name) => Some(&**name),
+                _ => None,
+            })
+            .collect();
+        types.sort_unstable();
+        assert_eq!(types, ["audit.login", "i64", "order.create"]);
+        assert!(space.journal().event(waiting.event_id()).await.unwrap().is_some());
+        let anchor = space.store().document("anchor/log").await.unwrap();
+        assert!(anchor.is_some_and(|anchor| anchor.content.is_some()));
+        assert!(space.journal().verify().await.unwrap().is_whole());
+        assert_eq!(space.find("counter").unwrap().state::<Ledger>().get(|ledger| ledger.count), 21);
+        space.redrive(dead).await.unwrap();
+        space.stop().await.unwrap();
+    });
+}
+
+async fn past(space: &Space, key: &str) -> usize {
+    let history =
+        happen::store::History { key: key.into(), until: happen::store::Until::Now, documents_max: 99 };
+    space.store().history(history).await.unwrap().len()
+}
+
+#[test]
+fn a_space_tells_why_long_after_its_process_ended() {
+    let world = World::new(14);
+    world.sim.run(async {
+        let space = world.space();
+        shop(&space, &Arc::default());
+        space.start().await.unwrap();
+        let order = Create { id: "a".into(), cents: 700 };
+        let paid = space.send("orders", order).correlation("order-a").reply::<Paid>().await.unwrap();
+        space.settled(secs(5)).await.unwrap();
+        space.stop().await.unwrap();
+
+        let space = world.space();
+        shop(&space, &Arc::default());
+        space.start().await.unwrap();
+        let trace = space.trace("order-a").await.unwrap();
+        let told: Vec<_> = trace.lines().iter().map(|line| (line.depth, line.event_type.as_str())).collect();
+        assert_eq!(told, [(0, "order.create"), (1, "charge"), (1, "order.placed")], "{trace}");
+        assert_eq!(trace.lines()[0].handled[0].steps, ["charge"]);
+        let placed = trace.lines()[2].event;
+        assert_eq!(space.why(placed).await.unwrap(), [paid.event_id()]);
+        assert_eq!(space.impact(paid.event_id()).await.unwrap().len(), 2);
+        let journal = space.journal();
+        let made = journal.why_document("state/orders/ledger", happen::store::Until::Now).await.unwrap();
+        assert_eq!(made[0].event(), Some(paid.event_id()));
+        assert!(journal.verify().await.unwrap().is_whole());
+        let head = journal.head().await.unwrap();
+        let orders = space.find("orders").unwrap();
+        orders.state::<Ledger>().commit(|_| Ledger::default()).await.unwrap();
+        let rebuilt = Arc::new(AtomicU32::new(0));
+        let sees = Arc::clone(&rebuilt);
+        space.on("state-rebuilt", move |_: &Event, _: &Context| {
+            sees.fetch_add(1, Ordering::SeqCst);
+        });
+        orders.state::<Ledger>().restore(happen::journal::At::Position(head)).await.unwrap();
+        assert_eq!(orders.state::<Ledger>().get(Clone::clone), Ledger { cents: 700, count: 1 });
+        assert_eq!(rebuilt.load(Ordering::SeqCst), 1);
+        space.stop().await.unwrap();
+    });
+}

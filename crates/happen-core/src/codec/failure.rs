@@ -125,7 +125,8 @@ fn parts_of(kind: &ErrorKind) -> Vec<(&'static str, Part<'_>)> {
         | K::Conflict { what }
         | K::Diverged { what }
         | K::Io { what }
-        | K::Damaged { what } => vec![("what", Text(what))],
+        | K::Damaged { what }
+        | K::NotFound { what } => vec![("what", Text(what))],
         K::NoSuchNode { node } | K::DuplicateNode { node } => vec![("node", Text(node))],
         K::NoHandler { node, event_type } => vec![("node", Text(node)), ("event_type", Text(event_type))],
         K::Refused { node, reason } => vec![("node", Text(node)), ("reason", Text(reason))],
@@ -212,6 +213,7 @@ fn kind_of(code: &str, with: RawPayload<'_>) -> Option<ErrorKind> {
         "unfit" => K::Unfit { flows: texts("flows")? },
         "io" => K::Io { what: text("what")? },
         "damaged" => K::Damaged { what: text("what")? },
+        "not-found" => K::NotFound { what: text("what")? },
         _ => return None,
     })
 }

@@ -1,5 +1,5 @@
-//! The wire form of events, replies and records. Owns the envelope's bytes, and is the only place that knows them; does not know
-//! who moves or keeps them. `docs/format.md` describes the form for other languages.
+//! The wire form of events, replies and records. Owns the envelope's bytes, and is the only place that knows them; does
+//! not know who moves or keeps them. `docs/format.md` describes the form for other languages.
 
 mod batch;
 mod envelope;

@@ -113,7 +113,7 @@ fn any_kind() -> impl Strategy<Value = ErrorKind> {
     let text = || "[a-zé ]{0,12}";
     let texts = || prop::collection::vec("[a-z]{0,6}", 0..4);
     let places = (text(), text(), text(), texts(), any::<u64>(), any::<usize>(), any::<usize>());
-    (0..27, places).prop_map(|(which, (a, b, c, list, number, size, other))| match which {
+    (0..30, places).prop_map(|(which, (a, b, c, list, number, size, other))| match which {
         0 => ErrorKind::NotStarted,
         1 => ErrorKind::Closed { what: a },
         2 => ErrorKind::NoSuchNode { node: a },
@@ -140,7 +140,10 @@ fn any_kind() -> impl Strategy<Value = ErrorKind> {
         23 => ErrorKind::Conflict { what: a },
         24 => ErrorKind::Io { what: a },
         25 => ErrorKind::WrongVersion { name: a, stored: number as u32, known: size as u32 },
-        _ => ErrorKind::Damaged { what: a },
+        26 => ErrorKind::Diverged { what: a },
+        27 => ErrorKind::Unfit { flows: list },
+        28 => ErrorKind::Damaged { what: a },
+        _ => ErrorKind::NotFound { what: a },
     })
 }
 
@@ -592,6 +595,77 @@ fn events() -> Vec<(&'static str, WireEvent<'static>)> {
     vec![("event-smallest", smallest()), ("event-ordinary", ordinary()), ("event-full", full())]
 }
 
+fn id_text(number: u64) -> String {
+    id(number).to_string()
+}
+
+fn step(number: u32, attempt: u32, outcome: StepOutcome<'static>) -> WireStep<'static> {
+    let mut step = WireStep::new(id(2), "orders", "validate", "charge", outcome);
+    (step.number, step.attempt) = (number, attempt);
+    step.values = vec![("total".into(), vec![0xcd, 2, 0xbc].into())];
+    step
+}
+
+fn reply(name: &str) -> Cow<'static, [u8]> {
+    let (_, reply) = replies().into_iter().find(|(of, _)| *of == name).unwrap();
+    encode_reply(&reply).into()
+}
+
+/// The records of the documentation, and the contents of its documents.
+fn records() -> Vec<(&'static str, WireRecord<'static>)> {
+    let flow = |node: &'static str, registration: &'static str| WireFlow {
+        node: node.into(),
+        registration: registration.into(),
+    };
+    let accepted = vec![flow("orders", "validate"), flow("audit", "note")];
+    let event = WireRecord { event: encode(&smallest()).into(), accepted, ..WireRecord::default() };
+
+    let mut full =
+        step(2, 2, StepOutcome::Retry { due_unix_ms: 1_750_000_001_000, error: reply("reply-error") });
+    full.flow.registration = "validate#2".into();
+    full.changes = vec![WireChange { key: "state/orders/basket".into(), revision: 7 }];
+    full.sent = vec![id(3), id(4)];
+    let point = |ordinal, kind, name: &'static str| WirePoint {
+        ordinal,
+        kind,
+        name: name.into(),
+        event: None,
+        due_unix_ms: 0,
+        digest: 0,
+        result: None,
+    };
+    let asked = WirePoint {
+        event: Some(id(3)),
+        due_unix_ms: 1_750_000_005_000,
+        digest: u64::MAX,
+        result: Some(reply("reply-value")),
+        ..point(0, PointKind::Ask, "payments")
+    };
+    full.points = vec![
+        asked.clone(),
+        WirePoint {
+            digest: 1,
+            result: Some(vec![0xc3].into()),
+            ..point(2, PointKind::Once, "print the label")
+        },
+        WirePoint { due_unix_ms: 1_750_000_002_000, ..point(3, PointKind::Sleep, "") },
+        point(4, PointKind::Wait, "order.*"),
+    ];
+    let changes = vec![WireChange { key: "state/orders/basket".into(), revision: 8 }];
+
+    let mut waits = step(1, 1, StepOutcome::Waits);
+    waits.points = vec![WirePoint { result: None, ..asked }];
+    let dead = step(1, 3, StepOutcome::Failed(reply("reply-error")));
+    let of_step = |step| WireRecord { step: Some(step), ..WireRecord::default() };
+    vec![
+        ("record-event", event),
+        ("record-step", of_step(full)),
+        ("record-changes", WireRecord { changes, ..WireRecord::default() }),
+        ("document-flow", of_step(waits)),
+        ("document-dead", of_step(dead)),
+    ]
+}
+
 fn hex(text: &str) -> Vec<u8> {
     let digits: Vec<_> = text.chars().filter_map(|digit| digit.to_digit(16)).collect();
     digits.chunks(2).map(|pair| (pair[0] << 4 | pair[1]) as u8).collect()
@@ -638,6 +712,16 @@ fn the_vectors_in_the_documentation_are_true() {
         assert_eq!(as_hex(&bytes), as_hex(&documented), "{name}");
         assert_eq!(WireReply::decode(&documented, EVENT_BYTES_MAX).unwrap(), reply);
     }
+    for (name, record) in records() {
+        let mut bytes = Vec::new();
+        record.encode_into(&mut bytes, RECORD_BYTES_MAX).unwrap();
+        let documented = vectors.remove(name).unwrap_or_default();
+        assert_eq!(as_hex(&bytes), as_hex(&documented), "{name}");
+        assert_eq!(WireRecord::decode(&documented, RECORD_BYTES_MAX).unwrap(), record);
+    }
+    for kind in ["flow", "dead"] {
+        assert!(FORMAT.contains(&format!("`{kind}/orders/{}/validate`", id_text(2))), "{kind}");
+    }
     let other = vectors.remove("event-other-order").unwrap();
     assert_eq!(WireEvent::decode(&other, EVENT_BYTES_MAX).unwrap(), smallest());
     assert!(vectors.is_empty(), "vectors without a test: {vectors:?}");
@@ -654,10 +738,20 @@ fn the_hashes_in_the_documentation_are_true() {
 
 #[test]
 fn the_refusals_in_the_documentation_are_true() {
-    let rows = table("### Refused");
+    let rows = table("### Refused\n");
     assert!(rows.len() >= 8);
     for row in rows {
         let error = WireEvent::decode(&hex(row[0]), EVENT_BYTES_MAX).unwrap_err();
+        assert_eq!(problem(&error).to_string().replace('`', ""), row[1], "{}", row[0]);
+    }
+}
+
+#[test]
+fn the_refusals_of_records_in_the_documentation_are_true() {
+    let rows = table("### Records refused");
+    assert!(rows.len() >= 7);
+    for row in rows {
+        let error = WireRecord::decode(&hex(row[0]), RECORD_BYTES_MAX).unwrap_err();
         assert_eq!(problem(&error).to_string().replace('`', ""), row[1], "{}", row[0]);
     }
 }

@@ -72,7 +72,7 @@ pub(crate) fn publish(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, nodes: &
 fn begin(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: Vec<Arc<StoredFlow>>, told: Told) {
     let Some(durable) = &space.durable else { return };
     if !flows.is_empty() && durable.waiters.want(&event.envelope().event_type) {
-        durable.waiters.offer(&event.to_shared());
+        durable.waiters.offer(space, &event.to_shared());
     }
     match &flows[..] {
         [] => offer_stored(space, durable, event),
@@ -125,7 +125,7 @@ fn offer_stored(space: &Arc<SpaceInner>, durable: &Arc<Durable>, event: &dyn Era
             Err(error) => Err(error),
         };
         match stored {
-            Ok(()) => durable.waiters.offer(&event),
+            Ok(()) => durable.waiters.offer(&space, &event),
             Err(error) => space.bury(&*event, "$space", &error),
         }
         space.flow_ended();
@@ -265,7 +265,7 @@ impl Durable {
         }
         done.begun.into_iter().for_each(Lanes::enter);
         for (event, to) in done.leaving {
-            self.waiters.offer(&event);
+            self.waiters.offer(space, &event);
             space.leave(&event, &to);
         }
     }

@@ -17,6 +17,8 @@ use crate::sync::{Mutex, MutexGuard, lock};
 /// The documents of one space that are in memory. Those that nobody uses make room when there are many.
 pub(crate) struct Documents {
     store: Arc<dyn Store>,
+    /// What becomes of the revision before, each time one is written.
+    past: Past,
     all: papaya::HashMap<Key, Arc<dyn AnyDocument>>,
 }
 
@@ -29,6 +31,7 @@ trait AnyDocument: Any + Send + Sync {
 pub(crate) struct Document<S> {
     key: Key,
     store: Arc<dyn Store>,
+    past: Past,
     values: Mutex<Values<S>>,
 }
 
@@ -104,8 +107,9 @@ pub(crate) struct Applied {
 }
 
 impl Documents {
-    pub(crate) fn new(store: Arc<dyn Store>) -> Self {
-        Self { store, all: papaya::HashMap::new() }
+    pub(crate) fn new(store: Arc<dyn Store>, revisions_max: u32) -> Self {
+        let past = if revisions_max == 0 { Past::Dropped } else { Past::Last(revisions_max) };
+        Self { store, past, all: papaya::HashMap::new() }
     }
 
     /// The document with this key; `None` when another type has it.
@@ -117,7 +121,7 @@ impl Documents {
                 if all.len() >= limits::STATE_DOCUMENTS_MAX {
                     self.make_room();
                 }
-                let made = Arc::new(Document::<S>::new(Arc::clone(key), Arc::clone(&self.store)));
+                let made = Arc::new(Document::<S>::new(Arc::clone(key), Arc::clone(&self.store), self.past));
                 Arc::clone(all.get_or_insert_with(Arc::clone(key), || made))
             }
         };
@@ -133,8 +137,8 @@ impl Documents {
 }
 
 impl<S: State> Document<S> {
-    fn new(key: Key, store: Arc<dyn Store>) -> Self {
-        Self { key, store, values: Mutex::new(Values { committed: None, head: None }) }
+    fn new(key: Key, store: Arc<dyn Store>, past: Past) -> Self {
+        Self { key, store, past, values: Mutex::new(Values { committed: None, head: None }) }
     }
 
     /// What is committed. Reads it on this thread when it is not in memory.
@@ -277,7 +281,8 @@ impl<S: State> Staged for Staging<S> {
     fn hold(&mut self) -> Box<dyn Holding + '_> {
         let Self { document, changes, tells, view, base, expected, applied } = self;
         let (key, view) = (&document.key, (!*tells).then_some((*base, &*view)));
-        Box::new(Held { key, values: lock(&document.values), changes, view, expected: *expected, applied })
+        let (past, values) = (document.past, lock(&document.values));
+        Box::new(Held { key, past, values, changes, view, expected: *expected, applied })
     }
 
     fn settle(&mut self, committed: bool) {
@@ -305,6 +310,7 @@ impl<S: State> Staged for Staging<S> {
 
 struct Held<'d, S> {
     key: &'d Key,
+    past: Past,
     values: MutexGuard<'d, Values<S>>,
     changes: &'d [Change<S>],
     /// What the changes made of this revision, when that is all they do.
@@ -343,7 +349,7 @@ impl<S: State> Holding for Held<'_, S> {
         let bytes = state::encode(&value)?.into();
         let content = Content { name: S::NAME.into(), version: S::VERSION, bytes };
         *self.applied = Some(Arc::new(Version { revision, value }));
-        let write = Write { key: Arc::clone(self.key), revision, content: Some(content), past: Past::Kept };
+        let write = Write { key: Arc::clone(self.key), revision, content: Some(content), past: self.past };
         Ok(Applied { write: Some(write), condition: None })
     }
 

@@ -373,9 +373,16 @@ impl StoredFlow {
         // Read once: what the step sends has ids that tell it, now and after a restart.
         let at_unix_ms = self.node.space.now_unix_ms().max(stage.at_unix_ms());
         let decided = decide(&table, step, function.identity(), self.current_name());
-        Ok(decided.map(|decided| match decided {
-            Decided::Next(name) => End::Next(name, at_unix_ms),
-            Decided::Ends(end) => end,
+        Ok(decided.and_then(|decided| match decided {
+            Decided::Ends(end) => Ok(end),
+            Decided::Next(name) => {
+                let max = table.options.steps_max;
+                if stage.number.saturating_add(1) >= max {
+                    let path = vec![self.current_name().to_string(), name.to_string()];
+                    return Err(Error::new(ErrorKind::Runaway { limit: "steps_max", max: max.into(), path }));
+                }
+                Ok(End::Next(name, at_unix_ms))
+            }
         }))
     }
 

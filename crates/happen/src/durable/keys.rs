@@ -16,6 +16,9 @@ pub(crate) const DEAD: &str = "dead/";
 /// Keys that outside callers gave their events, for a while.
 pub(crate) const SEEN: &str = "seen/";
 
+/// What is told of records that were forgotten.
+pub(crate) const ANCHOR: &str = "anchor/log";
+
 /// Who the space is.
 pub(crate) const IDENTITY: &str = "space/identity";
 

@@ -16,6 +16,7 @@ mod outside;
 mod point;
 mod record;
 mod recover;
+mod retention;
 mod stage;
 mod wait;
 mod whole;
@@ -61,12 +62,18 @@ pub(crate) struct Durable {
     at_points: AtomicUsize,
     pub(crate) waiters: Waiters,
     troubled: AtomicBool,
-    /// Closes the store, when it was opened with the space.
-    close: Option<CloseStore>,
+    /// Prunings wait for each other.
+    pruning: tokio::sync::Mutex<()>,
+    /// The store as its owner knows it, when it was opened with the space.
+    owned: Option<OwnedStore>,
 }
 
-/// Closes the store that a space has opened itself.
-pub(crate) type CloseStore = Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
+/// What a space that has opened its store itself can do with it beyond the seam.
+pub(crate) struct OwnedStore {
+    pub(crate) close: Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>,
+    /// The bytes that the store takes.
+    pub(crate) bytes: Box<dyn Fn() -> BoxFuture<'static, Result<u64>> + Send + Sync>,
+}
 
 /// A flow under way, with its place once it runs.
 struct Live {
@@ -91,10 +98,15 @@ pub(crate) struct Parked {
 }
 
 impl Durable {
-    pub(crate) fn new(store: Arc<dyn Store>, env: &Arc<dyn Env>, close: Option<CloseStore>) -> Arc<Self> {
+    pub(crate) fn new(
+        store: Arc<dyn Store>,
+        env: &Arc<dyn Env>,
+        revisions_max: u32,
+        owned: Option<OwnedStore>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             commits: Commits::new(Arc::clone(&store), Arc::clone(env)),
-            documents: Documents::new(Arc::clone(&store)),
+            documents: Documents::new(Arc::clone(&store), revisions_max),
             store,
             identity: OnceLock::new(),
             live: Mutex::default(),
@@ -102,7 +114,8 @@ impl Durable {
             at_points: AtomicUsize::new(0),
             waiters: Waiters::default(),
             troubled: AtomicBool::new(false),
-            close,
+            pruning: tokio::sync::Mutex::new(()),
+            owned,
         })
     }
 
@@ -208,8 +221,8 @@ impl Durable {
 
     /// Closes the store, when it belongs to the space.
     pub(crate) async fn close(&self) {
-        if let Some(close) = &self.close {
-            close().await;
+        if let Some(owned) = &self.owned {
+            (owned.close)().await;
         }
     }
 

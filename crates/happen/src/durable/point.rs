@@ -150,7 +150,7 @@ async fn commit_question(
         })
         .await?;
     flow.stored();
-    flow.durable().waiters.offer(event);
+    flow.durable().waiters.offer(space, event);
     flow.durable().release(space, done);
     match to_us {
         Some(to_us) if !durable_target => ask_elsewhere(flow, event, to, to_us),

@@ -65,7 +65,12 @@ impl Durable {
     }
 
     /// Lets the flows go on.
-    pub(crate) fn resume(self: &Arc<Self>, found: Vec<Resumable>) {
+    pub(crate) fn start(self: &Arc<Self>, space: &Arc<SpaceInner>, found: Vec<Resumable>) {
+        self.resume(found);
+        super::retention::keep_pruning(space);
+    }
+
+    fn resume(self: &Arc<Self>, found: Vec<Resumable>) {
         for Resumable { flow, .. } in &found {
             self.begun(flow);
         }

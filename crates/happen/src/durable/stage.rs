@@ -24,6 +24,7 @@ pub(crate) struct Stage {
     /// What ids of this step are made of, beside their ordinals.
     seed: u64,
     at_unix_ms: u64,
+    pub(super) number: u32,
     pub(super) attempt: u32,
     ordinals: AtomicU32,
     effects: Mutex<Effects>,
@@ -91,6 +92,7 @@ impl Stage {
             flow: Arc::clone(flow),
             seed,
             at_unix_ms,
+            number,
             attempt,
             ordinals: AtomicU32::new(0),
             effects: Mutex::new(effects),

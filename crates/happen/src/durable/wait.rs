@@ -15,9 +15,12 @@ use tokio::sync::mpsc;
 use super::Durable;
 use super::flow::StoredFlow;
 use super::point::diverged_to;
+use super::record::encode_outcome;
+use super::recover::error_in;
 use super::stage::{Point, Stage};
 use crate::dispatch::as_dynamic;
 use crate::limits;
+use crate::space::SpaceInner;
 use crate::sync::{Mutex, isolated, lock};
 
 /// Who waits for events of which types.
@@ -36,14 +39,35 @@ pub(crate) struct Expected {
 struct Waiter {
     number: u64,
     pattern: Pattern,
-    to: mpsc::Sender<Arc<dyn ErasedEvent>>,
+    to: mpsc::Sender<Offered>,
+}
+
+/// An event on its way to a flow that waits. The flow counts as none while it waits, so this counts for it.
+struct Offered {
+    event: Arc<dyn ErasedEvent>,
+    _counted: Counted,
+}
+
+struct Counted(Arc<SpaceInner>);
+
+impl Counted {
+    fn new(space: &Arc<SpaceInner>) -> Self {
+        space.flow_began();
+        Self(Arc::clone(space))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.flow_ended();
+    }
 }
 
 /// Takes a waiter off when it waits no more.
 struct Waiting<'w> {
     waiters: &'w Waiters,
     number: u64,
-    from: mpsc::Receiver<Arc<dyn ErasedEvent>>,
+    from: mpsc::Receiver<Offered>,
 }
 
 /// Looks at an event and says whether it is the one that is waited for.
@@ -57,15 +81,16 @@ impl Waiters {
     }
 
     /// Shows an event to those who wait for its type.
-    pub(super) fn offer(&self, event: &Arc<dyn ErasedEvent>) {
+    pub(super) fn offer(&self, space: &Arc<SpaceInner>, event: &Arc<dyn ErasedEvent>) {
         if self.count.load(Ordering::Relaxed) == 0 {
             return;
         }
         let event_type = &event.envelope().event_type;
         for waiter in lock(&self.all).iter() {
             if waiter.pattern.matches(event_type.as_str()) {
-                // One that does not keep up finds the event in the log.
-                drop(waiter.to.try_send(Arc::clone(event)));
+                let offered = Offered { event: Arc::clone(event), _counted: Counted::new(space) };
+                // One that does not keep up is woken all the same by those that it has.
+                drop(waiter.to.try_send(offered));
             }
         }
     }
@@ -75,7 +100,7 @@ impl Waiters {
         Waiting { waiters: self, number: self.add(pattern, to), from }
     }
 
-    fn add(&self, pattern: Pattern, to: mpsc::Sender<Arc<dyn ErasedEvent>>) -> u64 {
+    fn add(&self, pattern: Pattern, to: mpsc::Sender<Offered>) -> u64 {
         let mut all = lock(&self.all);
         let number = all.last().map_or(1, |last| last.number + 1);
         all.push(Waiter { number, pattern, to });
@@ -164,28 +189,32 @@ pub(crate) async fn wait_for(
         }
     };
     if let Some(result) = &point.result {
-        return decode(&flow, result);
+        return if point.event.is_some() { decode(&flow, result) } else { Err(error_in(result)) };
     }
     let after = Position::from_number(point.digest.into());
-    let found = match find(&flow, &pattern, after, &wanted).await? {
+    let found = match find(&flow, &pattern, (after, point.due_unix_ms), &wanted).await? {
         Some(found) => Some(found),
         None => next(&flow, &mut waiting, point.due_unix_ms, &wanted).await?,
     };
-    let event = found.ok_or_else(|| {
-        Error::new(ErrorKind::TimedOut { after: within.unwrap_or_default() })
-            .context(format!("waiting for `{}`", point.name))
-    })?;
+    let Some(event) = found else {
+        let error = Error::new(ErrorKind::TimedOut { after: within.unwrap_or_default() })
+            .context(format!("waiting for `{}`", point.name));
+        // A step that is run again gives up here too, whatever has come since.
+        point.result = Some(encode_outcome(&flow, &Err(error.duplicate()))?.into());
+        stage.note(point)?;
+        return Err(error);
+    };
     point.event = Some(event.envelope().id);
     point.result = Some(flow.node.space.framed_arrival(&*event)?.frame.into());
     stage.note(point)?;
     Ok(as_dynamic(&*event))
 }
 
-/// The first wanted event of the log behind a position.
+/// The first wanted event of the log behind a position and not later than a time.
 async fn find(
     flow: &Arc<StoredFlow>,
     pattern: &Pattern,
-    after: Position,
+    (after, due_unix_ms): (Position, u64),
     wanted: &Arc<Wanted>,
 ) -> Result<Option<Arc<dyn ErasedEvent>>> {
     let select = match pattern.is_literal() {
@@ -196,6 +225,9 @@ async fn find(
     loop {
         let page = flow.durable().store.read(Read::forward(select.clone()).start(start)).await?;
         for record in &page.records {
+            if due_unix_ms > 0 && record.at_unix_ms > due_unix_ms {
+                return Ok(None);
+            }
             // By the tag, for not every record is one of an event.
             let of_type = |tag: &Tag| matches!(tag, Tag::Type(found) if pattern.matches(found));
             if !record.tags.iter().any(of_type) {
@@ -226,7 +258,7 @@ async fn next(
     wanted: &Arc<Wanted>,
 ) -> Result<Option<Arc<dyn ErasedEvent>>> {
     let env = &flow.node.space.env;
-    let _parked = flow.durable().parked(flow);
+    let parked = flow.durable().parked(flow);
     let mut late = (due_unix_ms > 0)
         .then(|| env.sleep(Duration::from_millis(due_unix_ms.saturating_sub(env.unix_ms()))));
     loop {
@@ -242,9 +274,11 @@ async fn next(
             Poll::Pending
         })
         .await;
-        let Some(event) = come else { return Ok(None) };
-        if is_wanted(&*event, wanted)? {
-            return Ok(Some(event));
+        let Some(offered) = come else { return Ok(None) };
+        if is_wanted(&*offered.event, wanted)? {
+            // The flow counts again before what counted for it goes.
+            drop(parked);
+            return Ok(Some(Arc::clone(&offered.event)));
         }
     }
 }

@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 
 use crate::config::{Config, Durability, NodeOptions};
 use crate::dispatch::{self, Job, Want};
-use crate::durable::{self, Durable, Whereto};
+use crate::durable::{self, Durable, OwnedStore, Whereto};
 use crate::env::RealEnv;
 use crate::failure::{DeadLetter, DeadLetters};
 use crate::gate::Gate;
@@ -31,6 +31,7 @@ use crate::global::{Author, Commons, Global};
 use crate::handler::{Argument, Handler};
 use crate::hooks::{Hooks, Moment, Seen};
 use crate::index::Index;
+use crate::journal::Journal;
 use crate::limits;
 use crate::link::{Hashes, Linked, RESERVED, RemoteNames};
 use crate::local::{self};
@@ -39,7 +40,7 @@ use crate::node::{Node, NodeInner, Registration};
 use crate::published::Readers;
 use crate::send::{Broadcasting, Sender, Sending, Target};
 use crate::state::Home;
-use crate::store::{Document, Key, SpaceStore, Store};
+use crate::store::{Document, Key, Pruned, SpaceStore, Store};
 use crate::sync::{Mutex, lock};
 use crate::table::{Entry, Table};
 use crate::waits::Waits;
@@ -225,11 +226,26 @@ impl Space {
         let env: Arc<dyn Env> = Arc::new(RealEnv::new());
         let store = Arc::new(SqliteStore::open(folder, SqliteOptions::new(Arc::clone(&env))).await?);
         let closing = Arc::clone(&store);
-        let close: durable::CloseStore = Box::new(move || {
-            let closing = Arc::clone(&closing);
-            Box::pin(async move { closing.close().await })
-        });
-        let durable = Durable::new(Arc::clone(&store) as Arc<dyn Store>, &env, Some(close));
+        let measured = Arc::clone(&store);
+        let owned = OwnedStore {
+            close: Box::new(move || {
+                let closing = Arc::clone(&closing);
+                Box::pin(async move { closing.close().await })
+            }),
+            bytes: Box::new(move || {
+                let measured = Arc::clone(&measured);
+                Box::pin(async move {
+                    let info = measured.info().await?;
+                    Ok(info.database_bytes.saturating_sub(info.free_bytes))
+                })
+            }),
+        };
+        let durable = Durable::new(
+            Arc::clone(&store) as Arc<dyn Store>,
+            &env,
+            config.retention.revisions_max,
+            Some(owned),
+        );
         let states = Arc::new(SpaceStore::new(Arc::clone(&env)));
         Ok(Self::over(config, env, states, store, Some(durable)))
     }
@@ -243,7 +259,7 @@ impl Space {
     pub fn with_store(config: Config, env: Arc<dyn Env>, store: Arc<dyn Store>) -> Result<Self> {
         config.check()?;
         let states = Arc::new(SpaceStore::new(Arc::clone(&env)));
-        let durable = Durable::new(Arc::clone(&store), &env, None);
+        let durable = Durable::new(Arc::clone(&store), &env, config.retention.revisions_max, None);
         Ok(Self::over(config, env, states, store, Some(durable)))
     }
 
@@ -376,7 +392,7 @@ impl Space {
             inner.presence_changed();
             let nodes = inner.by_name.pin().len();
             if let Some(durable) = &inner.durable {
-                durable.resume(resumable);
+                durable.start(inner, resumable);
             }
             inner.announce("system.started", serde_json::json!({ "nodes": nodes }));
         }
@@ -567,6 +583,27 @@ impl Space {
         Global::new(self.inner(), Author::default())
     }
 
+    /// Forgets now what [`Retention`](crate::config::Retention) lets go, which otherwise happens from time to time: old
+    /// records but those that flows and dead letters need, and the past of states. What is forgotten leaves an anchor, a
+    /// document that says how far and has a hash over all of it. Nobody who writes waits for it.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Misuse`] in a space in memory, which has nothing to forget; what the store says.
+    pub async fn prune(&self) -> Result<Pruned> {
+        match &self.inner().durable {
+            Some(durable) => durable.prune(self.inner()).await,
+            None => Err(Error::misuse("a space in memory keeps no records, so there is nothing to prune")),
+        }
+    }
+
+    /// What the space's store has of its past: events, traces, states as they were, flows and dead letters. Of a space in
+    /// memory it has what was committed there, which is nothing of its nodes.
+    #[must_use]
+    pub fn journal(&self) -> Journal {
+        Journal::new(self.store())
+    }
+
     /// The configuration.
     #[must_use]
     pub fn config(&self) -> &Config {
@@ -705,6 +742,17 @@ impl SpaceInner {
     /// Documents of ephemeral nodes, at one moment.
     pub(crate) async fn live_documents(&self, keys: Vec<Key>) -> Result<Vec<Option<Document>>> {
         if keys.is_empty() { Ok(Vec::new()) } else { self.states.documents(keys).await }
+    }
+
+    /// The journal of a space whose nodes are durable.
+    pub(crate) fn journal(&self) -> Option<Journal> {
+        self.durable.as_ref().map(|durable| Journal::new(Arc::clone(&durable.store)))
+    }
+
+    /// The journal, when the store has this event.
+    pub(crate) async fn journal_of(&self, event: EventId) -> Result<Option<Journal>> {
+        let Some(journal) = self.journal() else { return Ok(None) };
+        Ok(journal.event(event).await?.map(|_| journal))
     }
 
     pub(crate) fn next_registration(&self) -> u64 {

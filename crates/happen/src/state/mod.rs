@@ -3,6 +3,7 @@
 
 mod cell;
 mod home;
+mod restore;
 mod views;
 
 use std::borrow::Cow;
@@ -26,10 +27,10 @@ use crate::stamp::Unstamped;
 use crate::sync::lock;
 use crate::table::{Phase, Table};
 use cell::{Cell, Replaced, Writing};
-use home::{Clash, Entities, Kind, Single};
+use home::{Clash, Entities, Single};
 
 pub(crate) use cell::{Live, Snapshot};
-pub(crate) use home::{Home, Name};
+pub(crate) use home::{Home, Kind, Name};
 pub use views::{Collected, Freshness, View, Viewing, Views};
 
 /// The state of a node, or one of its entities: a value of type `S` that functions read and change.

@@ -221,8 +221,12 @@ impl Log {
     fn write(&mut self, writes: Vec<Write>, position: Position) {
         for Write { key, revision, content, past } in writes {
             let revisions = self.documents.entry(Arc::clone(&key)).or_default();
-            if past == Past::Dropped {
-                revisions.clear();
+            match past {
+                Past::Kept => {}
+                Past::Dropped => revisions.clear(),
+                Past::Last(count) => {
+                    revisions.retain(|older| older.revision.saturating_add(u64::from(count)) >= revision);
+                }
             }
             let at_unix_ms = self.at_unix_ms;
             revisions.push_back(Document { key, revision, position, at_unix_ms, content });

@@ -397,10 +397,17 @@ impl Writer {
         let connection = &self.queries.connection;
         let mut has_past = false;
         if let Some(Found { id, forgotten, has_past: had, .. }) = found {
-            if write.past == Past::Kept && !forgotten {
+            if !matches!(write.past, Past::Dropped | Past::Last(0)) && !forgotten {
                 let what = || "keep the past of a document".to_owned();
                 connection.prepare_cached(KEEP_PAST).during(what)?.execute([id]).during(what)?;
                 has_past = true;
+                if let Past::Last(count) = write.past
+                    && let Some(oldest) = write.revision.checked_sub(u64::from(count)).filter(|_| had)
+                {
+                    let what = || "forget the oldest past of a document".to_owned();
+                    let mut drop_older = connection.prepare_cached(DROP_OLDER).during(what)?;
+                    drop_older.execute(rusqlite::params![id, oldest as i64]).during(what)?;
+                }
             } else if had {
                 // Also what is forgotten and still there, which would be taken for the past of the new one.
                 let what = || "forget the past of a document".to_owned();
@@ -554,3 +561,4 @@ const KEEP_PAST: &str = "INSERT INTO revisions (document, revision, position, at
     version, content) SELECT id, revision, position, at_unix_ms, checksum, name, version, content \
     FROM documents WHERE id = ?1";
 const DROP_PAST: &str = "DELETE FROM revisions WHERE document = ?1";
+const DROP_OLDER: &str = "DELETE FROM revisions WHERE document = ?1 AND revision < ?2";

@@ -1,0 +1,395 @@
+//! `happen state`: what documents say, what they said, what differs, and a change by hand. Owns that a change is
+//! recorded with what it changed; does not know the Rust types of states, so it cannot check what they would.
+
+use std::io::Read as _;
+use std::sync::Arc;
+
+use clap::{Args, Subcommand};
+use happen::ErrorKind;
+use happen::store::{
+    Batch, Content, Document, History, List, NewRecord, Past, SqliteStore, Store as _, Tag, Until, Write,
+};
+use happen_core::codec::{WireChange, WireRecord};
+use happen_core::limits::{DOCUMENT_BYTES_MAX, RECORD_BYTES_MAX};
+use serde_json::{Value as Json, json};
+
+use crate::failure::Failure;
+use crate::output::{Output, Reader, plain};
+use crate::store::content::{Exactness, packed, shown};
+use crate::store::diff::{Difference, differences};
+use crate::store::key::{ENTITY, Meant, STATE, escaped, meant, new_key};
+use crate::store::moment::Utc;
+use crate::store::table::{Listing, WIDTH_CHARS_MAX};
+use crate::store::upkeep::position_json;
+use crate::store::web::{made_by, reason_json};
+use crate::store::{Place, journal, of_store};
+
+/// What is done with documents.
+#[derive(Debug, Subcommand)]
+pub(crate) enum StateCommand {
+    /// List the documents of all nodes, or of one
+    Ls(ListArguments),
+    /// Print what a document says
+    Get(GetArguments),
+    /// Print the revisions of a document, the newest first
+    History(HistoryArguments),
+    /// Print what differs between two revisions of a document
+    Diff(DiffArguments),
+    /// Write a document of a space that is stopped
+    Set(SetArguments),
+}
+
+/// `happen state ls`.
+#[derive(Debug, Args)]
+pub(crate) struct ListArguments {
+    /// The id of a node
+    node: Option<String>,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// `happen state get`.
+#[derive(Debug, Args)]
+pub(crate) struct GetArguments {
+    /// NODE, NODE/STATE, or NODE/STATE/KEY for an entity; or the whole key of the document
+    key: String,
+    /// A past revision instead of the current one
+    #[arg(long, value_name = "N")]
+    revision: Option<u64>,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// `happen state history`.
+#[derive(Debug, Args)]
+pub(crate) struct HistoryArguments {
+    /// As for `state get`
+    key: String,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// `happen state diff`.
+#[derive(Debug, Args)]
+pub(crate) struct DiffArguments {
+    /// As for `state get`
+    key: String,
+    /// The revision to begin with
+    before: u64,
+    /// The revision to compare it with
+    after: u64,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// `happen state set`.
+#[derive(Debug, Args)]
+pub(crate) struct SetArguments {
+    /// As for `state get`; the whole key, or NODE/STATE, of a document that is new
+    key: String,
+    /// What it says from now on, in JSON; `-` reads it from standard input
+    content: String,
+    /// The revision it has now; 0 for a document that was never written
+    #[arg(long, value_name = "N")]
+    revision: u64,
+    /// The version of the state's shape [default: the one it has]
+    #[arg(long, value_name = "N")]
+    shape: Option<u32>,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// Does it.
+///
+/// # Errors
+///
+/// [`Failure::NotFound`] when there is no such document or revision, [`Failure::Usage`] when the name can mean several
+/// or the content is no JSON, [`Failure::Store`] for the rest.
+pub(crate) async fn run(command: StateCommand, output: &Output) -> Result<(), Failure> {
+    match command {
+        StateCommand::Ls(arguments) => list(&arguments, output).await,
+        StateCommand::Get(arguments) => get(&arguments, output).await,
+        StateCommand::History(arguments) => history(&arguments, output).await,
+        StateCommand::Diff(arguments) => diff(&arguments, output).await,
+        StateCommand::Set(arguments) => set(&arguments, output).await,
+    }
+}
+
+async fn list(arguments: &ListArguments, output: &Output) -> Result<(), Failure> {
+    let store = arguments.place.open_to_read().await?;
+    let prefixes = [STATE, ENTITY].map(|kind| match &arguments.node {
+        Some(node) => format!("{kind}{}/", escaped(node)),
+        None => kind.to_owned(),
+    });
+    let mut found = 0;
+    for prefix in prefixes {
+        let mut after = None;
+        loop {
+            let list = List { prefix: prefix.as_str().into(), after, documents_max: usize::MAX };
+            let documents = store.list(list).await.map_err(|error| of_store(store.folder(), &error))?;
+            let Some(last) = documents.last() else { break };
+            found += documents.len();
+            let mut page = Listing::new(&arguments.place, &["KEY", "REVISION", "AT"]);
+            for document in &documents {
+                let (revision, at) = (document.revision.to_string(), Utc(document.at_unix_ms).to_string());
+                page.push(|| [document.key.to_string(), revision, at], || revision_json(document));
+            }
+            if page.write(output)? == Reader::Gone {
+                return Ok(());
+            }
+            after = Some(last.key.clone());
+        }
+    }
+    match &arguments.node {
+        Some(node) if found == 0 => Err(Failure::NotFound(format!(
+            "no document of a node `{node}` is there; `happen state ls` lists those of all"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+async fn get(arguments: &GetArguments, output: &Output) -> Result<(), Failure> {
+    let store = arguments.place.open_to_read().await?;
+    let meant = meant(&store, &arguments.key).await?;
+    let document = match arguments.revision {
+        Some(revision) => at_revision(&store, &meant, revision).await?,
+        None => current(&store, &meant).await?.ok_or_else(|| not_there(&meant.key))?,
+    };
+    let Some(content) = &document.content else {
+        return Err(Failure::NotFound(format!(
+            "document `{}` was deleted by revision {} at {}; `happen state history` has the revisions before",
+            meant.key,
+            document.revision,
+            Utc(document.at_unix_ms)
+        )));
+    };
+    let shown = shown(&content.bytes)?;
+    if !arguments.place.json {
+        return output.write_json(&shown.json);
+    }
+    let mut told = revision_json(&document);
+    told["content"] = shown.json;
+    told["exact"] = (shown.exactness == Exactness::Exact).into();
+    output.write_json(&told)
+}
+
+fn not_there(key: &str) -> Failure {
+    Failure::NotFound(format!("no document has the key `{key}`"))
+}
+
+async fn current(store: &SqliteStore, meant: &Meant) -> Result<Option<Document>, Failure> {
+    let mut found = store
+        .documents(vec![meant.key.as_str().into()])
+        .await
+        .map_err(|error| of_store(store.folder(), &error))?;
+    Ok(found.pop().flatten())
+}
+
+async fn at_revision(store: &SqliteStore, meant: &Meant, revision: u64) -> Result<Document, Failure> {
+    let until = Until::Before(revision.saturating_add(1));
+    let history = History { key: meant.key.as_str().into(), until, documents_max: 1 };
+    let found = store.history(history).await.map_err(|error| of_store(store.folder(), &error))?;
+    found.into_iter().find(|document| document.revision == revision).ok_or_else(|| {
+        let key = &meant.key;
+        Failure::NotFound(format!(
+            "document `{key}` has no revision {revision}, or it was pruned; `happen state history` has those there are"
+        ))
+    })
+}
+
+/// What is told of a revision without its content.
+fn revision_json(document: &Document) -> Json {
+    let content = document.content.as_ref();
+    json!({
+        "key": &*document.key,
+        "revision": document.revision,
+        "at": Utc(document.at_unix_ms).to_string(),
+        "position": position_json(document.position),
+        "deleted": content.is_none(),
+        "name": content.map(|content| &*content.name),
+        "version": content.map(|content| content.version),
+    })
+}
+
+async fn history(arguments: &HistoryArguments, output: &Output) -> Result<(), Failure> {
+    let (store, journal) = journal(&arguments.place).await?;
+    let meant = meant(&store, &arguments.key).await?;
+    let mut until = Until::Now;
+    loop {
+        let reasons = journal.why_document(&meant.key, until).await;
+        let reasons = reasons.map_err(|error| of_store(store.folder(), &error))?;
+        let Some(last) = reasons.last() else { return Ok(()) };
+        until = Until::Before(last.revision);
+        let mut page = Listing::new(&arguments.place, &["REVISION", "AT", "EVENT", "BY"]);
+        for reason in &reasons {
+            let row = || {
+                let event = reason.event().map_or_else(|| "-".to_owned(), |event| event.to_string());
+                [reason.revision.to_string(), Utc(reason.at_unix_ms).short(), event, made_by(reason)]
+            };
+            page.push(row, || reason_json(&meant.key, reason));
+        }
+        if page.write(output)? == Reader::Gone {
+            return Ok(());
+        }
+    }
+}
+
+async fn diff(arguments: &DiffArguments, output: &Output) -> Result<(), Failure> {
+    let store = arguments.place.open_to_read().await?;
+    let meant = meant(&store, &arguments.key).await?;
+    let mut contents = Vec::new();
+    for revision in [arguments.before, arguments.after] {
+        let document = at_revision(&store, &meant, revision).await?;
+        contents.push(match &document.content {
+            Some(content) => shown(&content.bytes)?.json,
+            // A deleted document says nothing.
+            None => Json::Null,
+        });
+    }
+    let found = differences(&contents[0], &contents[1]);
+    if arguments.place.json {
+        let lines: String =
+            found.iter().map(|difference| format!("{}\n", difference_json(difference))).collect();
+        return output.write_as_it_is(&lines).map(drop);
+    }
+    output.write(&found.iter().map(difference_text).collect::<String>())
+}
+
+fn difference_json(difference: &Difference) -> Json {
+    let mut told = json!({ "path": difference.path });
+    for (name, value) in [("before", &difference.before), ("after", &difference.after)] {
+        if let Some(value) = value {
+            told[name] = value.clone();
+        }
+    }
+    told
+}
+
+/// `+` for what came, `-` for what went, `~` for what is another value now.
+fn difference_text(difference: &Difference) -> String {
+    let value = |value: &Json| plain(&value.to_string(), VALUE_CHARS_MAX);
+    let (sign, values) = match (&difference.before, &difference.after) {
+        (None, Some(after)) => ('+', value(after)),
+        (Some(before), None) => ('-', value(before)),
+        (Some(before), Some(after)) => ('~', format!("{} -> {}", value(before), value(after))),
+        (None, None) => (' ', String::new()),
+    };
+    let path = if difference.path.is_empty() { "/" } else { &difference.path };
+    format!("{}\n", plain(&format!("{sign} {path}  {values}"), WIDTH_CHARS_MAX))
+}
+
+async fn set(arguments: &SetArguments, output: &Output) -> Result<(), Failure> {
+    let json = content(&arguments.content)?;
+    let store = arguments.place.open_to_write().await?;
+    let meant = match meant(&store, &arguments.key).await {
+        Err(Failure::NotFound(_)) if arguments.revision == 0 => new_key(&arguments.key)?,
+        meant => meant?,
+    };
+    let Some(node) = &meant.node else {
+        return Err(Failure::Usage(format!(
+            "`{}` is no document of a node; only those with `state/` and `entity/` can be set",
+            meant.key
+        )));
+    };
+    let found = current(&store, &meant).await?;
+    let revision = found.as_ref().map_or(0, |document| document.revision);
+    if revision != arguments.revision {
+        return Err(conflict(&meant.key, revision, arguments.revision));
+    }
+    let version = shape(&meant, found.as_ref(), arguments.shape)?;
+    let bytes = packed(&json)?;
+    if bytes.len() > DOCUMENT_BYTES_MAX {
+        return Err(Failure::Store(format!(
+            "that is {} bytes, and a document has at most {DOCUMENT_BYTES_MAX}; write less",
+            bytes.len()
+        )));
+    }
+    let written = found.and_then(|document| document.content);
+    let name = written.map_or_else(|| meant.state.as_str().into(), |content| content.name);
+    let content = Content { name, version, bytes: bytes.into() };
+    let batch = change(&meant, node, revision + 1, content)?;
+    let committed = store.commit(vec![batch]).await.pop();
+    let committed = committed.unwrap_or_else(|| Err(happen::Error::misuse("the store gave no answer")));
+    let committed = committed.map_err(|error| match error.kind() {
+        ErrorKind::Conflict { .. } => conflict(&meant.key, revision + 1, revision),
+        _ => of_store(store.folder(), &error),
+    })?;
+    let (key, revision) = (&meant.key, revision + 1);
+    if arguments.place.json {
+        let position = position_json(committed.position);
+        return output.write_json(&json!({ "key": key, "revision": revision, "position": position }));
+    }
+    output.write(&format!("{key}  revision {revision}\n"))
+}
+
+fn conflict(key: &str, found: u64, expected: u64) -> Failure {
+    Failure::Store(format!(
+        "document `{key}` has revision {found} and not {expected}; read it again and decide again: `happen state get`"
+    ))
+}
+
+/// The content that was given, here or on standard input.
+fn content(text: &str) -> Result<Json, Failure> {
+    let mut read = String::new();
+    let text = match text {
+        "-" => {
+            let limit = CONTENT_BYTES_MAX as u64 + 1;
+            std::io::stdin().lock().take(limit).read_to_string(&mut read).map_err(Failure::Input)?;
+            &read
+        }
+        text => text,
+    };
+    if text.len() > CONTENT_BYTES_MAX {
+        return Err(Failure::Usage(format!(
+            "the content has more than {CONTENT_BYTES_MAX} bytes; write less"
+        )));
+    }
+    serde_json::from_str(text).map_err(|error| {
+        Failure::Usage(format!("the content is not JSON ({error}); a text needs quotes of its own"))
+    })
+}
+
+/// The version of the shape of what is written.
+fn shape(meant: &Meant, found: Option<&Document>, given: Option<u32>) -> Result<u32, Failure> {
+    let content = found.and_then(|document| document.content.as_ref());
+    if let Some(content) = content
+        && shown(&content.bytes)?.exactness == Exactness::Lossy
+    {
+        return Err(Failure::Usage(format!(
+            "`{}` has bytes, numbers or keys that JSON cannot say; change it from a program",
+            meant.key
+        )));
+    }
+    match (given, content) {
+        (Some(version), _) => Ok(version),
+        (None, Some(content)) => Ok(content.version),
+        (None, None) => Err(Failure::Usage(format!(
+            "`{}` says nothing yet, so the version of its shape is unknown; give it with --shape",
+            meant.key
+        ))),
+    }
+}
+
+/// A new revision of a document, and the record that says so.
+fn change(meant: &Meant, node: &str, revision: u64, content: Content) -> Result<Batch, Failure> {
+    let changes = vec![WireChange { key: meant.key.as_str().into(), revision }];
+    let record = WireRecord { changes, ..WireRecord::default() };
+    let mut bytes = Vec::new();
+    record.encode_into(&mut bytes, RECORD_BYTES_MAX)?;
+    let node: Arc<str> = node.into();
+    Ok(Batch {
+        records: vec![NewRecord { tags: vec![Tag::Node(node)], bytes: bytes.into() }],
+        documents: vec![Write {
+            key: meant.key.as_str().into(),
+            revision,
+            content: Some(content),
+            past: Past::Kept,
+        }],
+        conditions: Vec::new(),
+    })
+}
+
+/// Characters of a value in a line that tells a difference.
+const VALUE_CHARS_MAX: usize = 30;
+/// Bytes of JSON that are read: JSON is at most some four times as long as the document it becomes, but for spaces.
+const CONTENT_BYTES_MAX: usize = 4 * DOCUMENT_BYTES_MAX;
