@@ -6,13 +6,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use happen_core::env::BoxFuture;
-use happen_core::store::{Condition, Content, Document as Stored, Key, Past, Store, Write};
+use happen_core::store::{Bytes, Condition, Content, Document as Stored, Key, Past, Store, Write};
 use happen_core::{Error, ErrorKind, Result, State, state};
 
 use crate::limits;
 use crate::pure;
 use crate::stamp::Unstamped;
-use crate::sync::{Mutex, MutexGuard, lock};
+use crate::sync::{Mutex, MutexGuard, isolated, kept_going, lock};
 
 /// The documents of one space that are in memory. Those that nobody uses make room when there are many.
 pub(crate) struct Documents {
@@ -32,6 +32,9 @@ pub(crate) struct Document<S> {
     key: Key,
     store: Arc<dyn Store>,
     past: Past,
+    /// Held while a batch with this document is built, by functions of users too: they may read any document meanwhile.
+    building: Mutex<()>,
+    /// Held for moments in which no code of users runs.
     values: Mutex<Values<S>>,
 }
 
@@ -59,11 +62,18 @@ pub(crate) struct Staging<S> {
     /// there.
     tells: bool,
     /// What the step sees, and the revision it was made of.
-    view: S,
+    view: Arc<S>,
     base: u64,
     /// The revision that the document must have.
     expected: Option<u64>,
     applied: Option<Arc<Version<S>>>,
+}
+
+/// What a function made of what a step saw.
+pub(super) struct Made<S> {
+    value: S,
+    /// Whether events follow from it.
+    tells: bool,
 }
 
 /// What a step does to a document whose type is not known.
@@ -138,7 +148,8 @@ impl Documents {
 
 impl<S: State> Document<S> {
     fn new(key: Key, store: Arc<dyn Store>, past: Past) -> Self {
-        Self { key, store, past, values: Mutex::new(Values { committed: None, head: None }) }
+        let values = Mutex::new(Values { committed: None, head: None });
+        Self { key, store, past, building: Mutex::default(), values }
     }
 
     /// What is committed. Reads it on this thread when it is not in memory.
@@ -215,6 +226,19 @@ impl<S: State> AnyDocument for Document<S> {
     }
 }
 
+impl<S: State> Made<S> {
+    /// Tries a function on what a step sees.
+    ///
+    /// # Errors
+    ///
+    /// What the function refuses with, its panic, or the effect it tried to have.
+    pub(super) fn of(view: &S, change: &Change<S>) -> Result<Self> {
+        let mut events = Vec::new();
+        let value = pure::run(|| change(view.clone(), &mut events))?;
+        Ok(Self { value, tells: !events.is_empty() })
+    }
+}
+
 impl<S: State> Staging<S> {
     /// Begins to stage changes of a document, from what it will be when all that is on its way is committed: what a step
     /// makes of that is committed behind it, or not at all.
@@ -224,13 +248,18 @@ impl<S: State> Staging<S> {
     /// As [`Document::committed`].
     pub(crate) fn new(document: Arc<Document<S>>) -> Result<Self> {
         let latest = document.latest()?;
-        let (base, view) = (latest.revision, latest.value.clone());
+        let (base, view) = (latest.revision, Arc::new(latest.value.clone()));
         Ok(Self { document, changes: Vec::new(), tells: false, view, base, expected: None, applied: None })
     }
 
     /// What the step sees.
-    pub(crate) const fn view(&self) -> &S {
-        &self.view
+    pub(super) fn view(&self) -> Arc<S> {
+        Arc::clone(&self.view)
+    }
+
+    /// The number of changes so far.
+    pub(super) const fn len(&self) -> usize {
+        self.changes.len()
     }
 
     /// Has the step committed only when the document still is what the step saw.
@@ -244,11 +273,16 @@ impl<S: State> Staging<S> {
     ///
     /// What the function refuses with, its panic, or the effect it tried to have.
     pub(crate) fn change(&mut self, change: Change<S>) -> Result<()> {
-        let mut events = Vec::new();
-        self.view = pure::run(|| change(self.view.clone(), &mut events))?;
-        self.tells |= !events.is_empty();
-        self.changes.push(change);
+        let made = Made::<S>::of(&self.view, &change)?;
+        self.add(made, change);
         Ok(())
+    }
+
+    /// Adds a change that was tried, and gives back what the step saw before.
+    pub(super) fn add(&mut self, made: Made<S>, change: Change<S>) -> Arc<S> {
+        self.tells |= made.tells;
+        self.changes.push(change);
+        std::mem::replace(&mut self.view, Arc::new(made.value))
     }
 
     /// Has the step committed only when the document has this revision.
@@ -280,9 +314,13 @@ impl<S: State> Staged for Staging<S> {
 
     fn hold(&mut self) -> Box<dyn Holding + '_> {
         let Self { document, changes, tells, view, base, expected, applied } = self;
-        let (key, view) = (&document.key, (!*tells).then_some((*base, &*view)));
-        let (past, values) = (document.past, lock(&document.values));
-        Box::new(Held { key, past, values, changes, view, expected: *expected, applied })
+        let view = (!*tells).then_some((*base, &**view));
+        let building = lock(&document.building);
+        let latest = {
+            let values = lock(&document.values);
+            values.head.as_ref().or(values.committed.as_ref()).map(Arc::clone)
+        };
+        Box::new(Held { document, _building: building, latest, changes, view, expected: *expected, applied })
     }
 
     fn settle(&mut self, committed: bool) {
@@ -304,14 +342,15 @@ impl<S: State> Staged for Staging<S> {
         }
         drop(values);
         // The user's value: what its drop does is done when no lock is held.
-        drop(replaced);
+        kept_going("a state that is dropped", || drop(replaced));
     }
 }
 
 struct Held<'d, S> {
-    key: &'d Key,
-    past: Past,
-    values: MutexGuard<'d, Values<S>>,
+    document: &'d Document<S>,
+    _building: MutexGuard<'d, ()>,
+    /// What the batch builds on.
+    latest: Option<Arc<Version<S>>>,
     changes: &'d [Change<S>],
     /// What the changes made of this revision, when that is all they do.
     view: Option<(u64, &'d S)>,
@@ -321,41 +360,49 @@ struct Held<'d, S> {
 
 impl<S: State> Holding for Held<'_, S> {
     fn is_loaded(&self) -> bool {
-        self.values.head.is_some() || self.values.committed.is_some()
+        self.latest.is_some()
     }
 
     fn apply(&mut self, events: &mut Vec<Unstamped>) -> Result<Applied> {
-        let Some(latest) = self.values.head.as_ref().or(self.values.committed.as_ref()) else {
+        let key = &self.document.key;
+        let Some(latest) = &self.latest else {
             return Err(Error::misuse("a document was changed before it was read; please report this"));
         };
         if let Some(expected) = self.expected
             && expected != latest.revision
         {
-            return Err(Condition::revision_conflict(self.key, expected, latest.revision));
+            return Err(Condition::revision_conflict(key, expected, latest.revision));
         }
         if self.changes.is_empty() {
             let revision = latest.revision;
-            let condition = Condition::Revision { key: Arc::clone(self.key), revision };
+            let condition = Condition::Revision { key: Arc::clone(key), revision };
             return Ok(Applied { write: None, condition: self.expected.map(|_| condition) });
         }
-        let value = match self.view {
-            Some((base, view)) if base == latest.revision => view.clone(),
-            _ => {
-                let (changes, before) = (self.changes, latest.value.clone());
-                pure::run(|| changes.iter().try_fold(before, |value, change| change(value, events)))?
-            }
-        };
+        // Copying and writing run code of users as well.
+        let made = isolated("a state that is copied or written", || {
+            let value = match self.view {
+                Some((base, view)) if base == latest.revision => view.clone(),
+                _ => {
+                    let (changes, before) = (self.changes, latest.value.clone());
+                    pure::run(|| changes.iter().try_fold(before, |value, change| change(value, events)))?
+                }
+            };
+            let bytes: Bytes = state::encode(&value)?.into();
+            Ok::<_, Error>((value, bytes))
+        });
+        let (value, bytes) = made.and_then(|made| made)?;
         let revision = latest.revision + 1;
-        let bytes = state::encode(&value)?.into();
         let content = Content { name: S::NAME.into(), version: S::VERSION, bytes };
         *self.applied = Some(Arc::new(Version { revision, value }));
-        let write = Write { key: Arc::clone(self.key), revision, content: Some(content), past: self.past };
+        let past = self.document.past;
+        let write = Write { key: Arc::clone(key), revision, content: Some(content), past };
         Ok(Applied { write: Some(write), condition: None })
     }
 
     fn adopt(&mut self) {
         if let Some(applied) = &*self.applied {
-            self.values.head = Some(Arc::clone(applied));
+            let replaced = lock(&self.document.values).head.replace(Arc::clone(applied));
+            kept_going("a state that is dropped", || drop(replaced));
         }
     }
 
