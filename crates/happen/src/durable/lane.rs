@@ -46,6 +46,15 @@ impl Lanes {
         }
     }
 
+    /// Lets flows in of which the first to run is chosen when all of them stand in line.
+    pub(super) fn enter_all(flows: Vec<Arc<StoredFlow>>) {
+        for flow in &flows {
+            flow.node.space.flow_began();
+            lock(&flow.node.lanes().0).entry(flow.lane).or_default().waiting.push_back(Arc::clone(flow));
+        }
+        flows.iter().for_each(|flow| Self::fill(&flow.node, flow.lane));
+    }
+
     /// The place of a flow that was let in.
     pub(super) fn entered(flow: &Arc<StoredFlow>) -> Arc<Place> {
         let place = Arc::new(Place { flow: Arc::clone(flow), held: AtomicBool::new(true) });

@@ -27,6 +27,8 @@ use crate::wire::Framed;
 pub(crate) struct Resumable {
     flow: Arc<StoredFlow>,
     position: Position,
+    /// Whether it has done something already.
+    begun: bool,
 }
 
 impl Durable {
@@ -59,8 +61,9 @@ impl Durable {
                 UnfitFlows::Park => space.problem(error),
             }
         }
-        // In the order in which they were accepted, which is the order of starting.
-        found.sort_by_key(|resumable| resumable.position);
+        // In the order in which they were accepted, which is the order of starting; but what had begun goes first, or
+        // something else would come between its steps.
+        found.sort_by_key(|resumable| (!resumable.begun, resumable.position));
         Ok(found)
     }
 
@@ -74,7 +77,9 @@ impl Durable {
         for Resumable { flow, .. } in &found {
             self.begun(flow);
         }
-        found.into_iter().for_each(|resumable| Lanes::enter(resumable.flow));
+        let (begun, waiting): (Vec<_>, Vec<_>) = found.into_iter().partition(|resumable| resumable.begun);
+        begun.into_iter().for_each(|resumable| Lanes::enter(resumable.flow));
+        Lanes::enter_all(waiting.into_iter().map(|resumable| resumable.flow).collect());
     }
 
     /// Reads who the space is, or makes it somebody.
@@ -148,6 +153,7 @@ impl Durable {
             _ => None,
         };
         let points: Vec<_> = step.points.iter().map(Point::of).collect();
+        let begun = step.number > 0 || step.attempt > 1 || !points.is_empty();
         let progress = Progress {
             expected: points.iter().filter_map(|point| Expected::of(self, point)).collect(),
             revision: document.revision,
@@ -171,7 +177,7 @@ impl Durable {
         };
         let flow = StoredFlow::new(&node, Arc::from(&**registration), arrived, lane, None, progress);
         flow.set_framed(framed);
-        Ok(Ok(Resumable { flow, position }))
+        Ok(Ok(Resumable { flow, position, begun }))
     }
 
     /// An event of the log, with its bytes and its place.
