@@ -208,9 +208,6 @@ pub const VIEWS_FOLLOWED_MAX: usize = 1_000;
 /// How often references are followed anew because they changed meanwhile.
 pub const VIEWS_TRIES_MAX: u32 = 16;
 
-/// Events that wait for a flow that waits for them, before it looks into the log instead.
-pub const WAIT_EVENTS_MAX: usize = 64;
-
 /// Calls that wait for the writer of an embedded store; the next caller waits for a place. Far more than one group
 /// takes, so that the disk never waits for callers, and few enough that the last of them waits for some tens of
 /// milliseconds.
