@@ -1,5 +1,6 @@
 //! What goes wrong around durable nodes, one thing at a time: a store that fails at a certain commit, a runtime that
 //! ends, senders that give up, code of users that panics or waits for itself, and clocks, steps and shapes that change.
+#![expect(clippy::unwrap_used, reason = "whatever is not there fails the test, wherever it is looked for")]
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
@@ -282,5 +283,300 @@ fn a_question_that_is_given_up_while_it_is_committed_holds_up_nobody() {
         assert_eq!(done.len(), 40, "{done:?}");
         assert_eq!(world.keys("flow/").await, Vec::<String>::new());
         assert_eq!(failures.load(Ordering::SeqCst), 0, "the store never failed");
+    });
+}
+
+/// Runs a test on a thread of its own, so that one that waits for itself fails and does not hang.
+fn in_time(work: impl FnOnce() + Send + 'static) {
+    let (tell, told) = std::sync::mpsc::channel();
+    let thread = std::thread::Builder::new().spawn(move || {
+        work();
+        drop(tell.send(()));
+    });
+    match told.recv_timeout(secs(20)) {
+        Ok(()) => {}
+        Err(std::sync::mpsc::RecvTimeoutError::Timeout) => panic!("it waits for itself"),
+        Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {
+            std::panic::resume_unwind(thread.unwrap().join().unwrap_err());
+        }
+    }
+}
+
+/// Reads states while it reads and changes others.
+fn look_around(job: &Event<Job>, cx: &Context) -> happen::Result<u64> {
+    let sees = cx.clone();
+    cx.state::<Left>().set(move |left| {
+        let right = sees.state::<Right>().get(|right| right.count);
+        let own = sees.state::<Left>().get(|left| left.count);
+        Left { count: left.count + 1 + (right + own) * 0 }
+    })?;
+    let sum = cx.state::<Left>().get(|left| cx.state::<Right>().get(|right| left.count + right.count));
+    let number = job.number;
+    let sees = cx.clone();
+    cx.state::<Right>().set(move |right| {
+        let left = sees.state::<Left>().get(|left| left.count);
+        Right { count: right.count + 1 + (left + number) * 0 }
+    })?;
+    Ok(sum)
+}
+
+#[test]
+fn a_function_of_a_state_may_read_other_states_and_its_own() {
+    in_time(|| {
+        let world = World::new(1);
+        world.sim.run(async {
+            let space = world.space();
+            space.node("node").on("job", look_around);
+            space.start().await.unwrap();
+            for number in 0..20 {
+                space.send("node", Job { number }).forget();
+            }
+            let sum = space.send("node", Job { number: 3 }).reply::<u64>().await.unwrap();
+            assert!(*sum > 0);
+            space.settled(secs(10)).await.unwrap();
+            assert_eq!(space.find("node").unwrap().state::<Right>().get(|right| right.count), 21);
+        });
+    });
+}
+
+fn left_then_right(_: &Event<Job>, cx: &Context) -> happen::Result<()> {
+    let sees = cx.clone();
+    cx.state::<Left>().set(move |left| {
+        let right = sees.state::<Right>().get(|right| right.count);
+        Left { count: left.count + 1 + right * 0 }
+    })?;
+    cx.state::<Right>().set(|right| Right { count: right.count + 1 })
+}
+
+fn right_then_left(_: &Event<Part>, cx: &Context) -> happen::Result<()> {
+    let sees = cx.clone();
+    cx.state::<Right>().set(move |right| {
+        let left = sees.state::<Left>().get(|left| left.count);
+        Right { count: right.count + 1 + left * 0 }
+    })?;
+    cx.state::<Left>().set(|left| Left { count: left.count + 1 })
+}
+
+#[test]
+fn flows_that_change_two_states_in_opposite_order_on_several_threads_all_end() {
+    in_time(|| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
+        runtime.unwrap().block_on(async {
+            let env: Arc<dyn Env> = Arc::new(happen::env::RealEnv::new());
+            let store = Arc::new(MemoryStore::new(Arc::clone(&env)));
+            let space = Space::with_store(Config::default(), env, store).unwrap();
+            let node = space.node("node");
+            node.on("job", left_then_right);
+            node.on("part", right_then_left);
+            space.start().await.unwrap();
+            for number in 0..2_000 {
+                space.send("node", Job { number }).forget();
+                space.send("node", Part { number }).forget();
+            }
+            space.settled(secs(15)).await.unwrap();
+            assert_eq!(node.state::<Left>().get(|left| left.count), 4_000);
+            assert_eq!(node.state::<Right>().get(|right| right.count), 4_000);
+        });
+    });
+}
+
+async fn wait_for_the_last(_: Event<Job>, cx: Context) -> happen::Result<u64> {
+    let wanted = |event: &Event| event.get("number").and_then(serde_json::Value::as_u64) == Some(199);
+    let event = cx.wait_for_one("part", secs(600), wanted).await?;
+    Ok(event.get("number").and_then(serde_json::Value::as_u64).unwrap_or_default())
+}
+
+#[test]
+fn an_event_that_is_waited_for_is_found_behind_a_burst_of_others() {
+    let world = World::new(1);
+    world.sim.run(async {
+        let space = world.space();
+        worker(&space);
+        space.node("waiter").on("job", wait_for_the_last);
+        space.start().await.unwrap();
+        space.send("waiter", Job { number: 1 }).await.unwrap();
+        world.sim.env().sleep(secs(1)).await;
+        for number in 0..200 {
+            space.broadcast(Part { number }).unwrap();
+        }
+        let before = world.sim.now();
+        for _ in 0..100 {
+            if world.keys("flow/").await.is_empty() {
+                break;
+            }
+            world.sim.env().sleep(millis(10)).await;
+        }
+        assert!(world.sim.now() - before < secs(1), "it was found by nobody");
+        assert_eq!(world.keys("dead/").await, Vec::<String>::new());
+    });
+}
+
+async fn open(job: Event<Job>, cx: Context) -> happen::Result<Step> {
+    cx.state::<Done>().set(does(format!("open {}", job.number)))?;
+    happen::next(close)
+}
+
+async fn close(job: Event<Job>, cx: Context) -> happen::Result<Step> {
+    cx.sleep(secs(5)).await;
+    cx.state::<Done>().set(does(format!("close {}", job.number)))?;
+    done(job.number)
+}
+
+/// The flow that runs at a serial node goes on before those that were accepted earlier and have not begun.
+#[test]
+fn a_serial_node_ends_what_it_had_begun_before_it_begins_something_else() {
+    for order in [QueueOrder::Fifo, QueueOrder::Lifo, QueueOrder::Priority] {
+        let build = |space: &Space| {
+            let node = space.node("node").serial().queue_order(order);
+            node.on("job", open).step(close);
+        };
+        let world = World::new(1);
+        let env = world.sim.env();
+        world.sim.run(async {
+            let space = world.space();
+            build(&space);
+            space.start().await.unwrap();
+            for number in 1..=5 {
+                space.send("node", Job { number }).priority(number as i64).forget();
+            }
+            env.sleep(secs(12)).await;
+        });
+        let world = world.killed();
+        world.sim.run(async {
+            let space = world.space();
+            build(&space);
+            space.start().await.unwrap();
+            space.settled(secs(600)).await.unwrap();
+            for _ in 0..100 {
+                world.sim.env().sleep(secs(1)).await;
+            }
+            let lines = done_by(&space, "node");
+            assert_eq!(lines.len(), 10, "{order:?} {lines:?}");
+            for pair in lines.chunks(2) {
+                let number = pair[0].strip_prefix("open ");
+                assert_eq!(pair[1].strip_prefix("close "), number, "{order:?} {lines:?}");
+            }
+            if order != QueueOrder::Fifo {
+                let numbers: Vec<_> = lines.iter().filter_map(|line| line.strip_prefix("open ")).collect();
+                assert_eq!(numbers, ["1", "5", "4", "3", "2"], "{order:?}");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_step_that_goes_on_with_itself_for_ever_is_stopped() {
+    async fn round(_: Event<Job>, _: Context) -> happen::Result<Step> {
+        again()
+    }
+    let world = World::new(1);
+    world.sim.run(async {
+        let space = world.space();
+        let node = space.node("node").steps_max(5);
+        node.on("job", round);
+        space.start().await.unwrap();
+        let error = space.send("node", Job { number: 1 }).reply::<u64>().within(secs(60)).await.unwrap_err();
+        assert_eq!(error.code(), "runaway", "{error}");
+        assert_eq!(world.keys("dead/").await.len(), 1);
+        assert_eq!(world.keys("flow/").await, Vec::<String>::new());
+    });
+}
+
+/// Panics when it is dropped.
+struct Brittle;
+
+impl Drop for Brittle {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            std::panic::resume_unwind(Box::new("brittle"));
+        }
+    }
+}
+
+async fn drops_badly(_: Event<Job>, cx: Context) -> happen::Result<()> {
+    let brittle = Brittle;
+    cx.sleep(secs(3_600)).await;
+    drop(brittle);
+    Ok(())
+}
+
+async fn hangs_badly(_: Event<Part>, _: Context) -> happen::Result<()> {
+    let _brittle = Brittle;
+    std::future::pending().await
+}
+
+#[test]
+fn a_value_that_panics_when_it_is_dropped_ends_its_flow_and_nothing_else() {
+    let world = World::new(1);
+    world.sim.run(async {
+        let space = world.space();
+        let node = space.node("node").flow_time_max(secs(1)).attempts(1, millis(1));
+        node.on("job", drops_badly);
+        node.on("part", hangs_badly);
+        space.start().await.unwrap();
+        let error = space.send("node", Job { number: 1 }).reply::<()>().within(secs(60)).await.unwrap_err();
+        assert!(
+            ["panicked", "timed-out"].contains(&error.code()) && !error.to_string().contains("60s"),
+            "{error}"
+        );
+        space.send("node", Part { number: 1 }).forget();
+        world.sim.env().sleep(millis(10)).await;
+        let flows = node.flows();
+        assert_eq!(flows.into_iter().map(|flow| node.cancel(flow)).sum::<usize>(), 1);
+        space.settled(secs(10)).await.unwrap();
+        assert_eq!(world.keys("flow/").await, Vec::<String>::new());
+    });
+}
+
+/// Panics when it is copied or written with a number that is no good.
+#[derive(happen::State, Default, Debug, Deserialize)]
+#[state("fragile", version = 1)]
+struct Fragile {
+    count: u64,
+}
+
+impl Clone for Fragile {
+    fn clone(&self) -> Self {
+        if self.count == 13 {
+            std::panic::resume_unwind(Box::new("not this one"));
+        }
+        Self { count: self.count }
+    }
+}
+
+impl Serialize for Fragile {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if self.count == 7 {
+            std::panic::resume_unwind(Box::new("not this one"));
+        }
+        #[derive(Serialize)]
+        struct Whole {
+            count: u64,
+        }
+        Whole { count: self.count }.serialize(serializer)
+    }
+}
+
+fn count_to(job: &Event<Job>, cx: &Context) -> happen::Result<()> {
+    let count = job.number;
+    cx.state::<Fragile>().set(move |_| Fragile { count })
+}
+
+#[test]
+fn a_state_that_panics_when_it_is_written_fails_the_step_and_nothing_else() {
+    let world = World::new(1);
+    world.sim.run(async {
+        let space = world.space();
+        let node = space.node("node").attempts(2, millis(1));
+        node.on("job", count_to);
+        space.start().await.unwrap();
+        for bad in [7, 13] {
+            let error =
+                space.send("node", Job { number: bad }).reply::<()>().within(secs(60)).await.unwrap_err();
+            assert_eq!(error.code(), "panicked", "{bad}: {error}");
+        }
+        space.send("node", Job { number: 3 }).reply::<()>().await.unwrap();
+        assert_eq!(node.state::<Fragile>().get(|fragile| fragile.count), 3);
+        space.settled(secs(10)).await.unwrap();
     });
 }

@@ -1,6 +1,7 @@
 //! Real processes that are killed at any moment while the bank and the shop run on a folder, and the next ones that go on.
 //! What was acknowledged is there, once, and the folder is whole.
 #![cfg(all(feature = "embedded", unix))]
+#![expect(clippy::unwrap_used, reason = "whatever is not there fails the test, wherever it is looked for")]
 #![expect(
     clippy::disallowed_methods,
     reason = "processes are real, and so are the moments at which they are killed"
@@ -45,7 +46,7 @@ fn survive(run: u64, env: &RealEnv) {
     let mut moments = Vec::new();
     for life in 0..lives {
         let mut child = start(folder.path(), life, "hasty");
-        let moment = millis(20 + env.random_u64() % 500);
+        let moment = millis(20 + env.random_u64() % 350);
         moments.push(moment);
         std::thread::sleep(moment);
         child.0.kill().unwrap();

@@ -31,7 +31,7 @@ use crate::flow::{self, FlowInner, Held, Outcome, Polled};
 use crate::limits;
 use crate::node::NodeInner;
 use crate::stream::{Sink, Source};
-use crate::sync::{Mutex, lock};
+use crate::sync::{Mutex, kept_going, lock};
 use crate::table::Table;
 use crate::wire::Framed;
 
@@ -250,12 +250,29 @@ impl StoredFlow {
         let lane = Lanes::entered(&self);
         drop(self.storing.lock().await);
         if !self.refused.load(Ordering::SeqCst) {
-            while let Turn::Again = self.turn().await {}
+            while let Turn::Again = self.whole_turn().await {}
         }
         self.durable().ended(&self);
         drop(lane);
         self.let_go();
         self.node.space.flow_ended();
+    }
+
+    /// A turn that ends whatever panics in it: what users' values do when they are copied, written or dropped is not only done
+    /// in functions of theirs.
+    async fn whole_turn(self: &Arc<Self>) -> Turn {
+        let panic = {
+            let mut turn = Box::pin(self.turn());
+            let polled = poll_fn(|task| match catch_unwind(AssertUnwindSafe(|| turn.as_mut().poll(task))) {
+                Ok(polled) => polled.map(Ok),
+                Err(panic) => Poll::Ready(Err(panic)),
+            });
+            match polled.await {
+                Ok(turn) => return turn,
+                Err(panic) => Error::panicked(&*panic),
+            }
+        };
+        self.commit(&self.empty_stage(), Err(panic)).await
     }
 
     /// Stores a flow that has to wait for its turn: whoever sent its event need not wait for that.
@@ -441,7 +458,7 @@ impl StoredFlow {
         let mut late = time_max.map(|time| (time, self.node.space.env.sleep(time)));
         let mut interrupt: Pin<Box<dyn Future<Output = ()> + Send + '_>> =
             Box::pin(self.interrupt.notified());
-        poll_fn(|task| {
+        let ended = poll_fn(|task| {
             while interrupt.as_mut().poll(task).is_ready() {
                 interrupt = Box::pin(self.interrupt.notified());
                 if let Some(interrupt) = self.interrupted() {
@@ -480,7 +497,9 @@ impl StoredFlow {
                 Err(panic) => Poll::Ready(Ok(Err(Error::panicked(&*panic)))),
             }
         })
-        .await
+        .await;
+        kept_going("a step that is left", || drop(future));
+        ended
     }
 
     /// Leaves a step that did not end.
