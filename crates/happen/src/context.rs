@@ -356,9 +356,9 @@ impl Context {
 
     /// Waits; in a test with virtual time, without waiting.
     ///
-    /// A durable node remembers until when: after a crash the step is run again and waits for what is left. Meanwhile it
-    /// takes no place among the events that are handled at once, unless the node is serial. A step that cannot have this
-    /// remembered fails.
+    /// A durable node remembers until when, from [`SLEEP_REMEMBERED_MS`](crate::limits::SLEEP_REMEMBERED_MS) on: after a
+    /// crash the step is run again and waits for what is left. Meanwhile it takes no place among the events that are handled
+    /// at once, unless the node is serial. A step that cannot have this remembered fails.
     #[doc(alias = "setTimeout")]
     pub async fn sleep(&self, time: Duration) {
         let Some(stage) = self.0.stage() else { return self.0.node().space.env.sleep(time).await };

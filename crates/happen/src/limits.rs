@@ -208,6 +208,10 @@ pub const VIEWS_FOLLOWED_MAX: usize = 1_000;
 /// How often references are followed anew because they changed meanwhile.
 pub const VIEWS_TRIES_MAX: u32 = 16;
 
+/// Milliseconds from which on a durable node remembers that it sleeps. A shorter sleep is over before a commit would pay: a
+/// step that is run again sleeps again.
+pub const SLEEP_REMEMBERED_MS: u64 = 1_000;
+
 /// Calls that wait for the writer of an embedded store; the next caller waits for a place. Far more than one group
 /// takes, so that the disk never waits for callers, and few enough that the last of them waits for some tens of
 /// milliseconds.

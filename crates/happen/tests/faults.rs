@@ -580,3 +580,229 @@ fn a_state_that_panics_when_it_is_written_fails_the_step_and_nothing_else() {
         space.settled(secs(10)).await.unwrap();
     });
 }
+
+async fn never(_: Event<Job>, cx: Context) -> happen::Result<()> {
+    cx.wait_for("nothing.ever", None).await.map(drop)
+}
+
+async fn asks_never(job: Event<Part>, cx: Context) -> happen::Result<u64> {
+    Ok(*cx.send("never", Job { number: job.number }).reply::<u64>().await?)
+}
+
+/// Wherever a flow is when it is cancelled, it ends, whoever asked is told, and nothing is left of it.
+#[test]
+fn a_flow_is_cancelled_in_whatever_it_does() {
+    for (after, node) in
+        (0..40).flat_map(|after| [(after, "asker"), (after, "sleeper"), (after, "slow"), (after, "retrier")])
+    {
+        let world = World::new(after);
+        world.store.takes(millis(8));
+        let env = world.sim.env();
+        world.sim.run(async {
+            let space = world.space();
+            space.node("never").on("job", never);
+            space.node("asker").serial().on("part", asks_never);
+            space
+                .node("sleeper")
+                .on("part", |_: Event<Part>, cx: Context| async move { cx.sleep(secs(9_999)).await });
+            space.node("slow").on("part", |_: Event<Part>, cx: Context| async move {
+                cx.once("slow", |_| async { std::future::pending::<happen::Result<u64>>().await }).await
+            });
+            let retrier = space.node("retrier").attempts(100, secs(100));
+            retrier
+                .on("part", |_: &Event<Part>, _: &Context| -> happen::Result<()> { Err(Error::msg("no")) });
+            space.start().await.unwrap();
+            let told = Arc::new(AtomicU32::new(0));
+            for number in 0..3 {
+                let (space, told) = (space.clone(), Arc::clone(&told));
+                env.spawn(Box::pin(async move {
+                    let reply = space.send(node, Part { number }).reply::<u64>().await;
+                    assert!(reply.is_err());
+                    told.fetch_add(1, Ordering::SeqCst);
+                }));
+            }
+            env.sleep(millis(after)).await;
+            // Some may only arrive now.
+            for _ in 0..200 {
+                for node in [node, "never"] {
+                    let node = space.find(node).unwrap();
+                    node.flows().into_iter().for_each(|flow| {
+                        node.cancel(flow);
+                    });
+                }
+                if told.load(Ordering::SeqCst) == 3 {
+                    break;
+                }
+                env.sleep(millis(5)).await;
+            }
+            assert_eq!(told.load(Ordering::SeqCst), 3, "{node} after {after} ms: somebody waits for ever");
+            space.settled(secs(10)).await.unwrap();
+            env.sleep(secs(1)).await;
+            assert_eq!(world.keys("flow/").await, Vec::<String>::new(), "{node} after {after} ms");
+        });
+    }
+}
+
+/// What one node cannot do any more is not lost with it, and whoever asked is told.
+#[test]
+fn a_node_that_is_destroyed_under_its_flows_leaves_nobody_waiting() {
+    for after in [0, 3, 10, 2_000] {
+        let world = World::new(after);
+        world.store.takes(millis(8));
+        let env = world.sim.env();
+        world.sim.run(async {
+            let space = world.space();
+            let node = space.node("node").serial();
+            node.on("job", |_: Event<Job>, cx: Context| async move { cx.sleep(secs(3_600)).await });
+            space.start().await.unwrap();
+            let told = Arc::new(AtomicU32::new(0));
+            for number in 0..3 {
+                let (space, told) = (space.clone(), Arc::clone(&told));
+                env.spawn(Box::pin(async move {
+                    assert!(space.send("node", Job { number }).reply::<()>().await.is_err());
+                    told.fetch_add(1, Ordering::SeqCst);
+                }));
+            }
+            env.sleep(millis(after)).await;
+            node.destroy();
+            env.sleep(secs(10)).await;
+            assert_eq!(told.load(Ordering::SeqCst), 3, "after {after} ms");
+            space.settled(secs(10)).await.unwrap();
+            assert_eq!(space.flows_under_way(), 0);
+            space.stop().await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_registration_that_is_taken_back_under_its_flows_makes_them_dead_letters() {
+    let world = World::new(1);
+    let env = world.sim.env();
+    world.sim.run(async {
+        let space = world.space();
+        let node = space.node("node");
+        let registration = node.on("job", open).step(close);
+        space.start().await.unwrap();
+        space.send("node", Job { number: 1 }).await.unwrap();
+        env.sleep(secs(1)).await;
+        registration.off();
+        space.settled(secs(60)).await.unwrap();
+        for _ in 0..10 {
+            env.sleep(secs(1)).await;
+        }
+        // The step under way goes on to its end, as in memory.
+        assert_eq!(done_by(&space, "node"), ["open 1", "close 1"]);
+        assert_eq!(world.keys("flow/").await, Vec::<String>::new());
+    });
+}
+
+/// What is under way when a space is stopped is left, and does not hold it up.
+#[test]
+fn a_space_that_stops_waits_for_what_is_under_way_once_and_not_twice() {
+    for latency in [0, 40, 900] {
+        let world = World::new(latency);
+        world.store.takes(millis(latency));
+        let env = world.sim.env();
+        world.sim.run(async {
+            let space = world.space_with(Config { drain_ms: 2_000, ..Config::default() });
+            worker(&space);
+            async fn chain(job: Event<Job>, cx: Context) -> happen::Result<Step> {
+                cx.send("worker", Part { number: job.number }).await?;
+                again()
+            }
+            space.node("chain").on("job", chain);
+            space.start().await.unwrap();
+            for number in 0..5 {
+                space.send("chain", Job { number }).forget();
+            }
+            env.sleep(millis(500)).await;
+            let before = world.sim.now();
+            drop(space.stop().await);
+            let took = world.sim.now() - before;
+            assert!(took < millis(2_000 + 3 * latency + 500), "{latency}: {took:?}");
+        });
+    }
+}
+
+#[test]
+fn a_hundred_thousand_flows_leave_nothing_in_memory() {
+    let world = World::new(1);
+    let sim = Simulator::new(1).steps_max(1 << 40);
+    let disk: Arc<dyn Store> = Arc::new(MemoryStore::new(sim.env()));
+    sim.run(async {
+        let space = Space::with_store(Config::default(), sim.env(), Arc::clone(&disk)).unwrap();
+        let node = space.node("node").serial_by(|job: &Job| job.number % 1_000);
+        node.on("job", |_: &Event<Job>, _: &Context| {});
+        space.node("asker").on("part", |part: Event<Part>, cx: Context| async move {
+            cx.send("node", Job { number: part.number }).await.map(drop)
+        });
+        space.start().await.unwrap();
+        for number in 0..50_000 {
+            space.send("asker", Part { number }).await.unwrap();
+        }
+        space.settled(secs(60)).await.unwrap();
+        assert_eq!(space.flows_under_way(), 0);
+        assert_eq!((node.waiting(), node.flows().len()), (0, 0));
+        // What the space says of itself: flows by their events, and lanes by their keys.
+        let text = format!("{space:?}");
+        assert!(!text.contains("flows"), "{text}");
+    });
+    drop(world);
+}
+
+#[test]
+fn two_spaces_over_one_store_at_once_do_nothing_twice() {
+    for seed in 0..30 {
+        let world = World::new(seed);
+        world.store.takes(millis(5));
+        let other = FaultyStore::new(Arc::clone(&world.disk), world.sim.env());
+        other.takes(millis(5));
+        let env = world.sim.env();
+        world.sim.run(async {
+            let mut spaces = Vec::new();
+            let first = world.space();
+            build_pair(&first);
+            first.start().await.unwrap();
+            for number in 0..10 {
+                first.send("asker", Job { number }).await.unwrap();
+            }
+            spaces.push(first);
+            let second =
+                Space::with_store(Config::default(), env.clone(), Arc::clone(&other) as Arc<dyn Store>)
+                    .unwrap();
+            build_pair(&second);
+            second.start().await.unwrap();
+            for number in 10..20 {
+                second.send("asker", Job { number }).await.unwrap();
+            }
+            spaces.push(second);
+            for space in &spaces {
+                space.settled(secs(600)).await.unwrap();
+            }
+            for space in spaces {
+                drop(space.stop().await);
+            }
+        });
+        let world = world.killed();
+        world.sim.run(async {
+            let space = world.space();
+            build_pair(&space);
+            space.start().await.unwrap();
+            for _ in 0..20 {
+                space.settled(secs(600)).await.unwrap();
+                world.sim.env().sleep(secs(1)).await;
+            }
+            let mut done = done_by(&space, "worker");
+            done.sort_by_key(|number| number.parse::<u64>().unwrap());
+            let expected: Vec<_> = (0..20).map(|number| number.to_string()).collect();
+            assert_eq!(done, expected, "seed {seed}");
+            assert_eq!(world.keys("flow/").await, Vec::<String>::new());
+            assert_eq!(world.keys("dead/").await, Vec::<String>::new());
+        });
+    }
+}
+
+fn build_pair(space: &Space) {
+    worker(space);
+    space.node("asker").attempts(50, millis(10)).on("job", ask_once);
+}

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::commit::Ticket;
 use super::flow::StoredFlow;
-use super::lane::Lanes;
+use super::lane::{Lanes, check_room};
 use super::record::event_record;
 use super::stage::Whereto;
 use super::{Durable, Told};
@@ -33,7 +33,7 @@ pub(crate) fn deliver(
     event: &dyn ErasedEvent,
     mut want: Want,
 ) -> Result<Delivered> {
-    Lanes::check_room(node, table)?;
+    check_room(node, table)?;
     let along = want.take_along().map(|along| *along).unwrap_or_default();
     let flows = flows_for(node, table, entries, event)?;
     let (to, from) = oneshot::channel();
@@ -59,7 +59,7 @@ pub(crate) fn publish(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, nodes: &
                 continue;
             }
         };
-        match Lanes::check_room(node, &table).and_then(|()| flows_for(node, &table, &route.entries, event)) {
+        match check_room(node, &table).and_then(|()| flows_for(node, &table, &route.entries, event)) {
             Ok(more) => flows.extend(more),
             Err(error) if matches!(error.kind(), ErrorKind::NoHandler { .. }) => {}
             Err(error) => space.bury(event, &node.name, &error),

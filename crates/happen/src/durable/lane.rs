@@ -113,24 +113,16 @@ impl Lanes {
         }
     }
 
+    /// Whether a flow without a key could run at once.
+    fn has_room(&self, table: &Table) -> bool {
+        let lanes = lock(&self.0);
+        let running = lanes.get(&None).map_or(0, |places| places.running);
+        matches!(table.lane, Lane::Concurrent) && running < room(table, None)
+    }
+
     /// The number of flows that wait.
     pub(crate) fn waiting(&self) -> usize {
         lock(&self.0).values().map(|places| places.waiting.len()).sum()
-    }
-
-    /// Refuses an event from outside when too many wait.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Busy`].
-    pub(super) fn check_room(node: &Arc<NodeInner>, table: &Table) -> Result<()> {
-        let (waiting, limit) = (node.lanes().waiting(), table.options.queue_limit);
-        node.space.note_pressure(node, waiting, limit);
-        if waiting > limit || (waiting == limit && limit > 0) {
-            let what = format!("queue of node `{}` ({limit} events)", node.name);
-            return Err(Error::new(ErrorKind::Busy { what }).at_node(&node.name));
-        }
-        Ok(())
     }
 
     /// The key of the serial gate that a flow is in.
@@ -138,6 +130,22 @@ impl Lanes {
         let serial = flow.lane.is_some() || flow.node.table.load().options.max_concurrent == 1;
         serial.then(|| flow.lane.unwrap_or(0))
     }
+}
+
+/// Refuses a further event when too many wait.
+///
+/// # Errors
+///
+/// [`ErrorKind::Busy`].
+pub(crate) fn check_room(node: &Arc<NodeInner>, table: &Table) -> Result<()> {
+    let (waiting, limit) = (node.lanes().waiting(), table.options.queue_limit);
+    node.space.note_pressure(node, waiting, limit);
+    let runs = node.lanes().has_room(table);
+    if !runs && waiting >= limit {
+        let what = format!("queue of node `{}` ({limit} events)", node.name);
+        return Err(Error::new(ErrorKind::Busy { what }).at_node(&node.name));
+    }
+    Ok(())
 }
 
 fn room(table: &Table, lane: Option<u64>) -> u32 {

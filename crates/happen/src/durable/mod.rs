@@ -43,7 +43,7 @@ use wait::Waiters;
 pub(crate) use accept::{deliver, publish};
 pub(crate) use document::{Change, Document, Documents, Staging};
 pub(crate) use flow::StoredFlow;
-pub(crate) use lane::Lanes;
+pub(crate) use lane::{Lanes, check_room};
 pub(crate) use outside::commit as commit_outside;
 pub(crate) use point::{ask, once, sleep};
 pub(crate) use stage::{Stage, Whereto};

@@ -26,6 +26,7 @@ use super::stage::{Point, Stage, Whereto};
 use super::whole::Whole;
 use crate::dispatch::{self, Delivered, Joined, Reply, Want};
 use crate::flow::Outcome;
+use crate::limits;
 use crate::send::Sender;
 
 /// Asks a node from a step, and waits for the answer. The question is committed before it leaves; a step that is run
@@ -374,6 +375,10 @@ pub(crate) async fn sleep(stage: Arc<Stage>, time: Duration) -> Result<()> {
     let flow = Arc::clone(&stage.flow);
     let env = &flow.node.space.env;
     let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    if millis < limits::SLEEP_REMEMBERED_MS {
+        env.sleep(time).await;
+        return Ok(());
+    }
     let due_unix_ms = match stage.point(PointKind::Sleep, ordinal, "")? {
         Some(known) if known.kind == PointKind::Sleep => known.due_unix_ms,
         Some(known) => return Err(diverged_to(&stage, &known, "slept")),

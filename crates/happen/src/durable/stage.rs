@@ -340,6 +340,14 @@ impl Stage {
         })
     }
 
+    /// Whether an earlier run of the step has asked something as this effect.
+    pub(crate) fn has_asked(&self, ordinal: u32) -> bool {
+        lock(&self.effects)
+            .points
+            .iter()
+            .any(|known| known.kind == PointKind::Ask && known.ordinal == ordinal)
+    }
+
     /// Notes a point, or what came of it.
     pub(super) fn note(&self, point: Point) -> Result<()> {
         self.with(|effects| {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use happen_core::event::Purpose;
-use happen_core::{Batch, ErasedEvent, Error, EventId, EventType, Parcel, Payload, Result};
+use happen_core::{Batch, ErasedEvent, Error, ErrorKind, EventId, EventType, Parcel, Payload, Result};
 
 use super::target::To;
 use super::{Begun, Extras, Sender, Told, away, empty_batch, mixed_batch, resolve, unknown_parcel};
@@ -29,7 +29,8 @@ pub(super) fn begin<T: Payload>(
     let ordinal = ordinal(stage, extras);
     let event = stamped(within, parcel, purpose, extras, ordinal)?;
     let id = event.envelope().id;
-    let whereto = whereto(within.0, to, &event).map_err(|error| error.at_event(id))?;
+    let known = purpose == Purpose::Ask && stage.has_asked(ordinal);
+    let whereto = whereto(within.0, to, &event, known).map_err(|error| error.at_event(id))?;
     match purpose {
         Purpose::Stream => Err(no_stream().at_event(id)),
         Purpose::Ask => {
@@ -125,15 +126,23 @@ fn stamped<T: Payload>(
     }
 }
 
-/// Where an event goes, when it will be taken there: what keeps a node from it is told now, and not after the commit.
-fn whereto(sender: Sender<'_>, to: &To<'_>, event: &Arc<dyn ErasedEvent>) -> Result<Whereto> {
+/// Where an event goes, when it will be taken there: what keeps a node from it is told now, and not after the commit. A
+/// question that an earlier run of the step has asked is not asked again, so nothing keeps a node from it.
+fn whereto(sender: Sender<'_>, to: &To<'_>, event: &Arc<dyn ErasedEvent>, known: bool) -> Result<Whereto> {
     let space = sender.space();
     match resolve(space, to) {
+        Ok(node) if known => Ok(Whereto::Node(node)),
+        Err(error) if known && matches!(error.kind(), ErrorKind::NoSuchNode { .. }) => {
+            Ok(Whereto::Away(to.name().into()))
+        }
         Ok(node) => {
             let table = node.table.load();
             let mut uncached = None;
             dispatch::admissible(&node, &table, &**event, &mut uncached)
                 .map_err(|error| error.at_node(&node.name))?;
+            if node.is_durable() {
+                durable::check_room(&node, &table)?;
+            }
             Ok(Whereto::Node(node))
         }
         Err(error) if away(space, &error) => Ok(Whereto::Away(to.name().into())),
