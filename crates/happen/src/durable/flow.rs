@@ -32,7 +32,7 @@ use crate::limits;
 use crate::node::NodeInner;
 use crate::stream::{Sink, Source};
 use crate::sync::{Mutex, kept_going, lock};
-use crate::table::Table;
+use crate::table::{Phase, Table};
 use crate::wire::Framed;
 
 /// One run of one registration for one event, remembered by the store from its first commit on.
@@ -225,8 +225,13 @@ impl StoredFlow {
         self.interrupt.notify_one();
     }
 
+    /// Whether its node was destroyed. What is stored stays, and goes on where the node is made again.
+    pub(super) fn is_left(&self) -> bool {
+        self.node.table.load().phase == Phase::Closed
+    }
+
     fn interrupted(&self) -> Option<Interrupt> {
-        if self.durable().is_stopping() {
+        if self.durable().is_stopping() || self.is_left() {
             return Some(Interrupt::Stop);
         }
         self.cancelled.load(Ordering::SeqCst).then_some(Interrupt::Cancel)
@@ -320,6 +325,11 @@ impl StoredFlow {
         let effects = Effects::of(values, points);
         let stage = Stage::new(self, number, attempt, at_unix_ms, effects);
         let ended = match self.run(&stage).await {
+            // A node that was destroyed meanwhile knows none of its steps any more.
+            Ok(Err(_)) if self.is_left() => {
+                drop(stage.close());
+                return self.leave(Interrupt::Stop).await;
+            }
             Ok(ended) => ended,
             Err(interrupt) => {
                 drop(stage.close());

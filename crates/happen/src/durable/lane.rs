@@ -35,8 +35,9 @@ impl Lanes {
     pub(super) fn enter(flow: Arc<StoredFlow>) {
         let node = Arc::clone(&flow.node);
         let lane = flow.lane;
-        node.space.flow_began();
-        lock(&node.lanes().0).entry(lane).or_default().waiting.push_back(Arc::clone(&flow));
+        if !Self::stand_in_line(&flow) {
+            return;
+        }
         Self::fill(&node, lane);
         let waits = lock(&node.lanes().0)
             .get(&lane)
@@ -48,11 +49,23 @@ impl Lanes {
 
     /// Lets flows in of which the first to run is chosen when all of them stand in line.
     pub(super) fn enter_all(flows: Vec<Arc<StoredFlow>>) {
-        for flow in &flows {
-            flow.node.space.flow_began();
-            lock(&flow.node.lanes().0).entry(flow.lane).or_default().waiting.push_back(Arc::clone(flow));
-        }
+        let flows: Vec<_> = flows.into_iter().filter(Self::stand_in_line).collect();
         flows.iter().for_each(|flow| Self::fill(&flow.node, flow.lane));
+    }
+
+    /// Puts a flow in line; not where the node or the space has ended meanwhile and takes off who stands there.
+    fn stand_in_line(flow: &Arc<StoredFlow>) -> bool {
+        let mut lanes = lock(&flow.node.lanes().0);
+        // Under the lock, so that whoever clears the line finds it or comes before.
+        if flow.durable().is_stopping() || flow.is_left() {
+            drop(lanes);
+            flow.durable().ended(flow);
+            flow.let_go();
+            return false;
+        }
+        flow.node.space.flow_began();
+        lanes.entry(flow.lane).or_default().waiting.push_back(Arc::clone(flow));
+        true
     }
 
     /// The place of a flow that was let in.
@@ -108,6 +121,7 @@ impl Lanes {
             all.into_iter().flat_map(|(_, places)| std::mem::take(&mut places.waiting)).collect()
         };
         for flow in waiting {
+            flow.durable().ended(&flow);
             flow.let_go();
             node.space.flow_ended();
         }
