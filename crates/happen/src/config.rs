@@ -43,6 +43,8 @@ pub struct Config {
     pub event_bytes_max: usize,
     /// How long a stopping space waits for flows under way, in milliseconds.
     pub drain_ms: u64,
+    /// How long an idempotency key of an event from outside is remembered, in milliseconds.
+    pub idempotency_window_ms: u64,
     /// How long the store of the space remembers.
     pub retention: Retention,
     /// What becomes of flows in the store that do not fit the nodes and steps of the program.
@@ -226,6 +228,9 @@ impl Config {
                 return Err(Error::misuse(format!("`{name}`: steps_max is 0, so no flow could take a step")));
             }
         }
+        if self.idempotency_window_ms == 0 {
+            return Err(Error::misuse("idempotency_window_ms is 0, so no key would be known a second time"));
+        }
         for pattern in &self.retention.keep {
             happen_core::Pattern::parse(pattern).map_err(|error| {
                 Error::from(error).context("`retention.keep` has a pattern that cannot be understood")
@@ -286,6 +291,7 @@ impl Default for Config {
             dead_letters_max: limits::DEAD_LETTERS_MAX,
             event_bytes_max: limits::EVENT_BYTES_MAX,
             drain_ms: limits::DRAIN_MS,
+            idempotency_window_ms: limits::IDEMPOTENCY_WINDOW_MS,
             retention: Retention::default(),
             unfit_flows: UnfitFlows::Refuse,
         }

@@ -91,6 +91,8 @@ pub use accept::Origin;
 pub use chunks::{Chunk, Chunks};
 pub use config::{Config, Durability, NodeOptions, Overflow, QueueOrder, Retention, UnfitFlows};
 pub use context::Context;
+pub use durable::cron::{Cron, CronError, CronProblem, Every, IntoTiming, every};
+pub use durable::schedule::{Missed, Schedule, Schedules, Scheduling};
 pub use failure::{DeadLetter, Failure};
 pub use group::{FanOut, Group, GroupRegistration, Nodes, Registrations};
 pub use handler::{Argument, Asynchronous, Handler, Plain, With, WithDependency, with};
@@ -98,7 +100,9 @@ pub use hooks::{Moment, Seen};
 pub use import::{Imported, Importing};
 pub use link::{Hub, HubLink, RemoteNode};
 pub use node::{Handles, Node, Registration};
-pub use send::{Acceptance, Asking, Broadcasting, Replies, Reply, Sending, Sent, Target};
+pub use send::{
+    Acceptance, After, Asking, Broadcasting, CancellingTimer, Replies, Reply, Sending, Sent, Target,
+};
 pub use space::Space;
 pub use state::{Collected, Freshness, StateOf, View, Viewing, Views};
 pub use step::{again, done, goto, next, next_with};

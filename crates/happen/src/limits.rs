@@ -212,6 +212,54 @@ pub const VIEWS_TRIES_MAX: u32 = 16;
 /// step that is run again sleeps again.
 pub const SLEEP_REMEMBERED_MS: u64 = 1_000;
 
+/// Bytes of a text of cron. The longest that mean something list every minute, hour and day; what is longer lists some of
+/// them twice.
+pub const CRON_BYTES_MAX: usize = 512;
+
+/// Milliseconds after which a space looks at the clock again while something is to come. No sleep notices that the clock
+/// was set, or that the machine slept; a minute is the finest that cron knew, and a look a minute costs nothing.
+pub const CLOCK_LOOK_MS_MAX: u64 = 60_000;
+
+/// Milliseconds before a timer or schedule is due again whose event no node took: its queue was full or it is not there.
+/// Long enough that a queue has moved on, and that the log does not fill with complaints.
+pub const DUE_AGAIN_MS: u64 = 5_000;
+
+/// Milliseconds by which a due time of a schedule is over and still counts as kept. The look at the clock may come so
+/// late.
+pub const SCHEDULE_LATE_MS_MAX: u64 = CLOCK_LOOK_MS_MAX;
+
+/// Due times that a schedule makes up for at a start, when it is to make up for all: each is a commit and an event. A
+/// schedule of every minute has as many in 16 hours; what was missed longer is better asked for by `backfill`.
+pub const SCHEDULE_MISSED_MAX: usize = 1_000;
+
+/// Due times that one call of `backfill` makes up for: those of every minute of a week. They are told at once, so their
+/// ids are held in memory.
+pub const SCHEDULE_BACKFILL_MAX: usize = 10_000;
+
+/// Flows of one key that may begin within a span, where a node limits that. Their times are kept for as long as the span,
+/// eight bytes each; who wants more says it by a shorter span.
+pub const RATE_FLOWS_MAX: usize = 1_000;
+
+/// Keys of which a node knows when their flows began, before it looks for those that are over: few enough that they may as
+/// well stay.
+pub(crate) const RATE_KEYS_MIN: usize = 1_024;
+
+/// Records of a node that are looked through at a start for flows that began within the last span. Those beyond are not
+/// counted: a node that writes so much within a span may begin more flows once, after a start. So many are read in some
+/// tens of milliseconds.
+pub const RATE_LOOK_RECORDS_MAX: usize = 10_000;
+
+/// Milliseconds for which an idempotency key is remembered: a day, in which a client gives up, is repaired and tries
+/// again.
+pub const IDEMPOTENCY_WINDOW_MS: u64 = 24 * 60 * 60 * 1_000;
+
+/// Milliseconds that a key may stay behind its time before all that are over are deleted together. Looking through them
+/// takes longer than deleting some; a sixteenth of the window in which they are wanted.
+pub const SEEN_SWEEP_MS: u64 = IDEMPOTENCY_WINDOW_MS / 16;
+
+/// Milliseconds between two pages of keys that are looked through, in which what is due gets its turn.
+pub const SEEN_PAUSE_MS: u64 = 10;
+
 /// Calls that wait for the writer of an embedded store; the next caller waits for a place. Far more than one group
 /// takes, so that the disk never waits for callers, and few enough that the last of them waits for some tens of
 /// milliseconds.

@@ -387,7 +387,7 @@ fn seeds(ordinary: u64) -> u64 {
     number.map_or(ordinary, |number| number.parse().unwrap())
 }
 
-const SEEDS: u64 = 250;
+const SEEDS: u64 = 150;
 const TRANSFERS: u64 = 12;
 const ORDERS: u64 = 5;
 const NOTE_KEYS: u64 = 2;

@@ -752,59 +752,210 @@ fn as_many_flows_as_you_like_leave_nothing_in_memory() {
     });
 }
 
+async fn note_and_rest(env: Arc<dyn Env>, job: Event<Job>, cx: Context) -> happen::Result<u64> {
+    cx.state::<Done>().set(does(job.number.to_string()))?;
+    env.sleep(millis(env.random_u64() % 20)).await;
+    Ok(job.number)
+}
+
+/// A step sees a state as it will be when all that is on its way is committed. Not all of that is.
 #[test]
-fn two_spaces_over_one_store_at_once_do_nothing_twice() {
-    for seed in 0..30 {
+fn a_step_that_saw_a_change_which_was_not_committed_makes_its_own_anew() {
+    for seed in 0..40 {
         let world = World::new(seed);
-        world.store.takes(millis(5));
-        let other = FaultyStore::new(Arc::clone(&world.disk), world.sim.env());
-        other.takes(millis(5));
+        world.store.fails(300);
+        world.store.takes(millis(7));
         let env = world.sim.env();
-        world.sim.run(async {
-            let mut spaces = Vec::new();
-            let first = world.space();
-            build_pair(&first);
-            first.start().await.unwrap();
-            for number in 0..10 {
-                first.send("asker", Job { number }).await.unwrap();
-            }
-            spaces.push(first);
-            let second =
-                Space::with_store(Config::default(), env.clone(), Arc::clone(&other) as Arc<dyn Store>)
-                    .unwrap();
-            build_pair(&second);
-            second.start().await.unwrap();
-            for number in 10..20 {
-                second.send("asker", Job { number }).await.unwrap();
-            }
-            spaces.push(second);
-            for space in &spaces {
-                space.settled(secs(600)).await.unwrap();
-            }
-            for space in spaces {
-                drop(space.stop().await);
-            }
-        });
-        let world = world.killed();
+        let taken: Arc<Mutex<Vec<u64>>> = Arc::default();
         world.sim.run(async {
             let space = world.space();
-            build_pair(&space);
-            space.start().await.unwrap();
-            for _ in 0..20 {
-                space.settled(secs(600)).await.unwrap();
-                world.sim.env().sleep(secs(1)).await;
+            space.node("node").on("job", with(Arc::clone(&env), note_and_rest));
+            if space.start().await.is_err() {
+                return;
             }
-            let mut done = done_by(&space, "worker");
-            done.sort_by_key(|number| number.parse::<u64>().unwrap());
-            let expected: Vec<_> = (0..20).map(|number| number.to_string()).collect();
-            assert_eq!(done, expected, "seed {seed}");
-            assert_eq!(world.keys("flow/").await, Vec::<String>::new());
-            assert_eq!(world.keys("dead/").await, Vec::<String>::new());
+            for number in 0..40 {
+                let (space, taken, env) = (space.clone(), Arc::clone(&taken), Arc::clone(&env));
+                world.sim.env().spawn(Box::pin(async move {
+                    env.sleep(millis(env.random_u64() % 100)).await;
+                    if let Ok(reply) = space.send("node", Job { number }).reply::<u64>().await {
+                        taken.lock().unwrap_or_else(PoisonError::into_inner).push(*reply);
+                    }
+                }));
+            }
+            env.sleep(secs(60)).await;
+            space.settled(secs(600)).await.unwrap();
+            let mut done: Vec<u64> =
+                done_by(&space, "node").iter().map(|number| number.parse().unwrap()).collect();
+            let len = done.len();
+            done.sort_unstable();
+            done.dedup();
+            assert_eq!(done.len(), len, "seed {seed}: made twice");
+            let taken = taken.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let lost: Vec<_> = taken.iter().filter(|number| !done.contains(number)).collect();
+            assert!(lost.is_empty(), "seed {seed}: {lost:?} were acknowledged and are lost");
         });
     }
 }
 
-fn build_pair(space: &Space) {
-    worker(space);
-    space.node("asker").attempts(50, millis(10)).on("job", ask_once);
+fn fails_at_first(
+    attempts: &Arc<AtomicU32>,
+) -> impl Fn(&Event<Job>, &Context) -> happen::Result<()> + Send + Sync + use<> {
+    let attempts = Arc::clone(attempts);
+    move |_, _| match attempts.fetch_add(1, Ordering::SeqCst) {
+        0 => Err(Error::msg("not yet")),
+        _ => Ok(()),
+    }
+}
+
+/// What is due is due by the wall clock, for it has to be known after a restart; but nobody waits for longer than was said
+/// because the clock went back.
+#[test]
+fn a_clock_that_jumps_back_holds_up_no_retry_and_no_sleep() {
+    for restarts in [false, true] {
+        let mut world = World::new(1);
+        let attempts = Arc::new(AtomicU32::new(0));
+        let build = |space: &Space| {
+            let node = space.node("node").attempts(5, secs(10));
+            node.on("job", fails_at_first(&attempts));
+            let sleeper = space.node("sleeper");
+            sleeper.on("part", |_: Event<Part>, cx: Context| async move { cx.sleep(secs(20)).await });
+        };
+        let env = world.sim.env();
+        world.sim.run(async {
+            let space = world.space();
+            build(&space);
+            space.start().await.unwrap();
+            space.send("node", Job { number: 1 }).await.unwrap();
+            space.send("sleeper", Part { number: 1 }).await.unwrap();
+            env.sleep(secs(5)).await;
+            world.sim.jump_clock_back(secs(3_600));
+            if !restarts {
+                env.sleep(secs(60)).await;
+                assert_eq!(world.keys("flow/").await, Vec::<String>::new());
+                assert_eq!(attempts.load(Ordering::SeqCst), 2);
+            }
+        });
+        if !restarts {
+            continue;
+        }
+        let disk = Arc::clone(&world.disk);
+        let sim = Simulator::new(2);
+        let store = FaultyStore::new(Arc::clone(&disk), sim.env());
+        world = World { sim, disk, store };
+        world.sim.jump_clock_back(secs(3_600));
+        world.sim.run(async {
+            let space = world.space();
+            build(&space);
+            space.start().await.unwrap();
+            world.sim.env().sleep(secs(60)).await;
+            assert_eq!(attempts.load(Ordering::SeqCst), 2, "a retry waits no longer than it was to");
+            let flows = world.keys("flow/").await;
+            assert!(flows.iter().all(|key| key.starts_with("flow/sleeper/")), "{flows:?}");
+            // A sleep has no longest time, so it lasts until the time that was written down.
+            world.sim.env().sleep(secs(2 * 3_700)).await;
+            assert_eq!(world.keys("flow/").await, Vec::<String>::new());
+        });
+    }
+}
+
+/// The same event type as [`Job`], as an older program sent it.
+#[derive(happen::Event, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[event("job")]
+struct OldJob {
+    id: String,
+}
+
+#[test]
+fn a_payload_whose_type_changed_shape_is_a_dead_letter_until_the_type_reads_it_again() {
+    #[derive(happen::Event, Clone, Debug, PartialEq, Serialize, Deserialize)]
+    #[event("job")]
+    struct MendedJob {
+        #[serde(default)]
+        number: u64,
+        #[serde(default)]
+        id: String,
+    }
+    let world = World::new(1);
+    world.sim.run(async {
+        let space = world.space_with(Config { drain_ms: 10, ..Config::default() });
+        let blocked = |_: Event<OldJob>, _: Context| std::future::pending::<happen::Result<()>>();
+        space.node("node").serial().on("job", blocked).named("work");
+        space.start().await.unwrap();
+        for id in ["a", "b"] {
+            space.send("node", OldJob { id: id.into() }).await.unwrap();
+        }
+        drop(space.stop().await);
+    });
+    let world = world.killed();
+    let letters = world.sim.run(async {
+        let space = world.space();
+        let errors = Arc::new(Mutex::new(Vec::new()));
+        let hears = Arc::clone(&errors);
+        space.on("job.error", move |failure: &Event<happen::Failure>, _: &Context| {
+            hears.lock().unwrap_or_else(PoisonError::into_inner).push(failure.code.to_string());
+        });
+        space.node("node").serial().on("job", |_: &Event<Job>, _: &Context| {}).named("work");
+        space.start().await.unwrap();
+        space.settled(secs(60)).await.unwrap();
+        let codes = errors.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        assert_eq!(codes, ["undecodable", "undecodable"]);
+        assert_eq!(world.keys("flow/").await, Vec::<String>::new());
+        let letters = world.keys("dead/node/").await;
+        assert_eq!(letters.len(), 2, "{letters:?}");
+        space.stop().await.unwrap();
+        letters
+    });
+    let world = world.killed();
+    world.sim.run(async {
+        let space = world.space();
+        let node = space.node("node").serial();
+        node.on("job", |job: &Event<MendedJob>, cx: &Context| cx.state::<Done>().set(does(job.id.clone())))
+            .named("work");
+        space.start().await.unwrap();
+        for letter in letters {
+            let event = letter.split('/').nth(2).unwrap().parse().unwrap();
+            space.redrive(event).await.unwrap();
+        }
+        space.settled(secs(60)).await.unwrap();
+        assert_eq!(done_by(&space, "node"), ["a", "b"]);
+        assert_eq!(world.keys("dead/").await, Vec::<String>::new());
+        assert_eq!(world.keys("flow/").await, Vec::<String>::new());
+    });
+}
+
+#[test]
+fn a_full_disk_is_told_once_refuses_what_is_new_and_loses_nothing_that_was_taken() {
+    let world = World::new(1);
+    let env = world.sim.env();
+    let told: Arc<Mutex<Vec<String>>> = Arc::default();
+    world.sim.run(async {
+        let space = world.space();
+        worker(&space);
+        space.node("node").on("job", open).step(close);
+        for event in ["system.store-failed", "system.store-recovered"] {
+            let told = Arc::clone(&told);
+            space.on(event, move |event: &Event, _: &Context| {
+                told.lock().unwrap_or_else(PoisonError::into_inner).push(event.event_type().to_string());
+            });
+        }
+        space.start().await.unwrap();
+        for number in 0..5 {
+            space.send("node", Job { number }).await.unwrap();
+        }
+        world.store.fill(true);
+        let refused = space.send("worker", Part { number: 1 }).reply::<u64>().await.unwrap_err();
+        assert_eq!(refused.code(), "io", "{refused}");
+        // Those that sleep wake meanwhile, and cannot say so.
+        env.sleep(secs(30)).await;
+        assert_eq!(done_by(&space, "node").len(), 5);
+        world.store.fill(false);
+        env.sleep(secs(10)).await;
+        space.settled(secs(10)).await.unwrap();
+        assert_eq!(done_by(&space, "node").len(), 10, "room was made, and work goes on by itself");
+        assert_eq!(*space.send("worker", Part { number: 2 }).reply::<u64>().await.unwrap(), 2);
+        assert_eq!(done_by(&space, "worker"), ["2"]);
+        assert_eq!(world.keys("dead/").await, Vec::<String>::new());
+        let told = told.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        assert_eq!(told, ["system.store-failed", "system.store-recovered"]);
+    });
 }

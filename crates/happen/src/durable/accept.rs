@@ -8,9 +8,11 @@ use happen_core::{ErasedEvent, ErrorKind, Result};
 use tokio::sync::oneshot;
 
 use super::commit::Ticket;
+use super::control::{self, Hold};
 use super::flow::StoredFlow;
 use super::lane::{Lanes, check_room};
 use super::record::event_record;
+use super::seen::{self, Arrival};
 use super::stage::Whereto;
 use super::{Durable, Told};
 use crate::dispatch::{self, Delivered, Joined, Reply, Want};
@@ -37,6 +39,18 @@ pub(crate) fn deliver(
     let along = want.take_along().map(|along| *along).unwrap_or_default();
     let flows = flows_for(node, table, entries, event)?;
     let (to, from) = oneshot::channel();
+    if let Some(keyed) = along.keyed {
+        let arrival = Arrival {
+            event: event.to_shared(),
+            flows,
+            keyed,
+            node: Arc::clone(&node.name),
+            wants_outcome: want.reply,
+            to,
+        };
+        begin_keyed(&node.space, arrival);
+        return Ok(Delivered::Later(Some(from)));
+    }
     let told = if want.reply { Told::Outcome(to) } else { Told::Stored(to) };
     if let [flow] = &flows[..] {
         flow.stream_to(along.sink, along.source);
@@ -76,7 +90,7 @@ fn begin(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: Vec<Arc<Stored
     }
     match &flows[..] {
         [] => offer_stored(space, durable, event),
-        [flow] => {
+        [flow] if flow.due_unix_ms() == 0 => {
             // Its first commit stores it: one that has ended by then has cost a single one.
             match told {
                 Told::Outcome(to) => drop(flow.tell(Reply::One(to))),
@@ -89,7 +103,7 @@ fn begin(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: Vec<Arc<Stored
                 }
             }
             durable.begun(flow);
-            Lanes::enter(Arc::clone(flow));
+            Lanes::enter(flow);
         }
         _ => {
             let event = event.to_shared();
@@ -106,6 +120,19 @@ fn begin(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: Vec<Arc<Stored
             }));
         }
     }
+}
+
+/// Begins flows for an event from outside that has a key, unless another one came with it before.
+fn begin_keyed(space: &Arc<SpaceInner>, arrival: Arrival) {
+    let space = Arc::clone(space);
+    let env = Arc::clone(&space.env);
+    space.flow_began();
+    env.spawn(Box::pin(async move {
+        if let Some(durable) = &space.durable {
+            seen::deliver(&space, durable, arrival).await;
+        }
+        space.flow_ended();
+    }));
 }
 
 /// Keeps an event that begins no flow, when somebody waits for such a one.
@@ -178,7 +205,7 @@ async fn store_all(
         Told::Stored(to) => Some(to),
         Told::Nobody => None,
     };
-    flows.into_iter().for_each(Lanes::enter);
+    flows.iter().for_each(Lanes::enter);
     // Once they stand in line: what the sender sends next comes behind them.
     if let Some(to) = stored {
         drop(to.send(Ok(None)));
@@ -240,19 +267,20 @@ fn flows_for(
     let held = crate::send::held_by_current(&node.space);
     let lane = |event: &dyn ErasedEvent| match &table.lane {
         Lane::Concurrent => Ok(None),
-        Lane::ByKey(key_of) => isolated("the key of a serial node", || key_of(event)).map(Some),
+        Lane::ByKey(key_of, _) => isolated("the key of a serial node", || key_of(event)).map(Some),
     };
     let runs = dispatch::runs(node, entries, event)?;
     let flows = runs.into_iter().map(|(entry, single, guarded)| {
         let event = single.and_then(|index| event.single(index)).unwrap_or(event);
-        let (lane, spoilt) = match (lane(event), guarded) {
-            (Ok(lane), Ok(())) => (lane, None),
-            (Err(error), _) | (_, Err(error)) => (None, Some(error)),
-        };
+        let admitted = guarded.and_then(|()| Ok((lane(event)?, control::admit(node, table, event)?)));
         let mut progress = StoredFlow::beginning(event);
-        progress.spoilt = spoilt;
+        let (lane, (due_unix_ms, hold)) = admitted.unwrap_or_else(|error| {
+            progress.spoilt = Some(error);
+            (None, (0, Hold::default()))
+        });
+        progress.due_unix_ms = due_unix_ms;
         let registration = table.registration_name(entry);
-        StoredFlow::new(node, registration, event.to_shared(), lane, held.clone(), progress)
+        StoredFlow::new(node, registration, event.to_shared(), (lane, hold), held.clone(), progress)
     });
     Ok(flows.collect())
 }
@@ -263,7 +291,7 @@ impl Durable {
         for flow in &done.begun {
             space.remember_sent(flow.event.envelope(), flow.node.key);
         }
-        done.begun.into_iter().for_each(Lanes::enter);
+        done.begun.iter().for_each(Lanes::enter);
         for (event, to) in done.leaving {
             self.waiters.offer(space, &event);
             space.leave(&event, &to);

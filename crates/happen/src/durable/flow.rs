@@ -14,10 +14,11 @@ use std::time::Duration;
 use happen_core::pool::StepFuture;
 use happen_core::step::Kind;
 use happen_core::store::{Batch, Bytes, Key};
-use happen_core::{ErasedEvent, Error, ErrorKind, Function, Result, Step, Value};
+use happen_core::{ErasedEvent, Error, ErrorKind, EventId, Function, Result, Step, Value};
 use tokio::sync::{Notify, oneshot};
 
 use super::Durable;
+use super::control::{Hold, superseded};
 use super::keys::{FLOWS, FlowName};
 use super::lane::Lanes;
 use super::record::Done;
@@ -44,6 +45,8 @@ pub(crate) struct StoredFlow {
     pub(super) key: Key,
     /// The key under which flows of its node run one at a time.
     pub(super) lane: Option<u64>,
+    /// What holds it back before it begins.
+    pub(super) hold: Hold,
     /// The serial gates that wait for this flow.
     held: Option<Arc<Held>>,
     framed: OnceLock<Framed>,
@@ -69,6 +72,8 @@ pub(super) struct Progress {
     pub(super) number: u32,
     pub(super) attempt: u32,
     pub(super) at_unix_ms: u64,
+    /// When it may begin; 0 once it has.
+    pub(super) due_unix_ms: u64,
     pub(super) values: BTreeMap<String, Bytes>,
     pub(super) points: Vec<Point>,
     /// Says that the step was waiting for events when the last process ended, so that none is missed before it waits again.
@@ -100,6 +105,8 @@ pub(super) enum End {
     Finished,
     Retry(Error, u64),
     Failed(Error),
+    /// It ended without having begun, and that is no failure.
+    Dropped(Error),
 }
 
 /// Why a step was left before its end.
@@ -133,7 +140,7 @@ impl StoredFlow {
         node: &Arc<NodeInner>,
         registration: Arc<str>,
         event: Arc<dyn ErasedEvent>,
-        lane: Option<u64>,
+        (lane, hold): (Option<u64>, Hold),
         held: Option<Arc<Held>>,
         progress: Progress,
     ) -> Arc<Self> {
@@ -144,6 +151,7 @@ impl StoredFlow {
             node: Arc::clone(node),
             registration,
             lane,
+            hold,
             held,
             framed: OnceLock::new(),
             progress: Mutex::new(progress),
@@ -215,9 +223,22 @@ impl StoredFlow {
     }
 
     /// Asks the flow to stop at its next wait. It ends with [`ErrorKind::Cancelled`].
-    pub(crate) fn cancel(&self) {
+    pub(crate) fn cancel(self: &Arc<Self>) {
         self.cancelled.store(true, Ordering::SeqCst);
-        self.interrupt.notify_one();
+        if !self.node.lanes().held.hurry(self) {
+            self.interrupt.notify_one();
+        }
+    }
+
+    /// Whether it is stored and counts among those under way. One that is held back counts as none.
+    pub(super) fn waits_its_turn(&self) -> bool {
+        let progress = lock(&self.progress);
+        progress.recorded && progress.due_unix_ms == 0
+    }
+
+    /// When it may begin; 0 once it has.
+    pub(super) fn due_unix_ms(&self) -> u64 {
+        lock(&self.progress).due_unix_ms
     }
 
     /// Has the flow look whether the space stops.
@@ -278,6 +299,20 @@ impl StoredFlow {
             }
         };
         self.commit(&self.empty_stage(), Err(panic)).await
+    }
+
+    /// Ends a flow that is held back, because another one took its place.
+    pub(super) fn give_way(self: &Arc<Self>, to: EventId) {
+        let flow = Arc::clone(self);
+        flow.node.space.flow_began();
+        self.node.space.env.spawn(Box::pin(async move {
+            let stage = flow.empty_stage();
+            let turn = flow.commit(&stage, Ok(End::Dropped(superseded(to)))).await;
+            debug_assert!(matches!(turn, Turn::Over), "a flow that never began does not go on");
+            flow.durable().ended(&flow);
+            flow.let_go();
+            flow.node.space.flow_ended();
+        }));
     }
 
     /// Stores a flow that has to wait for its turn: whoever sent its event need not wait for that.
@@ -341,16 +376,23 @@ impl StoredFlow {
 
     /// Waits until the step may be tried again.
     async fn wait_for_retry(self: &Arc<Self>) -> Option<Interrupt> {
+        let env = Arc::clone(&self.node.space.env);
+        let due = {
+            let progress = lock(&self.progress);
+            progress.retry.as_ref().map(|(due, _)| (*due, progress.attempt))
+        };
+        // The wall clock knows the time that was written down; if it went back since, nobody waits longer than was said.
+        let left = due.map_or(0, |(due, attempt)| {
+            due.saturating_sub(env.unix_ms()).min(self.wait_after(attempt.saturating_sub(1)))
+        });
+        let until = env.monotonic() + Duration::from_millis(left);
         loop {
             if let Some(interrupt) = self.interrupted() {
                 return Some(interrupt);
             }
-            let due = lock(&self.progress).retry.as_ref().map(|(due, _)| *due);
-            let now = self.node.space.env.unix_ms();
-            let left = due.and_then(|due| due.checked_sub(now)).filter(|left| *left > 0);
-            let Some(left) = left else { return None };
+            let left = until.checked_sub(env.monotonic()).filter(|left| !left.is_zero())?;
             let _parked = self.durable().parked(self);
-            let mut sleep = self.node.space.env.sleep(Duration::from_millis(left));
+            let mut sleep = env.sleep(left);
             let mut interrupt = pin!(self.interrupt.notified());
             poll_fn(|task| {
                 let over = interrupt.as_mut().poll(task).is_ready() || sleep.as_mut().poll(task).is_ready();
@@ -358,6 +400,13 @@ impl StoredFlow {
             })
             .await;
         }
+    }
+
+    /// How long the node waits after an attempt that failed, in milliseconds.
+    fn wait_after(&self, attempt: u32) -> u64 {
+        let shift = attempt.saturating_sub(1).min(32);
+        let first = self.node.table.load().options.retry_wait_ms;
+        first.saturating_mul(1 << shift).min(limits::DURABLE_RETRY_WAIT_MS_MAX)
     }
 
     /// Runs the step that the flow has come to.
@@ -536,7 +585,7 @@ impl StoredFlow {
         let mut end = ended.unwrap_or_else(|error| self.failed(error));
         let (mut tries, mut failures) = (0, 0);
         loop {
-            if matches!(end, End::Retry(..) | End::Failed(_)) {
+            if matches!(end, End::Retry(..) | End::Failed(_) | End::Dropped(_)) {
                 // Nothing of what it did has happened. What it waited for stays known.
                 let values = lock(&self.progress).values.clone();
                 effects = Effects::of(values, std::mem::take(&mut effects.points));
@@ -647,8 +696,7 @@ impl StoredFlow {
         if !error.is_retryable() || attempt >= options.attempts_max.max(1) {
             return End::Failed(error);
         }
-        let shift = (attempt - 1).min(32);
-        let wait = options.retry_wait_ms.saturating_mul(1 << shift).min(limits::DURABLE_RETRY_WAIT_MS_MAX);
+        let wait = self.wait_after(attempt);
         End::Retry(error, self.node.space.env.unix_ms().saturating_add(wait))
     }
 

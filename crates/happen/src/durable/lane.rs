@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use happen_core::{Error, ErrorKind, Result};
 
+use super::control::Held;
 use super::flow::StoredFlow;
 use crate::config::QueueOrder;
 use crate::dispatch::priority_of;
@@ -16,7 +17,11 @@ use crate::table::{Lane, Phase, Table};
 
 /// The lanes of one node: one, or one for each key.
 #[derive(Default)]
-pub(crate) struct Lanes(Mutex<HashMap<Option<u64>, Places>>);
+pub(crate) struct Lanes {
+    lanes: Mutex<HashMap<Option<u64>, Places>>,
+    /// What is held back before it enters one.
+    pub(super) held: Held,
+}
 
 #[derive(Default)]
 struct Places {
@@ -31,17 +36,36 @@ pub(super) struct Place {
 }
 
 impl Lanes {
-    /// Lets a flow run, or wait until there is room.
-    pub(super) fn enter(flow: Arc<StoredFlow>) {
+    /// Lets a flow run, or wait until it may and there is room.
+    pub(super) fn enter(flow: &Arc<StoredFlow>) {
+        match flow.due_unix_ms() {
+            0 => Self::begin(flow),
+            due => {
+                let before = flow.node.lanes().held.hold(flow, due);
+                if let Some(before) = before {
+                    before.give_way(flow.event.envelope().id);
+                }
+            }
+        }
+    }
+
+    /// Lets a flow begin that was held back.
+    pub(super) fn due(flow: &Arc<StoredFlow>) {
+        flow.node.lanes().held.release(flow);
+        Self::begin(flow);
+    }
+
+    fn begin(flow: &Arc<StoredFlow>) {
+        flow.hold.begins();
         let node = Arc::clone(&flow.node);
         let lane = flow.lane;
-        if !Self::stand_in_line(&flow) {
+        if !Self::stand_in_line(flow) {
             return;
         }
         Self::fill(&node, lane);
-        let waits = lock(&node.lanes().0)
+        let waits = lock(&node.lanes().lanes)
             .get(&lane)
-            .is_some_and(|places| places.waiting.iter().any(|waiting| Arc::ptr_eq(waiting, &flow)));
+            .is_some_and(|places| places.waiting.iter().any(|waiting| Arc::ptr_eq(waiting, flow)));
         if waits {
             flow.store_meanwhile();
         }
@@ -49,13 +73,20 @@ impl Lanes {
 
     /// Lets flows in of which the first to run is chosen when all of them stand in line.
     pub(super) fn enter_all(flows: Vec<Arc<StoredFlow>>) {
-        let flows: Vec<_> = flows.into_iter().filter(Self::stand_in_line).collect();
+        let (flows, held): (Vec<_>, Vec<_>) = flows.into_iter().partition(|flow| flow.due_unix_ms() == 0);
+        held.iter().for_each(Self::enter);
+        let begins = |flow: &Arc<StoredFlow>| {
+            flow.hold.begins();
+            Self::stand_in_line(flow)
+        };
+        let flows: Vec<_> = flows.into_iter().filter(begins).collect();
         flows.iter().for_each(|flow| Self::fill(&flow.node, flow.lane));
     }
 
     /// Puts a flow in line; not where the node or the space has ended meanwhile and takes off who stands there.
     fn stand_in_line(flow: &Arc<StoredFlow>) -> bool {
-        let mut lanes = lock(&flow.node.lanes().0);
+        lock(&flow.progress).due_unix_ms = 0;
+        let mut lanes = lock(&flow.node.lanes().lanes);
         // Under the lock, so that whoever clears the line finds it or comes before.
         if flow.durable().is_stopping() || flow.is_left() {
             drop(lanes);
@@ -80,7 +111,7 @@ impl Lanes {
         loop {
             let table = node.table.load();
             let next = {
-                let mut lanes = lock(&node.lanes().0);
+                let mut lanes = lock(&node.lanes().lanes);
                 let Some(places) = lanes.get_mut(&lane) else { return };
                 let stopping = node.space.durable.as_ref().is_none_or(|durable| durable.is_stopping());
                 if stopping || places.running >= room(&table, lane) {
@@ -105,7 +136,7 @@ impl Lanes {
 
     /// Starts what waits, after the node was stopped or held.
     pub(crate) fn wake(node: &Arc<NodeInner>) {
-        let mut lanes: Vec<_> = lock(&node.lanes().0).keys().copied().collect();
+        let mut lanes: Vec<_> = lock(&node.lanes().lanes).keys().copied().collect();
         lanes.sort_unstable();
         for lane in lanes {
             Self::fill(node, lane);
@@ -115,7 +146,7 @@ impl Lanes {
     /// Takes off all that wait: they are in the store, and a later space goes on with them.
     pub(super) fn clear(node: &NodeInner) {
         let waiting: Vec<_> = {
-            let mut lanes = lock(&node.lanes().0);
+            let mut lanes = lock(&node.lanes().lanes);
             let mut all: Vec<_> = lanes.iter_mut().collect();
             all.sort_unstable_by_key(|(lane, _)| **lane);
             all.into_iter().flat_map(|(_, places)| std::mem::take(&mut places.waiting)).collect()
@@ -125,24 +156,26 @@ impl Lanes {
             flow.let_go();
             node.space.flow_ended();
         }
+        if let Some(durable) = &node.space.durable {
+            node.lanes().held.clear(durable);
+        }
     }
 
     /// Whether a flow without a key could run at once.
     fn has_room(&self, table: &Table) -> bool {
-        let lanes = lock(&self.0);
+        let lanes = lock(&self.lanes);
         let running = lanes.get(&None).map_or(0, |places| places.running);
         matches!(table.lane, Lane::Concurrent) && running < room(table, None)
     }
 
     /// The number of flows that wait.
     pub(crate) fn waiting(&self) -> usize {
-        lock(&self.0).values().map(|places| places.waiting.len()).sum()
+        lock(&self.lanes).values().map(|places| places.waiting.len()).sum()
     }
 
     /// The key of the serial gate that a flow is in.
     pub(super) fn serial_key(flow: &StoredFlow) -> Option<u64> {
-        let serial = flow.lane.is_some() || flow.node.table.load().options.max_concurrent == 1;
-        serial.then(|| flow.lane.unwrap_or(0))
+        flow.node.table.load().is_serial(flow.lane).then(|| flow.lane.unwrap_or(0))
     }
 }
 
@@ -152,7 +185,8 @@ impl Lanes {
 ///
 /// [`ErrorKind::Busy`].
 pub(crate) fn check_room(node: &Arc<NodeInner>, table: &Table) -> Result<()> {
-    let (waiting, limit) = (node.lanes().waiting(), table.options.queue_limit);
+    let lanes = node.lanes();
+    let (waiting, limit) = (lanes.waiting() + lanes.held.len(), table.options.queue_limit);
     node.space.note_pressure(node, waiting, limit);
     let runs = node.lanes().has_room(table);
     if !runs && waiting >= limit {
@@ -167,7 +201,7 @@ fn room(table: &Table, lane: Option<u64>) -> u32 {
         return 0;
     }
     match (&table.lane, lane) {
-        (Lane::ByKey(_), Some(_)) => table.max_by_key(),
+        (Lane::ByKey(..), Some(_)) => table.max_by_key(),
         _ => table.max_concurrent(),
     }
 }
@@ -199,12 +233,12 @@ impl Place {
     /// Takes the place again, even beyond the limit: a flow under way is never made to wait behind newer ones.
     pub(super) fn retake(&self) {
         if !self.held.swap(true, Ordering::SeqCst) {
-            lock(&self.flow.node.lanes().0).entry(self.flow.lane).or_default().running += 1;
+            lock(&self.flow.node.lanes().lanes).entry(self.flow.lane).or_default().running += 1;
         }
     }
 
     fn give_back(&self) {
-        if let Some(places) = lock(&self.flow.node.lanes().0).get_mut(&self.flow.lane) {
+        if let Some(places) = lock(&self.flow.node.lanes().lanes).get_mut(&self.flow.lane) {
             places.running = places.running.saturating_sub(1);
         }
         Lanes::fill(&self.flow.node, self.flow.lane);

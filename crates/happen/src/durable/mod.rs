@@ -7,7 +7,10 @@
 //! not committed (`recover.rs`).
 
 mod accept;
+mod agenda;
 mod commit;
+mod control;
+pub(crate) mod cron;
 mod document;
 mod flow;
 mod keys;
@@ -17,7 +20,10 @@ mod point;
 mod record;
 mod recover;
 mod retention;
+pub(crate) mod schedule;
+mod seen;
 mod stage;
+mod timer;
 mod wait;
 mod whole;
 
@@ -25,13 +31,15 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use happen_core::env::{BoxFuture, Env};
 use happen_core::store::{Key, Read, Select, Store, Tag};
-use happen_core::{Error, EventId, Result};
+use happen_core::{Error, ErrorKind, EventId, Result};
 use tokio::sync::oneshot;
 
 use crate::flow::Outcome;
+use crate::limits;
 use crate::node::NodeInner;
 use crate::space::SpaceInner;
 use crate::sync::{Mutex, lock};
@@ -41,12 +49,20 @@ use record::Done;
 use wait::Waiters;
 
 pub(crate) use accept::{deliver, publish};
+use agenda::Agenda;
+pub(crate) use control::{Control, Debounce, Rate};
 pub(crate) use document::{Change, Document, Documents, Staging};
 pub(crate) use flow::StoredFlow;
 pub(crate) use lane::{Lanes, check_room};
 pub(crate) use outside::commit as commit_outside;
 pub(crate) use point::{ask, once, sleep};
+pub(crate) use seen::Keyed;
+use seen::Keys;
 pub(crate) use stage::{Stage, Whereto};
+pub(crate) use timer::{
+    StoredTimer, cancel as cancel_timer, cancel_staged as cancel_timer_staged, key_of as timer_key,
+    set as set_timer, stage as stage_timer, whereto,
+};
 pub(crate) use wait::wait_for;
 
 /// The durable part of a space.
@@ -54,6 +70,8 @@ pub(crate) struct Durable {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) commits: Arc<Commits>,
     pub(crate) documents: Documents,
+    agenda: Arc<Agenda>,
+    keys: Keys,
     /// Tells the ids of this space from those of others, whatever its nodes are called.
     identity: OnceLock<[u8; 16]>,
     live: Mutex<HashMap<EventId, Vec<Live>>>,
@@ -107,6 +125,8 @@ impl Durable {
         Arc::new(Self {
             commits: Commits::new(Arc::clone(&store), Arc::clone(env)),
             documents: Documents::new(Arc::clone(&store), revisions_max),
+            agenda: Arc::default(),
+            keys: Keys::default(),
             store,
             identity: OnceLock::new(),
             live: Mutex::default(),
@@ -185,7 +205,7 @@ impl Durable {
         let waiting = live
             .values()
             .flatten()
-            .filter(|live| live.place.strong_count() == 0 && lock(&live.flow.progress).recorded);
+            .filter(|live| live.place.strong_count() == 0 && live.flow.waits_its_turn());
         self.at_points.load(Ordering::SeqCst) + waiting.count()
     }
 
@@ -207,6 +227,7 @@ impl Durable {
     /// Has every flow leave its step: it goes on when the space is started again.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
+        self.agenda.end();
         let live: Vec<_> = lock(&self.live).values().flatten().map(|live| Arc::clone(&live.flow)).collect();
         in_order(live).into_iter().for_each(|flow| flow.interrupt());
     }
@@ -238,6 +259,29 @@ impl Durable {
     fn store_took(&self, space: &Arc<SpaceInner>) {
         if self.troubled.load(Ordering::Relaxed) && self.troubled.swap(false, Ordering::SeqCst) {
             space.announce("system.store-recovered", serde_json::json!({}));
+        }
+    }
+
+    /// Finds out by looking into the store, however long it does not answer, unless the space ends.
+    ///
+    /// # Errors
+    ///
+    /// What the store says, when it is closed or the space ends.
+    async fn found_out<'l>(
+        &self,
+        space: &SpaceInner,
+        look: impl Fn() -> BoxFuture<'l, Result<bool>>,
+    ) -> Result<bool> {
+        let mut wait = limits::STORE_WAIT_MS;
+        loop {
+            match look().await {
+                Err(error) if !self.is_stopping() && !matches!(error.kind(), ErrorKind::Closed { .. }) => {
+                    tracing::warn!(target: "happen", code = error.code(), "the store does not answer: {error}");
+                    space.env.sleep(Duration::from_millis(wait)).await;
+                    wait = (wait * 2).min(limits::STORE_WAIT_MS_MAX);
+                }
+                found => return found,
+            }
         }
     }
 

@@ -64,7 +64,7 @@ pub(crate) async fn ask(
     let answering = Answering { stage: &stage, point, answered: false };
     let (to_us, from) = oneshot::channel();
     // A question that was committed before the process ended may be answered already.
-    let asked = known.is_some() && attach(&flow, &answering.point, &to, to_us).await?;
+    let asked = known.is_some() && attach_to_question(&flow, &answering.point, &to, to_us).await?;
     let from = if asked {
         from
     } else {
@@ -204,7 +204,7 @@ fn ask_elsewhere(
 }
 
 /// Waits for the answer to a question that was committed by an earlier run of the step. False when nobody got it.
-async fn attach(
+async fn attach_to_question(
     flow: &Arc<StoredFlow>,
     point: &Point,
     to: &Whereto,
@@ -214,21 +214,31 @@ async fn attach(
     if !node.is_durable() {
         return Ok(false);
     }
-    let durable = flow.durable();
-    let Some(accepted) = accepted_flows(durable, event, &node.name).await? else { return Ok(false) };
+    attach(flow.durable(), event, &node.name, to_us).await
+}
+
+/// Waits for the outcome of an event at a durable node: of the flows that are under way, or as the log has it. False when
+/// the log does not have the event there.
+pub(super) async fn attach(
+    durable: &Durable,
+    event: happen_core::EventId,
+    node: &str,
+    to_us: oneshot::Sender<Outcome>,
+) -> Result<bool> {
+    let Some(accepted) = accepted_flows(durable, event, node).await? else { return Ok(false) };
     let joined = Joined::new(accepted.len(), Reply::One(to_us));
     for (index, registration) in accepted.iter().enumerate() {
         let part = Reply::Part(Arc::clone(&joined), index);
         let live = durable
             .flows_of(event)
             .into_iter()
-            .find(|live| live.node.key == node.key && *live.registration == **registration);
+            .find(|live| *live.node.name == *node && *live.registration == **registration);
         let part = match live {
             Some(live) => live.tell(part),
             None => Some(part),
         };
         if let Some(part) = part {
-            part.send(outcome_of(durable, event, &node.name, registration).await?);
+            part.send(outcome_of(durable, event, node, registration).await?);
         }
     }
     Ok(true)

@@ -411,6 +411,11 @@ impl StoredFlow {
             }
             End::Done(value) => Ok(Some(value)),
             End::Finished => Ok(None),
+            End::Dropped(error) => {
+                drop(progress);
+                self.settle(Err(error));
+                return Turn::Over;
+            }
             End::Failed(error) => Err(error),
         };
         drop(progress);
@@ -435,12 +440,12 @@ impl StoredFlow {
     }
 
     /// An event that this flow sends, as bytes.
-    pub(super) fn frame_effect(&self, event: &dyn ErasedEvent) -> Result<Framed> {
+    pub(crate) fn frame_effect(&self, event: &dyn ErasedEvent) -> Result<Framed> {
         let own = self.framed()?;
         self.node.space.framed(event, |single| Ok(self.node.space.causes_in(single, &own.hashes)))
     }
 
-    fn wire_flow(&self) -> WireFlow<'_> {
+    pub(super) fn wire_flow(&self) -> WireFlow<'_> {
         WireFlow { node: (&*self.node.name).into(), registration: (&*self.registration).into() }
     }
 
@@ -466,6 +471,7 @@ impl StoredFlow {
         step.number = progress.number;
         step.attempt = progress.attempt;
         step.at_unix_ms = progress.at_unix_ms;
+        step.due_unix_ms = progress.due_unix_ms;
         step.values =
             values.iter().map(|(name, value)| (Cow::Borrowed(&**name), Cow::Borrowed(&**value))).collect();
         step.changes = changes;
@@ -533,7 +539,7 @@ impl StoredFlow {
                 step.points = kept.iter().map(Point::wire).collect();
                 Ok(vec![self.write(revision, Some(self.form(FLOWS, step)?))])
             }
-            End::Done(_) | End::Finished => Ok(self.deletion(progress)),
+            End::Done(_) | End::Finished | End::Dropped(_) => Ok(self.deletion(progress)),
             End::Failed(error) => {
                 let mut writes = self.deletion(progress);
                 if !matches!(error.kind(), ErrorKind::Cancelled) {
@@ -622,7 +628,7 @@ fn encode_end(flow: &StoredFlow, end: &End) -> Result<StepOutcome<'static>> {
         End::Retry(error, due_unix_ms) => {
             StepOutcome::Retry { due_unix_ms: *due_unix_ms, error: encode_error(flow, error)?.into() }
         }
-        End::Failed(error) => StepOutcome::Failed(encode_error(flow, error)?.into()),
+        End::Failed(error) | End::Dropped(error) => StepOutcome::Failed(encode_error(flow, error)?.into()),
     })
 }
 

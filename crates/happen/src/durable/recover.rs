@@ -11,12 +11,13 @@ use happen_core::store::{
 };
 use happen_core::{ErasedEvent, Error, ErrorKind, EventId, Result};
 
-use super::Durable;
+use super::control::{self, Hold};
 use super::flow::{Progress, StoredFlow};
-use super::keys::{DEAD, FLOWS, FlowName, IDENTITY};
+use super::keys::{DEAD, FLOWS, FlowName, IDENTITY, SCHEDULES, SEEN, TIMERS};
 use super::lane::Lanes;
 use super::stage::Point;
 use super::wait::Expected;
+use super::{Durable, schedule, timer};
 use crate::config::UnfitFlows;
 use crate::space::SpaceInner;
 use crate::sync::isolated;
@@ -54,6 +55,12 @@ impl Durable {
                 }
             }
         }
+        self.recover_times(space, &mut unfit).await?;
+        for node in space.all_nodes() {
+            if node.is_durable() {
+                control::recover(self, &node).await?;
+            }
+        }
         if !unfit.is_empty() {
             let error = Error::new(ErrorKind::Unfit { flows: unfit });
             match space.config.unfit_flows {
@@ -70,6 +77,7 @@ impl Durable {
     /// Lets the flows go on.
     pub(crate) fn start(self: &Arc<Self>, space: &Arc<SpaceInner>, found: Vec<Resumable>) {
         self.resume(found);
+        self.agenda.start(space);
         super::retention::keep_pruning(space);
     }
 
@@ -77,9 +85,41 @@ impl Durable {
         for Resumable { flow, .. } in &found {
             self.begun(flow);
         }
-        let (begun, waiting): (Vec<_>, Vec<_>) = found.into_iter().partition(|resumable| resumable.begun);
-        begun.into_iter().for_each(|resumable| Lanes::enter(resumable.flow));
-        Lanes::enter_all(waiting.into_iter().map(|resumable| resumable.flow).collect());
+        let superseded = control::superseded_among(found.iter().map(|resumable| &resumable.flow));
+        let mut waiting = Vec::new();
+        for Resumable { flow, begun, .. } in found {
+            match superseded.get(&flow.key) {
+                Some(by) => flow.give_way(*by),
+                None if begun => Lanes::enter(&flow),
+                None => waiting.push(flow),
+            }
+        }
+        Lanes::enter_all(waiting);
+    }
+
+    /// Notes when timers and schedules are due, and that keys are to be forgotten.
+    async fn recover_times(&self, space: &Arc<SpaceInner>, unfit: &mut Vec<String>) -> Result<()> {
+        for prefix in [TIMERS, SCHEDULES] {
+            let mut after: Option<Key> = None;
+            loop {
+                let list =
+                    List { prefix: prefix.into(), after: after.take(), documents_max: PAGE_RECORDS_MAX };
+                let page = self.store.list(list).await?;
+                let Some(last) = page.last() else { break };
+                after = Some(Arc::clone(&last.key));
+                for document in &page {
+                    unfit.extend(match prefix {
+                        TIMERS => timer::recover(space, self, document)?,
+                        _ => schedule::recover(space, self, document)?,
+                    });
+                }
+            }
+        }
+        let one_key = List { prefix: SEEN.into(), after: None, documents_max: 1 };
+        if !self.store.list(one_key).await?.is_empty() {
+            self.sweep_soon(space.env.unix_ms());
+        }
+        Ok(())
     }
 
     /// Reads who the space is, or makes it somebody.
@@ -162,6 +202,7 @@ impl Durable {
             number: step.number,
             attempt: step.attempt,
             at_unix_ms: step.at_unix_ms,
+            due_unix_ms: step.due_unix_ms,
             values: step
                 .values
                 .iter()
@@ -173,15 +214,20 @@ impl Durable {
         };
         let lane = match &table.lane {
             Lane::Concurrent => None,
-            Lane::ByKey(key_of) => isolated("the key of a serial node", || key_of(&*arrived)).ok(),
+            Lane::ByKey(key_of, _) => isolated("the key of a serial node", || key_of(&*arrived)).ok(),
         };
-        let flow = StoredFlow::new(&node, Arc::from(&**registration), arrived, lane, None, progress);
+        // A key that cannot be had was told when the flow was accepted; now it runs without.
+        let hold = match step.number {
+            0 => control::admit_again(&node, &table, &*arrived, step.due_unix_ms).unwrap_or_default(),
+            _ => Hold::default(),
+        };
+        let flow = StoredFlow::new(&node, Arc::from(&**registration), arrived, (lane, hold), None, progress);
         flow.set_framed(framed);
         Ok(Ok(Resumable { flow, position, begun }))
     }
 
     /// An event of the log, with its bytes and its place.
-    async fn event_of(
+    pub(super) async fn event_of(
         &self,
         space: &Arc<SpaceInner>,
         event: EventId,
@@ -250,6 +296,7 @@ impl Durable {
         let mut form = WireRecord::decode(&content.bytes, RECORD_BYTES_MAX)?;
         let Some(step) = &mut form.step else { return Ok(false) };
         step.outcome = StepOutcome::Waits;
+        step.due_unix_ms = 0;
         step.attempt = 1;
         step.points = Vec::new();
         step.at_unix_ms = space.env.unix_ms();

@@ -12,7 +12,7 @@ use happen_core::{Pattern, Result};
 use serde::{Deserialize, Serialize};
 
 use super::Durable;
-use super::keys::{ANCHOR, DEAD, FLOWS, FlowName};
+use super::keys::{ANCHOR, DEAD, FLOWS, FlowName, SCHEDULES, SEEN, TIMERS};
 use crate::config::Retention;
 use crate::limits;
 use crate::space::SpaceInner;
@@ -188,4 +188,4 @@ struct Anchor {
 }
 
 /// Documents whose past may be forgotten, and which may be forgotten wholly once they were deleted.
-const HISTORIES: [&str; 6] = ["state/", "entity/", FLOWS, DEAD, "global/", "large/"];
+const HISTORIES: [&str; 9] = ["state/", "entity/", FLOWS, DEAD, TIMERS, SCHEDULES, SEEN, "global/", "large/"];

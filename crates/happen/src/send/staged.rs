@@ -26,6 +26,11 @@ pub(super) fn begin<T: Payload>(
     _told: Told,
 ) -> Result<(EventId, Begun)> {
     let (_, _, stage) = within;
+    if extras.is_some_and(|extras| extras.idempotency_key.is_some()) {
+        return Err(Error::misuse(
+            "what a step of a durable node sends has an id that follows from the step, and needs no idempotency key",
+        ));
+    }
     let ordinal = ordinal(stage, extras);
     let event = stamped(within, parcel, purpose, extras, ordinal)?;
     let id = event.envelope().id;

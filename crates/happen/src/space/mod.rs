@@ -23,6 +23,8 @@ use tokio::sync::Notify;
 
 use crate::config::{Config, Durability, NodeOptions};
 use crate::dispatch::{self, Job, Want};
+use crate::durable::cron::IntoTiming;
+use crate::durable::schedule::{Schedules, Scheduling};
 use crate::durable::{self, Durable, OwnedStore, Whereto};
 use crate::env::RealEnv;
 use crate::failure::{DeadLetter, DeadLetters};
@@ -38,7 +40,7 @@ use crate::local::{self};
 use crate::names::Names;
 use crate::node::{Node, NodeInner, Registration};
 use crate::published::Readers;
-use crate::send::{Broadcasting, Sender, Sending, Target};
+use crate::send::{After, Broadcasting, CancellingTimer, Sender, Sending, Target};
 use crate::state::Home;
 use crate::store::{Document, Key, Pruned, SpaceStore, Store};
 use crate::sync::{Mutex, lock};
@@ -378,6 +380,13 @@ impl Space {
         if let Some(first) = lock(&inner.problems).first() {
             return Err(first.duplicate());
         }
+        if let Some(node) = inner.all_nodes().iter().find(|node| node.holds_back_in_vain()) {
+            return Err(Error::misuse(format!(
+                "node `{}` is to hold flows back and is not durable, so they would be gone with the process; leave out \
+                 `rate_by` or `debounce_by`, or open the space on a store",
+                node.name
+            )));
+        }
         // Looked up before anything is delivered, and let go once everything can be.
         let resumable = match &inner.durable {
             Some(durable) if inner.phase.load(Ordering::SeqCst) == BUILDING => durable.recover(inner).await?,
@@ -445,6 +454,88 @@ impl Space {
     #[inline]
     pub fn send<'s, T: Outgoing>(&'s self, to: impl Target<'s>, event: T) -> Sending<'s, T::Payload> {
         Sending::new(Sender::Space(self.inner()), to.into_destination(), event)
+    }
+
+    /// Sends an event after a while: a timer, which outlives the process. Only a space with a store has them.
+    ///
+    /// # Errors
+    ///
+    /// Of `.await`: [`ErrorKind::Misuse`] in a space in memory, [`ErrorKind::NoSuchNode`], and what the store says.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen::{Context, Event, Space, secs};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// let space = Space::open(folder.path()).await?;
+    /// let orders = space.node("orders");
+    /// orders.on("remind", |_: &Event, _: &Context| {});
+    /// space.start().await?;
+    ///
+    /// let remind = Event::new("remind", serde_json::json!({ "order": 7 }));
+    /// space.after(secs(86_400), &orders, remind).key("reminder:order-7").await?;
+    /// assert!(space.cancel_timer("reminder:order-7").await?);
+    /// # space.stop().await
+    /// # }
+    /// ```
+    pub fn after<'s, T: Payload>(&'s self, time: Duration, to: impl Target<'s>, event: T) -> After<'s, T> {
+        After::new(Sender::Space(self.inner()), time, to.into_destination(), event)
+    }
+
+    /// Takes the timer with this key back. False when there is none, or no more.
+    ///
+    /// # Errors
+    ///
+    /// Of `.await`: [`ErrorKind::Misuse`] in a space in memory, and what the store says.
+    pub fn cancel_timer(&self, key: &str) -> CancellingTimer<'_> {
+        CancellingTimer::new(Sender::Space(self.inner()), key)
+    }
+
+    /// Sends an event again and again, at the times of a text of cron or [`every`](crate::every) so often. Only a space
+    /// with a store has schedules; they outlive the process, and a program defines its own at each start.
+    ///
+    /// # Errors
+    ///
+    /// Of `.await`: [`ErrorKind::Misuse`] in a space in memory, for a name that is empty and for a text that tells no times,
+    /// whose [`CronError`](crate::CronError) is the source; and what the store says.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen::{Context, Event, Missed, Space};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// let space = Space::open(folder.path()).await?;
+    /// let reports = space.node("reports");
+    /// reports.on("make", |make: &Event, _: &Context| println!("{:?}", make.metadata("due_unix_ms")));
+    /// let make = Event::new("make", serde_json::json!({}));
+    /// space.schedule("nightly-report", "0 3 * * *", &reports, make).missed(Missed::Once).await?;
+    /// space.start().await?;
+    ///
+    /// space.schedules().trigger("nightly-report").await?;
+    /// space.schedules().pause("nightly-report").await?;
+    /// # space.stop().await
+    /// # }
+    /// ```
+    pub fn schedule<'s, T: Payload>(
+        &'s self,
+        name: &str,
+        timing: impl IntoTiming,
+        to: impl Target<'s>,
+        event: T,
+    ) -> Scheduling<'s, T> {
+        Scheduling::new(self.inner(), name, timing, &to.into_destination(), event)
+    }
+
+    /// The schedules: to list, pause, resume, trigger, make up for and remove them.
+    #[must_use]
+    pub fn schedules(&self) -> Schedules<'_> {
+        Schedules::of(self.inner())
     }
 
     /// Sends an event to every node that listens.
