@@ -31,18 +31,19 @@ mod workloads;
 fn whatever_moment_a_process_is_killed_at_nothing_is_lost_and_nothing_happens_twice() {
     let runs = std::env::var(RUNS_VARIABLE).map_or(RUNS, |runs| runs.parse().unwrap());
     let env = RealEnv::new();
-    // Two at once, as a machine has several processors.
+    // Several at once, for each of them mostly waits for its disk.
     std::thread::scope(|scope| {
-        for half in 0..2 {
+        for part in 0..PARTS {
             let env = &env;
-            scope.spawn(move || (0..runs).filter(|run| run % 2 == half).for_each(|run| survive(run, env)));
+            scope
+                .spawn(move || (0..runs).filter(|run| run % PARTS == part).for_each(|run| survive(run, env)));
         }
     });
 }
 
 fn survive(run: u64, env: &RealEnv) {
     let folder = tempfile::tempdir().unwrap();
-    let lives = 1 + env.random_u64() % 3;
+    let lives = 1 + env.random_u64() % 2;
     let mut moments = Vec::new();
     for life in 0..lives {
         let mut child = start(folder.path(), life, "hasty");
@@ -282,6 +283,8 @@ const FOLDER: &str = "HAPPEN_TEST_FOLDER";
 /// How many folders are worked on: more at night.
 const RUNS_VARIABLE: &str = "HAPPEN_KILLS";
 const RUNS: u64 = 20;
+/// How many of them are worked on at once.
+const PARTS: u64 = 4;
 /// The part of a folder that the store is in, and the file of what was told.
 const STORE: &str = "store";
 const LINES: &str = "lines";
@@ -426,6 +429,40 @@ fn a_folder_that_another_process_works_on_is_not_opened_twice() {
         let error = Space::open(folder.path().join(STORE)).await.unwrap_err();
         assert_eq!(error.code(), "busy", "nor by the same process");
         drop(space);
+    });
+}
+
+/// A space whose last handle is dropped lets go of its folder by itself, and what it left goes on.
+#[test]
+fn a_space_that_is_dropped_without_a_stop_leaves_its_folder_and_its_flows_to_the_next() {
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let space = Space::open(folder.path()).await.unwrap();
+        let env = Arc::clone(space.env());
+        let slow = |_: Event<Page>, cx: Context| async move { cx.sleep(secs(3_600)).await };
+        space.node("reader").on("page", slow).named("read_page");
+        space.start().await.unwrap();
+        for number in 0..PAGES {
+            space.send("reader", Page::new(number)).await.unwrap();
+        }
+        drop(space);
+        let mut tries = 0;
+        let space = loop {
+            match Space::open(folder.path()).await {
+                Ok(space) => break space,
+                Err(error) => assert_eq!(error.code(), "busy"),
+            }
+            tries += 1;
+            assert!(tries < 200, "the folder is still held");
+            env.sleep(millis(10)).await;
+        };
+        let reader = space.node("reader");
+        reader.on("page", read_page);
+        space.start().await.unwrap();
+        space.settled(secs(10)).await.unwrap();
+        assert_eq!(reader.state::<Pages>().get(|pages| pages.read.len()) as u64, PAGES);
+        space.stop().await.unwrap();
     });
 }
 
