@@ -678,7 +678,7 @@ fn a_node_that_is_destroyed_under_its_flows_leaves_nobody_waiting() {
 }
 
 #[test]
-fn a_registration_that_is_taken_back_under_its_flows_makes_them_dead_letters() {
+fn a_registration_that_is_taken_back_lets_the_flows_of_its_steps_end() {
     let world = World::new(1);
     let env = world.sim.env();
     world.sim.run(async {
