@@ -89,13 +89,16 @@ enum Shell {
 
 #[derive(Debug, Args)]
 struct DemoArguments {
-    /// How many orders to place
-    #[arg(long, value_name = "N", default_value_t = ORDERS_DEFAULT)]
+    /// How many orders to place [default: 5000, over a store 1000]
+    #[arg(long, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u64).range(ORDERS_MIN..=ORDERS_MAX))]
-    orders: u64,
+    orders: Option<u64>,
     /// Which orders to place: the same seed gives the same orders
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
+    /// Keep the shop in a store in this folder: killed at any moment, it goes on with the same command
+    #[arg(long, value_name = "PATH")]
+    store: Option<PathBuf>,
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
@@ -123,8 +126,10 @@ fn main() -> ExitCode {
     let line = CommandLine::parse();
     let output = Output::standard();
     let result = match line.command {
-        Command::Demo(DemoArguments { orders, seed, json }) => {
-            run(demo::run(Plan { orders, seed }, json, &output))
+        Command::Demo(DemoArguments { orders, seed, store, json }) => {
+            let default = if store.is_some() { ORDERS_STORED } else { ORDERS_DEFAULT };
+            let plan = Plan { orders: orders.unwrap_or(default), seed };
+            run(demo::run(plan, store.as_deref(), json, &output))
         }
         Command::Git(GitArguments { path, commit, json }) => {
             run(git::run(&git::Request { path, commit, json }, &output))
@@ -181,3 +186,5 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 4 not fou
 
 /// Orders of a demonstration that takes a few seconds; without optimisation, fewer.
 const ORDERS_DEFAULT: u64 = if cfg!(debug_assertions) { 500 } else { 5_000 };
+/// The same over a store, which syncs the disk for every step.
+const ORDERS_STORED: u64 = if cfg!(debug_assertions) { 300 } else { 1_000 };

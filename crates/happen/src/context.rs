@@ -286,8 +286,8 @@ impl Context {
         }
     }
 
-    /// Sends an event, caused by the one being handled, after a while: a timer, which outlives the process. Set by a step of
-    /// a durable node it is part of the step. What repeats without an end is better a
+    /// Sends an event, caused by the one being handled, after a while: a timer, which outlives the process. Set by a step
+    /// of a durable node it is part of the step. What repeats without an end is better a
     /// [`schedule`](crate::Space::schedule): events that cause each other for ever pass a limit of their correlation.
     ///
     /// # Errors

@@ -93,6 +93,7 @@ pub use config::{Config, Durability, NodeOptions, Overflow, QueueOrder, Retentio
 pub use context::Context;
 pub use durable::cron::{Cron, CronError, CronProblem, Every, IntoTiming, every};
 pub use durable::schedule::{Missed, Schedule, Schedules, Scheduling};
+pub use durable::timer::Timer;
 pub use failure::{DeadLetter, Failure};
 pub use group::{FanOut, Group, GroupRegistration, Nodes, Registrations};
 pub use handler::{Argument, Asynchronous, Handler, Plain, With, WithDependency, with};

@@ -578,9 +578,10 @@ impl Node {
     /// order in which their events came. Default is no limit.
     ///
     /// Only a durable node holds flows back: when each may begin is stored with it and outlives the process, and what began
-    /// before the last start counts, too. At the start of a space [`Misuse`](ErrorKind::Misuse) tells of a node that is not
-    /// durable, and of a limit of 0 or of more than [`RATE_FLOWS_MAX`](limits::RATE_FLOWS_MAX). Flows that are held back count as waiting for [`Node::queue_limit`], and as none for
-    /// [`Space::settled`](crate::Space::settled). An event whose payload is no `T` has the key of its type.
+    /// before the last start counts, too. At the start of a space [`Misuse`](ErrorKind::Misuse) tells of a node that is
+    /// not durable, and of a limit of 0 or of more than [`RATE_FLOWS_MAX`](limits::RATE_FLOWS_MAX). Flows that are held
+    /// back count as waiting for [`Node::queue_limit`], and as none for [`Space::settled`](crate::Space::settled). An
+    /// event whose payload is no `T` has the key of its type.
     ///
     /// # Examples
     ///
@@ -620,7 +621,8 @@ impl Node {
     }
 
     /// Lets a flow of a key begin when no further event of that key came for so long. The event that came last is handled;
-    /// each before it ends, recorded as [`Cancelled`](ErrorKind::Cancelled), as does the waiting for its reply.
+    /// each before it ends, recorded as [`Cancelled`](ErrorKind::Cancelled), as does the waiting for its reply. A key that
+    /// is never quiet for so long has none handled.
     ///
     /// Only a durable node holds flows back, as with [`Node::rate_by`].
     #[must_use]

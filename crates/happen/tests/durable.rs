@@ -820,3 +820,67 @@ fn a_space_tells_why_long_after_its_process_ended() {
         space.stop().await.unwrap();
     });
 }
+
+async fn round_and_round(_: Event<u64>, cx: Context) -> happen::Result<Step> {
+    let turns = cx.get("turns").unwrap_or(0u64) + 1;
+    cx.put("turns", turns)?;
+    if turns == 9 { done(turns) } else { again() }
+}
+
+#[test]
+fn a_durable_loop_of_exactly_so_many_steps_is_allowed() {
+    let world = World::new(15);
+    world.sim.run(async {
+        let space = world.space();
+        for (id, steps_max) in [("short", 8), ("exact", 9), ("long", 10)] {
+            space.node(id).steps_max(steps_max).on("u64", round_and_round);
+        }
+        space.start().await.unwrap();
+        let turns =
+            async |id: &str| space.send(id, 1u64).reply::<u64>().await.map(|turns| turns.into_inner());
+        assert_eq!(turns("short").await.unwrap_err().code(), "runaway");
+        assert_eq!((turns("exact").await.unwrap(), turns("long").await.unwrap()), (9, 9));
+        space.stop().await.unwrap();
+    });
+}
+
+async fn ask_the_desk(n: Event<u64>, cx: Context) -> happen::Result<u64> {
+    Ok(cx.send("desk", i64::try_from(*n)?).reply::<u64>().await?.into_inner())
+}
+
+/// A queue that is full is an error the sender sees, whether it stands outside or is a durable node itself.
+#[test]
+fn a_full_queue_is_told_to_whoever_sends() {
+    let world = World::new(16);
+    world.sim.run(async {
+        let space = world.space();
+        space.node("asker").attempts(1, secs(1)).on("u64", ask_the_desk);
+        space.node("desk").max_concurrent(2).queue_limit(3).on("i64", async |_: Event<i64>, cx: Context| {
+            cx.sleep(millis(900)).await;
+            7u64
+        });
+        space.start().await.unwrap();
+        let through = |asker: bool| {
+            let space = space.clone();
+            async move {
+                let asks = (0..10u64).map(|n| {
+                    let space = space.clone();
+                    Box::pin(async move {
+                        let reply = match asker {
+                            true => space.send("asker", n).reply::<u64>().await,
+                            false => space.send("desk", n as i64).reply::<u64>().await,
+                        };
+                        reply.map_or_else(|error| error.code(), |_| "ok")
+                    })
+                });
+                let mut told = join_all(asks.collect()).await;
+                told.sort_unstable();
+                told
+            }
+        };
+        let expected = [vec!["busy"; 5], vec!["ok"; 5]].concat();
+        assert_eq!(through(false).await, expected);
+        assert_eq!(through(true).await, expected);
+        space.stop().await.unwrap();
+    });
+}

@@ -162,6 +162,15 @@ fn a_key_takes_a_timer_back_and_sets_it_anew() {
         space.env().sleep(secs(1_800)).await;
         assert_eq!(taken(&seen).len(), 1);
         // From outside, and never a second time.
+        let later = space.after(secs(90), "orders", Remind { id: 4 }).await.unwrap();
+        space.after(secs(60), "orders", Remind { id: 3 }).key("x/%").await.unwrap();
+        let timers = space.timers().await.unwrap();
+        assert_eq!(timers.iter().map(|timer| timer.key()).collect::<Vec<_>>(), [Some("x/%"), None]);
+        assert_eq!((timers[1].event_id(), timers[1].node_id()), (later.event_id(), "orders"));
+        assert_eq!((timers[1].event_type(), timers[1].due_unix_ms()), ("remind", world.now() + 90_000));
+        space.env().sleep(secs(91)).await;
+        assert_eq!(taken(&seen).len(), 2);
+        assert_eq!(space.timers().await.unwrap(), []);
         space.after(secs(60), "orders", Remind { id: 3 }).key("x").await.unwrap();
         assert!(space.cancel_timer("x").await.unwrap());
         assert!(!space.cancel_timer("x").await.unwrap());
@@ -170,6 +179,38 @@ fn a_key_takes_a_timer_back_and_sets_it_anew() {
         assert_eq!(taken(&seen), []);
         space.stop().await.unwrap();
     });
+}
+
+#[test]
+fn a_timer_that_is_taken_back_when_it_is_due_comes_or_is_taken_back_and_never_both() {
+    let (mut came, mut cancelled) = (0, 0);
+    for seed in 0..200 {
+        let world = World::new(seed);
+        let seen = Seen::default();
+        let store = world.store();
+        store.takes(millis(4));
+        world.sim.run(async {
+            let space = world.space_over(&store);
+            orders(&space, &seen);
+            space.node("paid").on("paid", async |paid: Event<Paid>, cx: Context| {
+                cx.cancel_timer(&format!("reminder:{}", paid.id)).await
+            });
+            space.start().await.unwrap();
+            space.after(secs(60), "orders", Remind { id: 1 }).key("reminder:1").await.unwrap();
+            space.env().sleep(millis(59_994 + seed % 8)).await;
+            let is_cancelled = match seed % 2 {
+                0 => *space.send("paid", Paid { id: 1 }).reply::<bool>().await.unwrap(),
+                _ => space.cancel_timer("reminder:1").await.unwrap(),
+            };
+            space.env().sleep(secs(10)).await;
+            let has_come = !taken(&seen).is_empty();
+            assert_ne!(is_cancelled, has_come, "seed {seed}");
+            came += u32::from(has_come);
+            cancelled += u32::from(is_cancelled);
+            space.stop().await.unwrap();
+        });
+    }
+    assert!(came > 10 && cancelled > 10, "{came} came and {cancelled} were taken back");
 }
 
 #[test]
@@ -283,6 +324,62 @@ fn a_timer_comes_exactly_once_whatever_crashes() {
         },
     );
     assert!(deaths >= 6, "only {deaths} deaths");
+}
+
+#[test]
+fn timers_that_are_due_together_share_a_commit_and_keep_their_order() {
+    let world = World::new(27);
+    let seen = Seen::default();
+    let store = world.store();
+    world.sim.run(async {
+        let space = world.space_over(&store);
+        let node = orders(&space, &seen).serial();
+        space.start().await.unwrap();
+        for id in 0..500 {
+            space.after(secs(3_600) - millis(id), "orders", Remind { id }).await.unwrap();
+        }
+        // What is stopped is stored, and goes on later.
+        node.stop();
+        space.env().sleep(secs(3_599)).await;
+        let before = store.commits();
+        world.sim.jump_clock_forward(secs(60));
+        space.env().sleep(millis(limits::CLOCK_LOOK_MS_MAX)).await;
+        assert!(store.commits() - before <= 3, "{} commits", store.commits() - before);
+        node.resume();
+        space.settled(secs(60)).await.unwrap();
+        let ids: Vec<u64> =
+            taken(&seen).iter().map(|(_, what)| what.split(' ').next().unwrap().parse().unwrap()).collect();
+        assert_eq!(ids, (0..500).rev().collect::<Vec<_>>());
+        space.stop().await.unwrap();
+    });
+}
+
+#[test]
+fn timers_that_are_due_together_come_once_each_whatever_crashes() {
+    let seen = Seen::default();
+    let deaths = killed_at_each_commit(
+        &async |_, space| {
+            orders(space, &seen);
+            let mut acknowledged = 0;
+            if space.start().await.is_err() {
+                return acknowledged;
+            }
+            for id in 0..5 {
+                acknowledged += u64::from(space.after(secs(60), "orders", Remind { id }).await.is_ok());
+            }
+            space.env().sleep(secs(61)).await;
+            acknowledged
+        },
+        &async |_, space, acknowledged| {
+            orders(space, &seen);
+            space.start().await.unwrap();
+            space.env().sleep(secs(61)).await;
+            let count = ledger(space, "orders").reminded;
+            // One more may be stored than was heard of.
+            assert!((acknowledged..=acknowledged + 1).contains(&count), "{count} of {acknowledged}");
+        },
+    );
+    assert!(deaths >= 12, "only {deaths} deaths");
 }
 
 #[test]
@@ -421,6 +518,7 @@ fn a_space_in_memory_says_that_it_remembers_no_times() {
         let failed = [
             space.after(secs(1), &node, Remind { id: 1 }).await.unwrap_err(),
             space.cancel_timer("x").await.unwrap_err(),
+            space.timers().await.unwrap_err(),
             space.schedule("x", "@daily", &node, Remind { id: 1 }).await.unwrap_err(),
             space.schedules().list().await.unwrap_err(),
         ];
@@ -1019,6 +1117,45 @@ fn quiet_is_waited_for_over_restarts_whatever_crashes() {
         },
     );
     assert!(deaths >= 4, "only {deaths} deaths");
+}
+
+#[test]
+fn a_store_that_fails_loses_no_timer_and_no_flow_that_is_held_back() {
+    for seed in 0..60 {
+        let world = World::new(seed);
+        let seen = Seen::default();
+        let store = world.store();
+        world.sim.run(async {
+            let space = world.space_over(&store);
+            orders(&space, &seen);
+            search(&space, &Seen::default());
+            let mails = space.node("mails").rate_by(|_: &Order| (), 2, secs(10));
+            noting(&mails, &space, &Seen::default());
+            space.start().await.unwrap();
+            store.fails(300);
+            let mut asked = 0;
+            let mut sent = 0;
+            for id in 0..10 {
+                // What the sender was told of is handled; what failed may be.
+                asked += u64::from(space.send("orders", Order { id }).reply::<()>().await.is_ok());
+                sent += u64::from(space.send("mails", Order { id }).await.is_ok());
+                drop(space.send("search", Order { id: 10 + id % 2 }).await);
+            }
+            space.env().sleep(secs(1_800)).await;
+            store.fails(0);
+            space.env().sleep(secs(3_600)).await;
+            space.settled(secs(60)).await.unwrap();
+            let Ledger { count, reminded } = ledger(&space, "orders");
+            assert_eq!(count, reminded, "seed {seed}");
+            assert!(count >= asked, "seed {seed}");
+            assert!(ledger(&space, "mails").count >= sent, "seed {seed}");
+            assert!(ledger(&space, "search").count <= 1, "seed {seed}");
+            for prefix in ["flow/", "timer/", "dead/"] {
+                assert_eq!(world.documents(prefix).await, [""; 0], "seed {seed}");
+            }
+            space.stop().await.unwrap();
+        });
+    }
 }
 
 #[test]

@@ -569,6 +569,9 @@ mod tests {
             let record = full(outcome);
             assert_eq!(WireRecord::decode(&encoded(&record), 1 << 20).unwrap(), record);
         }
+        let mut held_back = full(StepOutcome::Waits);
+        held_back.step.as_mut().unwrap().due_unix_ms = 78;
+        assert_eq!(WireRecord::decode(&encoded(&held_back), 1 << 20).unwrap(), held_back);
         let change = WireChange { key: "state/a/b".into(), revision: 1 };
         let record = WireRecord { changes: vec![change], ..WireRecord::default() };
         assert_eq!(WireRecord::decode(&encoded(&record), 1 << 20).unwrap(), record);

@@ -35,7 +35,7 @@ pub(crate) fn deliver(
     event: &dyn ErasedEvent,
     mut want: Want,
 ) -> Result<Delivered> {
-    check_room(node, table)?;
+    let _coming = check_room(node, table)?;
     let along = want.take_along().map(|along| *along).unwrap_or_default();
     let flows = flows_for(node, table, entries, event)?;
     let (to, from) = oneshot::channel();
@@ -73,7 +73,7 @@ pub(crate) fn publish(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, nodes: &
                 continue;
             }
         };
-        match check_room(node, &table).and_then(|()| flows_for(node, &table, &route.entries, event)) {
+        match check_room(node, &table).and_then(|_| flows_for(node, &table, &route.entries, event)) {
             Ok(more) => flows.extend(more),
             Err(error) if matches!(error.kind(), ErrorKind::NoHandler { .. }) => {}
             Err(error) => space.bury(event, &node.name, &error),

@@ -20,9 +20,9 @@ use happen_core::{Error, ErrorKind, Result};
 use tokio::sync::Notify;
 
 use super::flow::StoredFlow;
-use super::keys::{SCHEDULES, TIMERS};
+use super::keys::TIMERS;
 use super::lane::Lanes;
-use super::{schedule, seen, timer};
+use super::{Durable, schedule, seen, timer};
 use crate::limits;
 use crate::space::SpaceInner;
 use crate::sync::{Mutex, lock};
@@ -156,7 +156,7 @@ impl Agenda {
             let left = match self.first_due() {
                 Some(due) if due <= now => {
                     let Some(space) = space.upgrade() else { return };
-                    match self.see_to_one(&space, now).await {
+                    match self.see_to_some(&space, now).await {
                         Ok(()) => failures = 0,
                         Err(()) => failures += 1,
                     }
@@ -174,24 +174,52 @@ impl Agenda {
         }
     }
 
-    /// Does one thing that is due. An error says that the store failed: it is due still.
-    async fn see_to_one(&self, space: &Arc<SpaceInner>, now: u64) -> Result<(), ()> {
-        let (Some((ticket, item)), Some(durable)) = (self.take_due(now), &space.durable) else {
-            return Ok(());
-        };
+    /// Does what is due, in its order: many timers by one call to the store, or one other thing. An error says that the
+    /// store failed: what could not be done is due still.
+    async fn see_to_some(&self, space: &Arc<SpaceInner>, now: u64) -> Result<(), ()> {
+        let Some(durable) = &space.durable else { return Ok(()) };
         // A space that waits for what is under way waits for this, too.
         space.flow_began();
-        let seen_to = match &item {
-            Item::Document(key) if key.starts_with(TIMERS) => timer::fire(space, durable, key).await,
-            Item::Document(key) if key.starts_with(SCHEDULES) => schedule::fire(space, durable, key).await,
-            Item::Document(_) => Ok(()),
-            Item::Flow(flow) => {
-                Lanes::due(flow);
-                Ok(())
+        let mut outcome = Ok(());
+        let mut firing = Vec::new();
+        while outcome.is_ok() && firing.len() < limits::COMMIT_GROUP_MAX {
+            let Some((ticket, item)) = self.take_due(now) else { break };
+            match &item {
+                Item::Document(key) if key.starts_with(TIMERS) => {
+                    match timer::begin(space, durable, key).await {
+                        Ok(Some(begun)) => firing.push((ticket, item, begun)),
+                        seen_to => outcome = self.seen_to(space, durable, (ticket, item), seen_to.map(drop)),
+                    }
+                }
+                _ if firing.is_empty() => {
+                    let seen_to = see_to(space, durable, &item).await;
+                    outcome = self.seen_to(space, durable, (ticket, item), seen_to);
+                    break;
+                }
+                // Its turn comes when those before it are done.
+                _ => {
+                    self.put_back(ticket, item);
+                    break;
+                }
             }
-            Item::Sweep => seen::sweep(space, durable).await,
-        };
-        let outcome = match seen_to {
+        }
+        for (ticket, item, begun) in firing {
+            let seen_to = timer::finish(space, durable, begun).await;
+            outcome = outcome.and(self.seen_to(space, durable, (ticket, item), seen_to));
+        }
+        space.flow_ended();
+        outcome
+    }
+
+    /// Notes what became of something that was due.
+    fn seen_to(
+        &self,
+        space: &Arc<SpaceInner>,
+        durable: &Durable,
+        (ticket, item): (Ticket, Item),
+        seen_to: Result<()>,
+    ) -> Result<(), ()> {
+        match seen_to {
             Ok(()) => {
                 durable.store_took(space);
                 Ok(())
@@ -208,9 +236,7 @@ impl Agenda {
                 self.postpone(space, &item, &error);
                 Ok(())
             }
-        };
-        space.flow_ended();
-        outcome
+        }
     }
 
     /// Tries again later what cannot be done now, and tells why.
@@ -259,6 +285,18 @@ impl Agenda {
             }
         })
         .await;
+    }
+}
+
+/// Does one thing that is due and no timer.
+async fn see_to(space: &Arc<SpaceInner>, durable: &Arc<Durable>, item: &Item) -> Result<()> {
+    match item {
+        Item::Document(key) => schedule::fire(space, durable, key).await,
+        Item::Flow(flow) => {
+            Lanes::due(flow);
+            Ok(())
+        }
+        Item::Sweep => seen::sweep(space, durable).await,
     }
 }
 

@@ -448,17 +448,11 @@ impl StoredFlow {
         let table = self.node.table.load();
         // Read once: what the step sends has ids that tell it, now and after a restart.
         let at_unix_ms = self.node.space.now_unix_ms().max(stage.at_unix_ms());
-        let decided = decide(&table, step, function.identity(), self.current_name());
-        Ok(decided.and_then(|decided| match decided {
-            Decided::Ends(end) => Ok(end),
-            Decided::Next(name) => {
-                let max = table.options.steps_max;
-                if stage.number.saturating_add(1) >= max {
-                    let path = vec![self.current_name().to_string(), name.to_string()];
-                    return Err(Error::new(ErrorKind::Runaway { limit: "steps_max", max: max.into(), path }));
-                }
-                Ok(End::Next(name, at_unix_ms))
-            }
+        let decided = decide(&table, step, function.identity(), self.current_name())
+            .and_then(|decided| self.within_limit(&table, decided));
+        Ok(decided.map(|decided| match decided {
+            Decided::Next(name) => End::Next(name, at_unix_ms),
+            Decided::Ends(end) => end,
         }))
     }
 
@@ -476,6 +470,16 @@ impl StoredFlow {
             Ok(())
         };
         Some(Whole::new(&self.node.space.env, Box::pin(storing)))
+    }
+
+    /// What a step decided, unless the flow would have more steps than it may.
+    fn within_limit(&self, table: &Table, decided: Decided) -> Result<Decided> {
+        let max = table.options.steps_max;
+        if matches!(decided, Decided::Ends(_)) || lock(&self.progress).number + 1 < max {
+            return Ok(decided);
+        }
+        let path = vec![self.current_name().to_string()];
+        Err(Error::new(ErrorKind::Runaway { limit: "steps_max", max: u64::from(max), path }))
     }
 
     /// The name of the step that is run.

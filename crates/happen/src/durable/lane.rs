@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use happen_core::{Error, ErrorKind, Result};
 
@@ -21,6 +21,17 @@ pub(crate) struct Lanes {
     lanes: Mutex<HashMap<Option<u64>, Places>>,
     /// What is held back before it enters one.
     pub(super) held: Held,
+    /// Flows that will enter once they are committed.
+    coming: AtomicUsize,
+}
+
+/// Room that is kept for a flow until it is committed and enters.
+pub(crate) struct Coming(Arc<NodeInner>);
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.0.lanes().coming.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 #[derive(Default)]
@@ -161,11 +172,14 @@ impl Lanes {
         }
     }
 
-    /// Whether a flow without a key could run at once.
-    fn has_room(&self, table: &Table) -> bool {
+    /// How many further flows without a key could run at once.
+    fn free(&self, table: &Table) -> usize {
         let lanes = lock(&self.lanes);
         let running = lanes.get(&None).map_or(0, |places| places.running);
-        matches!(table.lane, Lane::Concurrent) && running < room(table, None)
+        match table.lane {
+            Lane::Concurrent => room(table, None).saturating_sub(running) as usize,
+            Lane::ByKey(..) => 0,
+        }
     }
 
     /// The number of flows that wait.
@@ -179,21 +193,26 @@ impl Lanes {
     }
 }
 
-/// Refuses a further event when too many wait.
+/// Keeps room for a further event, or refuses it when too many wait.
 ///
 /// # Errors
 ///
 /// [`ErrorKind::Busy`].
-pub(crate) fn check_room(node: &Arc<NodeInner>, table: &Table) -> Result<()> {
+pub(crate) fn check_room(node: &Arc<NodeInner>, table: &Table) -> Result<Coming> {
     let lanes = node.lanes();
-    let (waiting, limit) = (lanes.waiting() + lanes.held.len(), table.options.queue_limit);
+    // Counted first: of two that come at once, one sees the other.
+    let before = lanes.coming.fetch_add(1, Ordering::SeqCst);
+    let coming = Coming(Arc::clone(node));
+    let held_back = lanes.held.len();
+    let (waiting, limit) = (lanes.waiting() + held_back + before, table.options.queue_limit);
     node.space.note_pressure(node, waiting, limit);
-    let runs = node.lanes().has_room(table);
-    if !runs && waiting >= limit {
+    // Where others are held back, a place that is free says nothing.
+    let free = if held_back == 0 { lanes.free(table) } else { 0 };
+    if waiting >= limit.saturating_add(free) {
         let what = format!("queue of node `{}` ({limit} events)", node.name);
         return Err(Error::new(ErrorKind::Busy { what }).at_node(&node.name));
     }
-    Ok(())
+    Ok(coming)
 }
 
 fn room(table: &Table, lane: Option<u64>) -> u32 {

@@ -23,7 +23,7 @@ mod retention;
 pub(crate) mod schedule;
 mod seen;
 mod stage;
-mod timer;
+pub(crate) mod timer;
 mod wait;
 mod whole;
 
@@ -53,7 +53,7 @@ use agenda::Agenda;
 pub(crate) use control::{Control, Debounce, Rate};
 pub(crate) use document::{Change, Document, Documents, Staging};
 pub(crate) use flow::StoredFlow;
-pub(crate) use lane::{Lanes, check_room};
+pub(crate) use lane::{Coming, Lanes, check_room};
 pub(crate) use outside::commit as commit_outside;
 pub(crate) use point::{ask, once, sleep};
 pub(crate) use seen::Keyed;
@@ -61,7 +61,7 @@ use seen::Keys;
 pub(crate) use stage::{Stage, Whereto};
 pub(crate) use timer::{
     StoredTimer, cancel as cancel_timer, cancel_staged as cancel_timer_staged, key_of as timer_key,
-    set as set_timer, stage as stage_timer, whereto,
+    list as timers, set as set_timer, stage as stage_timer, whereto,
 };
 pub(crate) use wait::wait_for;
 
@@ -113,6 +113,20 @@ pub(crate) struct AtPoint<'d>(&'d Durable);
 pub(crate) struct Parked {
     space: Arc<SpaceInner>,
     place: Option<Arc<Place>>,
+}
+
+/// The durable part of a space, for what only that can remember.
+///
+/// # Errors
+///
+/// [`ErrorKind::Misuse`] in a space in memory.
+pub(crate) fn of(space: &SpaceInner) -> Result<&Arc<Durable>> {
+    space.durable.as_ref().ok_or_else(|| {
+        Error::misuse(
+            "a space in memory remembers no timers and no schedules; open one with `Space::open` or \
+             `Space::with_store`, or wait with `cx.sleep`",
+        )
+    })
 }
 
 impl Durable {

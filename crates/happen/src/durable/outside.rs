@@ -80,13 +80,20 @@ fn build(node: &Arc<NodeInner>, documents: &mut [Box<dyn Staged>]) -> Result<Opt
     Ok(Some(durable.commits.push(batch)))
 }
 
-/// Changes one document of the runtime's own, at this revision when there is one, and commits with it what `add` puts
-/// into the batch. It is told the change as a record tells it.
+/// A change of one document on its way, with what belongs to it.
+#[must_use = "nobody carries it unless it is waited for"]
+pub(super) struct Pending<S> {
+    staging: Staging<S>,
+    ticket: Ticket,
+}
+
+/// Changes one document of the runtime's own, and commits with it what `add` puts into the batch. It is told the change as
+/// a record tells it.
 ///
 /// # Errors
 ///
-/// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) when the document has another revision, what the functions give,
-/// and what the store says.
+/// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) when the document has another revision than is asked for, what the
+/// functions give, and what the store says.
 pub(super) async fn change<S: State>(
     durable: &Arc<Durable>,
     document: &Arc<Document<S>>,
@@ -97,23 +104,55 @@ pub(super) async fn change<S: State>(
     let change = Arc::new(change);
     let mut tries = 0;
     loop {
-        document.read().await?;
-        let mut staging = Staging::new(Arc::clone(document))?;
-        if let Some(revision) = at {
-            staging.expect(revision)?;
-        }
-        let change = Arc::clone(&change);
-        staging.change(Box::new(move |value, _| change(value)))?;
-        // Nothing when a commit that failed meanwhile has left open what the store has.
-        let Some(ticket) = build_one(durable, &mut staging, &mut add)? else { continue };
-        let result = durable.commits.settle(ticket).await;
-        staging.settle(result.is_ok());
-        match result {
+        let again = Arc::clone(&change);
+        let pending = hand_on(durable, document, at, move |value| again(value), &mut add).await?;
+        match pending.settle(durable).await {
             Err(error) if at.is_none() && is_conflict(&error) && tries < limits::COMMIT_TRIES_MAX => {
                 tries += 1;
             }
-            result => return result.map(drop),
+            result => return result,
         }
+    }
+}
+
+/// Hands such a change on, behind all that were handed on before.
+///
+/// # Errors
+///
+/// As [`change`], but for what the store says to the commit.
+pub(super) async fn hand_on<S: State>(
+    durable: &Arc<Durable>,
+    document: &Arc<Document<S>>,
+    at: Option<u64>,
+    change: impl Fn(S) -> Result<S> + Send + Sync + 'static,
+    mut add: impl FnMut(&mut Batch, WireChange<'_>) -> Result<()>,
+) -> Result<Pending<S>> {
+    document.read().await?;
+    let mut staging = Staging::new(Arc::clone(document))?;
+    if let Some(revision) = at {
+        staging.expect(revision)?;
+    }
+    staging.change(Box::new(move |value, _| change(value)))?;
+    loop {
+        if let Some(ticket) = build_one(durable, &mut staging, &mut add)? {
+            return Ok(Pending { staging, ticket });
+        }
+        // A commit that failed meanwhile has left open what the store has.
+        document.read().await?;
+    }
+}
+
+impl<S: State> Pending<S> {
+    /// Waits until it is committed or not.
+    ///
+    /// # Errors
+    ///
+    /// What the store says.
+    pub(super) async fn settle(self, durable: &Arc<Durable>) -> Result<()> {
+        let Self { mut staging, ticket } = self;
+        let result = durable.commits.settle(ticket).await;
+        staging.settle(result.is_ok());
+        result.map(drop)
     }
 }
 

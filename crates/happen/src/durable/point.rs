@@ -69,7 +69,9 @@ pub(crate) async fn ask(
         from
     } else {
         let (to_us, from) = oneshot::channel();
-        send_question(&stage, &answering.point, &event, &to, to_us).await?;
+        let sent = send_question(&stage, &answering.point, &event, &to, to_us).await;
+        stage.arrived(ordinal);
+        sent?;
         from
     };
     let place = flow.durable().place_of(&flow);

@@ -24,7 +24,8 @@ use crate::send::{Destination, Extras, Sender};
 use crate::space::SpaceInner;
 use crate::stamp;
 
-/// What becomes of due times that were missed because no process was there, or because the clock was set forward.
+/// What becomes of due times that were missed because no process was there, or because the clock was set forward. That some
+/// were is told as `system.schedule-missed`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -51,6 +52,10 @@ pub enum Missed {
 /// Each time it is due, one commit moves it on and has the node accept the event: exactly once, whatever crashes. The
 /// event is the root of its own correlation. Its id follows from the name and the time, and its metadata `schedule` and
 /// `due_unix_ms` tell both. It is defined by a commit of its own, also where a step does it.
+///
+/// # Cancel safety
+///
+/// Dropping the future leaves open whether the schedule is defined; defining it again is safe.
 #[must_use = "nothing is defined before `.await`"]
 pub struct Scheduling<'s, T> {
     space: &'s Arc<SpaceInner>,
@@ -151,7 +156,7 @@ impl<'s> Schedules<'s> {
     ///
     /// What the store says.
     pub async fn list(&self) -> Result<Vec<Schedule>> {
-        let durable = durable_part(self.space)?;
+        let durable = super::of(self.space)?;
         let mut all = Vec::new();
         let mut after: Option<Key> = None;
         loop {
@@ -199,7 +204,7 @@ impl<'s> Schedules<'s> {
     ///
     /// What the store says.
     pub async fn remove(&self, name: &str) -> Result<bool> {
-        let durable = durable_part(self.space)?;
+        let durable = super::of(self.space)?;
         let document = durable.schedule(name)?;
         if document.read().await?.value.is_none() {
             return Ok(false);
@@ -218,7 +223,7 @@ impl<'s> Schedules<'s> {
     /// As [`Schedules::pause`], and what keeps the node from taking the event.
     pub async fn trigger(&self, name: &str) -> Result<EventId> {
         self.space.check_running()?;
-        let durable = durable_part(self.space)?;
+        let durable = super::of(self.space)?;
         let schedule = self.existing(durable, name).await?;
         let now = self.space.env.unix_ms();
         let id = crate::local::with_local(self.space, |local| local.next_id(now));
@@ -233,11 +238,11 @@ impl<'s> Schedules<'s> {
     /// # Errors
     ///
     /// As [`Schedules::trigger`], and [`ErrorKind::Misuse`](crate::ErrorKind::Misuse) when there are more than
-    /// [`SCHEDULE_BACKFILL_MAX`](crate::limits::SCHEDULE_BACKFILL_MAX) due times. After an error the same call goes on where
-    /// this one stood.
+    /// [`SCHEDULE_BACKFILL_MAX`](crate::limits::SCHEDULE_BACKFILL_MAX) due times. After an error the same call goes on
+    /// where this one stood.
     pub async fn backfill(&self, name: &str, from_unix_ms: u64, until_unix_ms: u64) -> Result<Vec<EventId>> {
         self.space.check_running()?;
-        let durable = durable_part(self.space)?;
+        let durable = super::of(self.space)?;
         let schedule = self.existing(durable, name).await?;
         let timing = schedule.timing()?;
         let until = until_unix_ms.min(self.space.env.unix_ms().saturating_add(1));
@@ -275,7 +280,7 @@ impl<'s> Schedules<'s> {
     }
 
     async fn define(&self, name: &str, wanted: StoredSchedule) -> Result<()> {
-        let durable = durable_part(self.space)?;
+        let durable = super::of(self.space)?;
         let document = durable.schedule(name)?;
         let found = document.read().await?;
         if found.value.says_the_same(&wanted) {
@@ -307,7 +312,7 @@ impl<'s> Schedules<'s> {
         name: &str,
         change: impl Fn(&mut StoredSchedule) + Clone + Send + Sync + 'static,
     ) -> Result<()> {
-        let durable = durable_part(self.space)?;
+        let durable = super::of(self.space)?;
         let document = durable.schedule(name)?;
         let missing = name.to_owned();
         let changed = move |mut schedule: StoredSchedule| {
@@ -583,14 +588,6 @@ fn decode(stored: &Stored) -> Result<Option<StoredSchedule>> {
     happen_core::state::decode_document(content.version, &content.bytes)
         .map(Some)
         .map_err(|error| error.context(format!("document `{}`", stored.key)))
-}
-
-fn durable_part(space: &SpaceInner) -> Result<&Arc<Durable>> {
-    space.durable.as_ref().ok_or_else(|| {
-        Error::misuse(
-            "a space in memory keeps no schedules; open one with `Space::open` or `Space::with_store`",
-        )
-    })
 }
 
 #[cold]

@@ -15,6 +15,7 @@ use happen_core::{ErasedEvent, Error, EventId, Result, State};
 
 use super::document::{Change, Document, Made, Staged, Staging};
 use super::flow::StoredFlow;
+use super::lane::Coming;
 use crate::node::NodeInner;
 use crate::sync::{Mutex, lock};
 
@@ -24,7 +25,6 @@ pub(crate) struct Stage {
     /// What ids of this step are made of, beside their ordinals.
     seed: u64,
     at_unix_ms: u64,
-    pub(super) number: u32,
     pub(super) attempt: u32,
     ordinals: AtomicU32,
     effects: Mutex<Effects>,
@@ -37,6 +37,8 @@ pub(crate) struct Effects {
     pub(super) documents: Vec<Box<dyn Staged>>,
     pub(super) values: BTreeMap<String, Bytes>,
     pub(super) points: Vec<Point>,
+    /// Room that is kept at other nodes for what was sent.
+    coming: Vec<(u32, Coming)>,
     /// What is done once it is committed: hooks after a change.
     pub(super) after: Vec<Box<dyn FnOnce() + Send>>,
     /// Why the step cannot end well, whatever its function returns.
@@ -92,7 +94,6 @@ impl Stage {
             flow: Arc::clone(flow),
             seed,
             at_unix_ms,
-            number,
             attempt,
             ordinals: AtomicU32::new(0),
             effects: Mutex::new(effects),
@@ -338,6 +339,23 @@ impl Stage {
             };
             Ok(effects.points.iter().find(is_it).cloned())
         })
+    }
+
+    /// Keeps the room at another node for what this effect sends there, until it has arrived or comes to nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stage::with`].
+    pub(crate) fn expects(&self, ordinal: u32, coming: Coming) -> Result<()> {
+        self.with(|effects| {
+            effects.coming.push((ordinal, coming));
+            Ok(())
+        })
+    }
+
+    /// What this effect sent has arrived.
+    pub(super) fn arrived(&self, ordinal: u32) {
+        lock(&self.effects).coming.retain(|(of, _)| *of != ordinal);
     }
 
     /// Whether an earlier run of the step has asked something as this effect.

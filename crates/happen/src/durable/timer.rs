@@ -3,21 +3,22 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use happen_core::codec::{WireChange, WireParcel, WireRecord};
-use happen_core::env::BoxFuture;
-use happen_core::limits::RECORD_BYTES_MAX;
-use happen_core::store::{Batch, Document as Stored, Key, NewRecord, Read, Select, Tag};
+use happen_core::env::{BoxFuture, Env};
+use happen_core::limits::{PAGE_RECORDS_MAX, RECORD_BYTES_MAX};
+use happen_core::store::{Batch, Document as Stored, Key, List, NewRecord, Read, Select, Tag};
 use happen_core::{ErasedEvent, Error, ErrorKind, EventId, Result, State};
 use serde::de::{Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::Durable;
 use super::accept::recipients;
-use super::document::Document;
+use super::document::{Document, is_conflict};
 use super::flow::StoredFlow;
-use super::keys::{KEYED_TIMERS, TIMERS, named};
-use super::outside;
+use super::keys::{KEYED_TIMERS, TIMERS, name_of, named};
+use super::outside::{self, Pending};
 use super::record::{Done, tags_of};
 use super::stage::{Stage, Whereto};
 use crate::dispatch;
@@ -25,8 +26,16 @@ use crate::limits;
 use crate::space::SpaceInner;
 use crate::wire::Framed;
 
+/// A timer that is set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timer {
+    key: Option<String>,
+    event: EventId,
+    stored: StoredTimer,
+}
+
 /// What the document of a timer says. One without a frame stands for none.
-#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct StoredTimer {
     pub(super) to: String,
     pub(super) due_unix_ms: u64,
@@ -41,6 +50,38 @@ pub(crate) struct Blob(pub(crate) Arc<[u8]>);
 impl State for StoredTimer {
     const NAME: &'static str = "timer";
     const VERSION: u32 = 1;
+}
+
+impl Timer {
+    /// The key that it was given.
+    #[must_use]
+    pub fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+
+    /// The id that its event has.
+    #[must_use]
+    pub fn event_id(&self) -> EventId {
+        self.event
+    }
+
+    /// The type of its event.
+    #[must_use]
+    pub fn event_type(&self) -> &str {
+        &self.stored.event_type
+    }
+
+    /// The id of the node that its event goes to.
+    #[must_use]
+    pub fn node_id(&self) -> &str {
+        &self.stored.to
+    }
+
+    /// When it is due, in milliseconds since 1970.
+    #[must_use]
+    pub fn due_unix_ms(&self) -> u64 {
+        self.stored.due_unix_ms
+    }
 }
 
 impl StoredTimer {
@@ -103,11 +144,15 @@ pub(crate) fn stage(stage: &Stage, key: &Key, timer: StoredTimer) -> Result<()> 
 pub(crate) fn cancel_staged(stage: &Stage, chosen: &str) -> Result<bool> {
     let key = named(KEYED_TIMERS, chosen);
     let document = stage.durable_flow().durable().timer(&key)?;
-    if stage.read(&key, &document, StoredTimer::is_none)? {
-        return Ok(false);
+    let is_there = stage.stage(&key, &document, |staging| {
+        // Exactly what was seen: when it is due before the commit, the step is run again and sees none.
+        staging.expect_base();
+        Ok(!staging.view().is_none())
+    })?;
+    if is_there {
+        self::stage(stage, &key, StoredTimer::default())?;
     }
-    self::stage(stage, &key, StoredTimer::default())?;
-    Ok(true)
+    Ok(is_there)
 }
 
 /// Sets a timer by a commit of its own.
@@ -129,9 +174,9 @@ pub(crate) async fn set(durable: &Arc<Durable>, key: &Key, timer: StoredTimer) -
 /// # Errors
 ///
 /// What the store says.
-pub(crate) async fn cancel(durable: &Arc<Durable>, chosen: &str) -> Result<bool> {
+pub(crate) async fn cancel(durable: &Arc<Durable>, env: &Arc<dyn Env>, chosen: &str) -> Result<bool> {
     let document = durable.timer(&named(KEYED_TIMERS, chosen))?;
-    for _ in 0..limits::COMMIT_TRIES_MAX {
+    for tries in 0..limits::COMMIT_TRIES_MAX {
         let found = document.read().await?;
         if found.value.is_none() {
             return Ok(false);
@@ -143,11 +188,49 @@ pub(crate) async fn cancel(durable: &Arc<Durable>, chosen: &str) -> Result<bool>
         durable.note_timer(&document);
         match cancelled {
             Ok(()) => return Ok(true),
-            Err(error) if super::document::is_conflict(&error) => crate::space::yield_now().await,
+            Err(error) if is_conflict(&error) => {
+                // Somebody's commit is on its way, and what became of it is looked at then.
+                let wait = (limits::STORE_WAIT_MS << tries.min(16)).min(limits::STORE_WAIT_MS_MAX);
+                env.sleep(Duration::from_millis(wait)).await;
+            }
             Err(error) => return Err(error),
         }
     }
     Err(busy(document.key()))
+}
+
+/// All timers that are set, by when they are due.
+///
+/// # Errors
+///
+/// What the store says, and a document that cannot be read.
+pub(crate) async fn list(durable: &Durable) -> Result<Vec<Timer>> {
+    let mut all = Vec::new();
+    let mut after: Option<Key> = None;
+    loop {
+        let list = List { prefix: TIMERS.into(), after: after.take(), documents_max: PAGE_RECORDS_MAX };
+        let page = durable.store.list(list).await?;
+        let Some(last) = page.last() else { break };
+        after = Some(Arc::clone(&last.key));
+        for document in &page {
+            all.extend(decode(document)?);
+        }
+    }
+    all.sort_by_key(|timer| (timer.stored.due_unix_ms, timer.event));
+    Ok(all)
+}
+
+fn decode(document: &Stored) -> Result<Option<Timer>> {
+    let Some(content) = &document.content else { return Ok(None) };
+    let timer = (|| {
+        let stored: StoredTimer = happen_core::state::decode_document(content.version, &content.bytes)?;
+        let parcel = WireParcel::decode(&stored.frame.0, RECORD_BYTES_MAX)?;
+        let event = parcel.events().first().map_or(EventId::MIN, |event| event.id);
+        let is_keyed = document.key.starts_with(KEYED_TIMERS);
+        let key = is_keyed.then(|| name_of(&document.key, KEYED_TIMERS).into_owned());
+        Ok(Timer { key, event, stored })
+    })();
+    timer.map(Some).map_err(|error: Error| error.context(format!("document `{}`", document.key)))
 }
 
 #[cold]
@@ -157,34 +240,78 @@ fn busy(key: &str) -> Error {
     })
 }
 
-/// Commits that a timer was due: its document goes and its event is accepted, both or neither.
+/// A timer that is due, on its way: its document goes and its event is accepted, both or neither.
+pub(super) struct Firing {
+    document: Arc<Document<StoredTimer>>,
+    event: EventId,
+    done: Done,
+    pending: Pending<StoredTimer>,
+}
+
+/// Hands on the commit of a timer that is due, behind those of all that were due before; nothing when it is none any more.
 ///
 /// # Errors
 ///
 /// What the store says, what keeps the node from the event, and what cannot be read; the timer is due still.
-pub(super) async fn fire(space: &Arc<SpaceInner>, durable: &Arc<Durable>, key: &Key) -> Result<()> {
+pub(super) async fn begin(
+    space: &Arc<SpaceInner>,
+    durable: &Arc<Durable>,
+    key: &Key,
+) -> Result<Option<Firing>> {
     let document = durable.timer(key)?;
     let found = document.read().await?;
     let timer = &found.value;
     if timer.is_none() {
-        return Ok(());
+        return Ok(None);
     }
     if timer.due_unix_ms > space.env.unix_ms() {
         durable.agenda.set(key, Some(timer.due_unix_ms));
-        return Ok(());
+        return Ok(None);
     }
     let arriving = arriving(space, &timer.to, &timer.frame.0)?;
     check_taken(space, &*arriving.event, &arriving.to)?;
-    let at = Some(found.revision);
-    let fired = accept_with(space, durable, &document, at, |_| Ok(StoredTimer::default()), &arriving).await;
-    match fired {
-        Err(error) if super::document::is_conflict(&error) => {
-            // A step is about to set it anew or to take it back; what it did is looked at then, and at the latest here.
-            durable.agenda.set(key, Some(space.env.unix_ms() + limits::STORE_WAIT_MS));
+    let event = arriving.event.envelope().id;
+    let mut done = Done::default();
+    let add = |batch: &mut Batch, change: WireChange<'_>| {
+        done = add_acceptance(space, batch, Some(change), &arriving)?;
+        done.begun.iter().for_each(|flow| durable.begun(flow));
+        Ok(())
+    };
+    let gone = |_| Ok(StoredTimer::default());
+    match outside::hand_on(durable, &document, Some(found.revision), gone, add).await {
+        Ok(pending) => Ok(Some(Firing { document, event, done, pending })),
+        Err(error) => {
+            done.begun.iter().for_each(|flow| durable.ended(flow));
+            look_again(space, durable, key, error).map(|()| None)
+        }
+    }
+}
+
+/// Waits for such a commit, and lets the flows begin.
+///
+/// # Errors
+///
+/// What the store says; the timer is due still.
+pub(super) async fn finish(space: &Arc<SpaceInner>, durable: &Arc<Durable>, firing: Firing) -> Result<()> {
+    let Firing { document, event, done, pending } = firing;
+    let committed = pending.settle(durable).await;
+    match conclude(space, durable, event, done, committed).await {
+        Ok(()) => {
+            durable.note_timer(&document);
             Ok(())
         }
-        fired => fired.inspect(|()| durable.note_timer(&document)),
+        Err(error) => look_again(space, durable, document.key(), error),
     }
+}
+
+/// A step is about to set the timer anew or to take it back, when there is a conflict. What it did is looked at then, and
+/// at the latest here.
+fn look_again(space: &SpaceInner, durable: &Durable, key: &Key, error: Error) -> Result<()> {
+    if !is_conflict(&error) {
+        return Err(error);
+    }
+    durable.agenda.set(key, Some(space.env.unix_ms() + limits::STORE_WAIT_MS));
+    Ok(())
 }
 
 /// An event on its way to a node, with its bytes.
@@ -217,7 +344,7 @@ pub(super) fn check_taken(space: &SpaceInner, event: &dyn ErasedEvent, to: &Wher
     let table = node.table.load();
     let mut uncached = None;
     dispatch::admissible(node, &table, event, &mut uncached).map_err(|error| error.at_node(&node.name))?;
-    if node.is_durable() { super::check_room(node, &table) } else { Ok(()) }
+    if node.is_durable() { super::check_room(node, &table).map(drop) } else { Ok(()) }
 }
 
 /// Commits a change of a document together with the acceptance of an event, and lets its flows begin.

@@ -14,8 +14,7 @@ use serde_json::Value as Json;
 use super::asking::{Acceptance, Accepted};
 use super::target::{Destination, To};
 use super::{Extras, Sender, Sent, extras};
-use crate::durable::{self, Durable, StoredTimer};
-use crate::space::SpaceInner;
+use crate::durable::{self, StoredTimer};
 use crate::stamp;
 
 /// An event that is to come after a while, which nobody has set yet.
@@ -27,7 +26,18 @@ use crate::stamp;
 /// became due while no process was there comes when the space is started again, in the order of due times. Its event is
 /// caused by the one that was handled where it was set; the deadline of that one does not concern it.
 ///
-/// The wall clock says when it is due: when the clock is set, so are the timers.
+/// The wall clock says when it is due: when the clock is set, so are the timers. While the node does not take the event,
+/// because its queue is full or it is not there, the timer waits, and `system.due-event-waits` tells why. A node that is
+/// not durable, or beyond a link, gets the event after that commit, at most once.
+///
+/// # Cancel safety
+///
+/// A step has set the timer when the future is made. Outside of a step, dropping the future leaves open whether it is set.
+///
+/// # Cost
+///
+/// A document that is written and deleted; outside of a step the first is a commit of its own. The second is one, in which
+/// the acceptance of the event goes along.
 #[must_use = "nothing is set before `.await` or `.forget()`"]
 pub struct After<'s, T> {
     sender: Sender<'s>,
@@ -96,7 +106,7 @@ impl<'s, T: Payload> After<'s, T> {
     fn begin(self) -> Result<Setting> {
         let Self { sender, to, payload, time, key, extras } = self;
         let space = sender.space();
-        let durable = durable_part(space)?;
+        let durable = durable::of(space)?;
         let name = Destination(to).one_name(space)?;
         durable::whereto(space, &name)?;
         let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
@@ -134,15 +144,6 @@ fn due_at<T>(mut event: Event<T>, due_unix_ms: u64) -> Event<T> {
     envelope.at_unix_ms = due_unix_ms;
     envelope.deadline_unix_ms = 0;
     event
-}
-
-fn durable_part(space: &SpaceInner) -> Result<&Arc<Durable>> {
-    space.durable.as_ref().ok_or_else(|| {
-        Error::misuse(
-            "a space in memory remembers no times; open one with `Space::open` or `Space::with_store`, or wait with \
-             `cx.sleep`",
-        )
-    })
 }
 
 /// Has the step fail in which something was asked for that cannot be.
@@ -197,7 +198,7 @@ impl<'s> CancellingTimer<'s> {
 
     fn begin(self) -> Cancelled {
         let Self { sender, key } = self;
-        let durable = match durable_part(sender.space()) {
+        let durable = match durable::of(sender.space()) {
             Ok(durable) => durable,
             Err(error) => return Cancelled::Staged(Err(error)),
         };
@@ -208,8 +209,8 @@ impl<'s> CancellingTimer<'s> {
         match staged {
             Some(staged) => Cancelled::Staged(staged),
             None => {
-                let durable = Arc::clone(durable);
-                Cancelled::Alone(Box::pin(async move { durable::cancel_timer(&durable, &key).await }))
+                let (durable, env) = (Arc::clone(durable), Arc::clone(&sender.space().env));
+                Cancelled::Alone(Box::pin(async move { durable::cancel_timer(&durable, &env, &key).await }))
             }
         }
     }

@@ -232,13 +232,19 @@ impl<'s, T: Payload> Sending<'s, T> {
     }
 
     /// Gives the event a key by which it is known when it is sent to the same node once more, for callers from outside that
-    /// do not know whether they got through. The second event is not handled: its reply is that of the first, also when that
-    /// one is still under way, and the id that is told is that of the first. Of two that are sent at once one is the first.
+    /// do not know whether they got through. The second event is not handled: its reply is that of the first, also when
+    /// that one is still under way, and the id that is told is that of the first. Of two that are sent at once one is the
+    /// first.
     ///
     /// The key is stored with the acceptance of the event, for as long as
-    /// [`idempotency_window_ms`](crate::Config::idempotency_window_ms) says. Another event under a known key is refused with
-    /// [`ErrorKind::Conflict`]. Only durable nodes have such keys; steps of durable nodes need none, for what they send has
-    /// an id that follows from the step.
+    /// [`idempotency_window_ms`](crate::Config::idempotency_window_ms) says. Another event under a known key is refused
+    /// with [`ErrorKind::Conflict`]. Only durable nodes have such keys; steps of durable nodes need none, for what they
+    /// send has an id that follows from the step.
+    ///
+    /// # Cost
+    ///
+    /// The acceptance is a commit before the first step; without a key an event whose only step ends at once has one commit
+    /// in all.
     ///
     /// # Examples
     ///

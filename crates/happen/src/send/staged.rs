@@ -9,7 +9,7 @@ use happen_core::{Batch, ErasedEvent, Error, ErrorKind, EventId, EventType, Parc
 use super::target::To;
 use super::{Begun, Extras, Sender, Told, away, empty_batch, mixed_batch, resolve, unknown_parcel};
 use crate::dispatch::{self, Delivered, Want};
-use crate::durable::{self, Stage, Whereto};
+use crate::durable::{self, Coming, Stage, Whereto};
 use crate::flow::FlowInner;
 use crate::stamp;
 
@@ -35,7 +35,10 @@ pub(super) fn begin<T: Payload>(
     let event = stamped(within, parcel, purpose, extras, ordinal)?;
     let id = event.envelope().id;
     let known = purpose == Purpose::Ask && stage.has_asked(ordinal);
-    let whereto = whereto(within.0, to, &event, known).map_err(|error| error.at_event(id))?;
+    let (whereto, coming) = whereto(within.0, to, &event, known).map_err(|error| error.at_event(id))?;
+    if let Some(coming) = coming {
+        stage.expects(ordinal, coming)?;
+    }
     match purpose {
         Purpose::Stream => Err(no_stream().at_event(id)),
         Purpose::Ask => {
@@ -133,24 +136,30 @@ fn stamped<T: Payload>(
 
 /// Where an event goes, when it will be taken there: what keeps a node from it is told now, and not after the commit. A
 /// question that an earlier run of the step has asked is not asked again, so nothing keeps a node from it.
-fn whereto(sender: Sender<'_>, to: &To<'_>, event: &Arc<dyn ErasedEvent>, known: bool) -> Result<Whereto> {
+fn whereto(
+    sender: Sender<'_>,
+    to: &To<'_>,
+    event: &Arc<dyn ErasedEvent>,
+    known: bool,
+) -> Result<(Whereto, Option<Coming>)> {
     let space = sender.space();
     match resolve(space, to) {
-        Ok(node) if known => Ok(Whereto::Node(node)),
+        Ok(node) if known => Ok((Whereto::Node(node), None)),
         Err(error) if known && matches!(error.kind(), ErrorKind::NoSuchNode { .. }) => {
-            Ok(Whereto::Away(to.name().into()))
+            Ok((Whereto::Away(to.name().into()), None))
         }
         Ok(node) => {
             let table = node.table.load();
             let mut uncached = None;
             dispatch::admissible(&node, &table, &**event, &mut uncached)
                 .map_err(|error| error.at_node(&node.name))?;
-            if node.is_durable() {
-                durable::check_room(&node, &table)?;
-            }
-            Ok(Whereto::Node(node))
+            let coming = match node.is_durable() {
+                true => Some(durable::check_room(&node, &table)?),
+                false => None,
+            };
+            Ok((Whereto::Node(node), coming))
         }
-        Err(error) if away(space, &error) => Ok(Whereto::Away(to.name().into())),
+        Err(error) if away(space, &error) => Ok((Whereto::Away(to.name().into()), None)),
         Err(error) => Err(error),
     }
 }

@@ -25,6 +25,7 @@ use crate::config::{Config, Durability, NodeOptions};
 use crate::dispatch::{self, Job, Want};
 use crate::durable::cron::IntoTiming;
 use crate::durable::schedule::{Schedules, Scheduling};
+use crate::durable::timer::Timer;
 use crate::durable::{self, Durable, OwnedStore, Whereto};
 use crate::env::RealEnv;
 use crate::failure::{DeadLetter, DeadLetters};
@@ -494,13 +495,26 @@ impl Space {
         CancellingTimer::new(Sender::Space(self.inner()), key)
     }
 
+    /// The timers that are set, by when they are due.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Misuse`] in a space in memory, and what the store says.
+    ///
+    /// # Cost
+    ///
+    /// All of them are read, their events included.
+    pub async fn timers(&self) -> Result<Vec<Timer>> {
+        durable::timers(durable::of(self.inner())?).await
+    }
+
     /// Sends an event again and again, at the times of a text of cron or [`every`](crate::every) so often. Only a space
     /// with a store has schedules; they outlive the process, and a program defines its own at each start.
     ///
     /// # Errors
     ///
-    /// Of `.await`: [`ErrorKind::Misuse`] in a space in memory, for a name that is empty and for a text that tells no times,
-    /// whose [`CronError`](crate::CronError) is the source; and what the store says.
+    /// Of `.await`: [`ErrorKind::Misuse`] in a space in memory, for a name that is empty and for a text that tells no
+    /// times, whose [`CronError`](crate::CronError) is the source; and what the store says.
     ///
     /// # Examples
     ///
