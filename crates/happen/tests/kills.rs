@@ -180,7 +180,7 @@ async fn work(folder: &Path, life: u64, patient: bool) {
     let env = Arc::clone(space.env());
     let (tells, dice) = (teller.clone(), Arc::clone(&env));
     let provider = Provider(Arc::new(move |key, transfer| {
-        if dice.random_u64() % 10 == 0 {
+        if dice.random_u64().is_multiple_of(10) {
             return Err(Error::new(ErrorKind::Io { what: "the provider".to_owned() }));
         }
         tells.tell(&Line::Effect(transfer, key.to_owned()));
@@ -258,7 +258,7 @@ async fn send_order(space: Space, teller: Teller, order: orders::Place, dice: u6
     let id = order.id;
     teller.tell(&Line::Order(order.clone()));
     let sending = space.send("orders", order);
-    if dice % 2 == 0 {
+    if dice.is_multiple_of(2) {
         if let Ok(reply) = sending.reply::<orders::Outcome>().within(secs(60)).await {
             teller.tell(&Line::OrderTaken(id, Some(*reply)));
         }

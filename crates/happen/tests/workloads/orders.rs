@@ -243,7 +243,7 @@ fn sort_one(parcel: &Event<Parcel>, cx: &Context) -> happen::Result<()> {
 
 async fn open_line(_: (), note: Event<Note>, cx: Context) -> happen::Result<Step> {
     write(&cx, &note, "open")?;
-    if note.number % 3 == 0 {
+    if note.number.is_multiple_of(3) {
         cx.sleep(millis(15)).await;
     }
     happen::next_with(close_line, ())
@@ -369,7 +369,7 @@ pub(crate) fn order(id: u64, mut dice: impl FnMut() -> u64) -> Place {
         1 => LARGE + 1 + dice() % 3,
         _ => 1 + dice() % LARGE,
     };
-    Place { id, pieces, looks: (dice() % 4) as u32, gift: dice() % 4 == 0 }
+    Place { id, pieces, looks: (dice() % 4) as u32, gift: dice().is_multiple_of(4) }
 }
 
 /// Whether an order waits for a person.
