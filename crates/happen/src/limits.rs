@@ -237,9 +237,6 @@ pub const VIEWS_TRIES_MAX: u32 = 16;
 /// step that is run again sleeps again.
 pub const SLEEP_REMEMBERED_MS: u64 = 1_000;
 
-/// Events that wait for a flow that waits for them, before it looks into the log instead.
-pub const WAIT_EVENTS_MAX: usize = 64;
-
 /// Bytes of a text of cron. The longest that mean something list every minute, hour and day; what is longer lists some of
 /// them twice.
 pub const CRON_BYTES_MAX: usize = 512;

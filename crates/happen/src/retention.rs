@@ -62,21 +62,46 @@ impl Pruning {
     ///
     /// Lists the flows and dead letters, and looks into the log once for every [`limits::JOURNAL_TAGS_MAX`] of them.
     pub async fn before(store: &Arc<dyn Store>, unix_ms: u64) -> Result<Self> {
-        let first = Read::forward(Select::All).start(Start::Time(unix_ms)).at_most(1);
-        let page = store.read(first).await?;
-        let before = match page.records.first() {
-            Some(record) => record.position,
-            None => Position::from_number(page.head.number().saturating_add(1)),
-        };
-        let keep = needed_before(store, before).await?;
-        Ok(Self {
+        let before = first_since(store, unix_ms).await?;
+        let needed = needed_before(store, before).await?;
+        if needed.len() > limits::PRUNE_KEPT_MAX {
+            return Err(Error::misuse(format!(
+                "more than {} flows under way or dead letters are older than that; let them end, or prune what is before \
+                 an earlier time",
+                limits::PRUNE_KEPT_MAX
+            )));
+        }
+        Ok(Self::keeping(needed, before, unix_ms))
+    }
+
+    /// As [`Pruning::before`], but only as far as no more than [`limits::PRUNE_KEPT_MAX`] events are needed: for a pruning that
+    /// nobody looks at, which is better done in part than not at all.
+    ///
+    /// # Errors
+    ///
+    /// As there, but for too many events.
+    pub async fn as_far_as(store: &Arc<dyn Store>, unix_ms: u64) -> Result<Self> {
+        let before = first_since(store, unix_ms).await?;
+        let mut needed = needed_before(store, before).await?;
+        match needed.get(limits::PRUNE_KEPT_MAX).copied() {
+            None => Ok(Self::keeping(needed, before, unix_ms)),
+            Some(Needed { at, at_unix_ms, .. }) => {
+                // Several may begin with one record, so that those before it are fewer.
+                needed.retain(|needed| needed.at < at);
+                Ok(Self::keeping(needed, at, at_unix_ms))
+            }
+        }
+    }
+
+    fn keeping(needed: Vec<Needed>, before: Position, before_unix_ms: u64) -> Self {
+        Self {
             before,
-            before_unix_ms: unix_ms,
+            before_unix_ms,
             records: Select::All,
-            events_kept: keep.len() as u64,
-            keep: keep.into_iter().map(Tag::Event).collect(),
+            events_kept: needed.len() as u64,
+            keep: needed.into_iter().map(|needed| Tag::Event(needed.event)).collect(),
             histories: HISTORIES.iter().map(|prefix| Key::from(*prefix)).collect(),
-        })
+        }
     }
 
     /// Forgets only records of events of these types; of all types when none is named.
@@ -282,8 +307,27 @@ impl Place {
     }
 }
 
-/// The events that flows and dead letters are for and whose oldest record stands before a position.
-async fn needed_before(store: &Arc<dyn Store>, before: Position) -> Result<Vec<EventId>> {
+/// An event whose records have to stay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Needed {
+    /// Where its oldest record stands.
+    at: Position,
+    at_unix_ms: u64,
+    event: EventId,
+}
+
+/// The position of the first record that was committed at this time or later, or the one behind the last.
+async fn first_since(store: &Arc<dyn Store>, unix_ms: u64) -> Result<Position> {
+    let first = Read::forward(Select::All).start(Start::Time(unix_ms)).at_most(1);
+    let page = store.read(first).await?;
+    Ok(match page.records.first() {
+        Some(record) => record.position,
+        None => Position::from_number(page.head.number().saturating_add(1)),
+    })
+}
+
+/// The events that flows and dead letters are for and whose oldest record stands before a position, in the order of the log.
+async fn needed_before(store: &Arc<dyn Store>, before: Position) -> Result<Vec<Needed>> {
     let mut needed = Vec::new();
     let named = events_named(store).await?;
     for some in named.chunks(limits::JOURNAL_TAGS_MAX) {
@@ -295,21 +339,18 @@ async fn needed_before(store: &Arc<dyn Store>, before: Position) -> Result<Vec<E
                 if record.position >= before {
                     break 'pages;
                 }
-                found.extend(record.tags.iter().filter_map(|tag| match tag {
-                    Tag::Event(event) if some.binary_search(event).is_ok() => Some(*event),
-                    _ => None,
-                }));
+                for tag in record.tags.iter() {
+                    if let Tag::Event(event) = tag
+                        && some.binary_search(event).is_ok()
+                        && found.insert(*event)
+                    {
+                        let (at, at_unix_ms) = (record.position, record.at_unix_ms);
+                        needed.push(Needed { at, at_unix_ms, event: *event });
+                    }
+                }
             }
             let Some(next) = page.next else { break };
             read = read.start(Start::Position(next));
-        }
-        needed.extend(found);
-        if needed.len() > limits::PRUNE_KEPT_MAX {
-            return Err(Error::misuse(format!(
-                "more than {} flows under way or dead letters are older than that; let them end, or prune what is before \
-                 an earlier time",
-                limits::PRUNE_KEPT_MAX
-            )));
         }
     }
     needed.sort_unstable();

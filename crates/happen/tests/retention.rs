@@ -10,8 +10,9 @@ use happen::store::{
     Batch, Content, History, MemoryStore, NewRecord, Past, Pruned, Read, Record, Select, Store, Tag, Until,
     Write,
 };
-use happen::{Config, Context, Event, Space, secs};
+use happen::{Config, Context, Event, EventId, Space, limits, secs};
 use happen_core::content::ContentHasher;
+use happen_core::env::Env;
 use happen_testing::Simulator;
 use serde_json::{Value as Json, json};
 
@@ -150,5 +151,59 @@ fn a_flow_whose_key_names_no_event_keeps_anything_from_being_forgotten() {
         assert_eq!(error.code(), "damaged");
         assert!(error.to_string().contains("flow/ear/not-an-id/hear"), "{error}");
         assert_eq!(log(&store).await.len(), 3);
+    });
+}
+
+/// Leaves the documents of so many flows, each of an event with a record of its own.
+async fn under_way(store: &Arc<dyn Store>, env: &Arc<dyn Env>, flows: std::ops::Range<usize>) {
+    for flow in flows {
+        let event = EventId::from_halves(7, flow as u64 + 1).unwrap();
+        let tags = vec![Tag::Event(event), Tag::Type("wait".into())];
+        let content = Content { name: "flow".into(), version: 1, bytes: (*b"?").into() };
+        let write = Write {
+            key: format!("flow/ear/{event}/hear").into(),
+            revision: 1,
+            content: Some(content),
+            past: Past::Dropped,
+        };
+        let records = vec![NewRecord { tags, bytes: (*b"?").into() }];
+        let batch = Batch { records, documents: vec![write], ..Batch::default() };
+        store.commit(vec![batch]).await.remove(0).unwrap();
+        env.sleep(secs(1)).await;
+    }
+}
+
+#[test]
+fn a_pruning_that_nobody_looks_at_goes_as_far_as_not_too_many_events_are_needed() {
+    let sim = Simulator::new(5);
+    sim.run(async {
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new(sim.env()));
+        let max = limits::PRUNE_KEPT_MAX;
+        let mut there = 0;
+        for len in [max - 1, max, max + 1] {
+            under_way(&store, &sim.env(), there..len).await;
+            there = len;
+            let exact = Pruning::before(&store, u64::MAX).await.map(|plan| plan.events_kept());
+            match exact {
+                Ok(kept) => assert_eq!((kept, len <= max), (len as u64, true)),
+                Err(error) => assert_eq!((error.code(), len > max), ("misuse", true)),
+            }
+            let far = Pruning::as_far_as(&store, u64::MAX).await.unwrap();
+            assert_eq!(far.events_kept(), len.min(max) as u64);
+        }
+        // The last one and what came behind it stay until fewer are needed.
+        let loose = NewRecord { tags: vec![Tag::Type("loose".into())], bytes: (*b"?").into() };
+        let batch = Batch { records: vec![loose], ..Batch::default() };
+        store.commit(vec![batch]).await.remove(0).unwrap();
+        let all = log(&store).await;
+        let far = Pruning::as_far_as(&store, u64::MAX).await.unwrap();
+        assert_eq!(far.position(), all[max].position);
+        assert_eq!(far.carry_out(&store).await.unwrap().records, 0);
+        let end = Write { key: "flow/ear/x".into(), revision: 2, content: None, past: Past::Dropped };
+        let first = EventId::from_halves(7, 1).unwrap();
+        let end = Write { key: format!("flow/ear/{first}/hear").into(), ..end };
+        store.commit(vec![Batch { documents: vec![end], ..Batch::default() }]).await.remove(0).unwrap();
+        let far = Pruning::as_far_as(&store, u64::MAX).await.unwrap();
+        assert_eq!(far.carry_out(&store).await.unwrap().records, 2);
     });
 }

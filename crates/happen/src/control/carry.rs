@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use happen_core::env::Env;
+use happen_core::env::{BoxFuture, Env};
 use happen_core::limits::{DOCUMENT_BYTES_MAX, PAGE_RECORDS_MAX};
 use happen_core::payload::ErasedPayload;
 use happen_core::store::{
@@ -232,8 +232,10 @@ impl<'h> Hands<'h> {
             }
         }
         let mut flows = Vec::new();
+        // One time for all of them, for an event may have many flows.
+        let mut late = Some(self.env.sleep(Duration::from_millis(limits::CONTROL_CANCEL_MS)));
         for (flow, tells) in asked {
-            let became = match within(self.env, limits::CONTROL_CANCEL_MS, tells).await {
+            let became = match unless(&mut late, tells).await {
                 Some(Ok(Err(error))) if matches!(error.kind(), ErrorKind::Cancelled) => FlowBecame::Cancelled,
                 Some(Ok(_)) => FlowBecame::Ended,
                 Some(Err(_)) | None => FlowBecame::Asked,
@@ -517,13 +519,23 @@ fn none_of(what: &str, of: &FlowsOf) -> Error {
 
 /// Waits for something, at most so long.
 async fn within<T>(env: &Arc<dyn Env>, millis: u64, work: impl Future<Output = T>) -> Option<T> {
+    unless(&mut Some(env.sleep(Duration::from_millis(millis))), work).await
+}
+
+/// Waits for something unless a time is over, which is taken away then.
+async fn unless<T>(late: &mut Option<BoxFuture<'static, ()>>, work: impl Future<Output = T>) -> Option<T> {
     let mut work = pin!(work);
-    let mut late = env.sleep(Duration::from_millis(millis));
     std::future::poll_fn(|task| {
         if let Poll::Ready(done) = work.as_mut().poll(task) {
             return Poll::Ready(Some(done));
         }
-        late.as_mut().poll(task).map(|()| None)
+        match late.as_mut().map(|late| late.as_mut().poll(task)) {
+            Some(Poll::Pending) => Poll::Pending,
+            _ => {
+                *late = None;
+                Poll::Ready(None)
+            }
+        }
     })
     .await
 }

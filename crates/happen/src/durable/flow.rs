@@ -32,8 +32,8 @@ use crate::flow::{self, FlowInner, Held, Outcome, Polled};
 use crate::limits;
 use crate::node::NodeInner;
 use crate::stream::{Sink, Source};
-use crate::sync::{Mutex, lock};
-use crate::table::Table;
+use crate::sync::{Mutex, kept_going, lock};
+use crate::table::{Phase, Table};
 use crate::wire::Framed;
 
 /// One run of one registration for one event, remembered by the store from its first commit on.
@@ -266,8 +266,13 @@ impl StoredFlow {
         self.interrupt.notify_one();
     }
 
+    /// Whether its node was destroyed. What is stored stays, and goes on where the node is made again.
+    pub(super) fn is_left(&self) -> bool {
+        self.node.table.load().phase == Phase::Closed
+    }
+
     fn interrupted(&self) -> Option<Interrupt> {
-        if self.durable().is_stopping() {
+        if self.durable().is_stopping() || self.is_left() {
             return Some(Interrupt::Stop);
         }
         self.cancelled.load(Ordering::SeqCst).then_some(Interrupt::Cancel)
@@ -291,12 +296,29 @@ impl StoredFlow {
         let lane = Lanes::entered(&self);
         drop(self.storing.lock().await);
         if !self.refused.load(Ordering::SeqCst) {
-            while let Turn::Again = self.turn().await {}
+            while let Turn::Again = self.whole_turn().await {}
         }
         self.durable().ended(&self);
         drop(lane);
         self.let_go();
         self.node.space.flow_ended();
+    }
+
+    /// A turn that ends whatever panics in it: what users' values do when they are copied, written or dropped is not only done
+    /// in functions of theirs.
+    async fn whole_turn(self: &Arc<Self>) -> Turn {
+        let panic = {
+            let mut turn = Box::pin(self.turn());
+            let polled = poll_fn(|task| match catch_unwind(AssertUnwindSafe(|| turn.as_mut().poll(task))) {
+                Ok(polled) => polled.map(Ok),
+                Err(panic) => Poll::Ready(Err(panic)),
+            });
+            match polled.await {
+                Ok(turn) => return turn,
+                Err(panic) => Error::panicked(&*panic),
+            }
+        };
+        self.commit(&self.empty_stage(), Err(panic)).await
     }
 
     /// Ends a flow that is held back, because another one took its place.
@@ -358,6 +380,11 @@ impl StoredFlow {
         let effects = Effects::of(values, points);
         let stage = Stage::new(self, number, attempt, at_unix_ms, effects);
         let ended = match self.run(&stage).await {
+            // A node that was destroyed meanwhile knows none of its steps any more.
+            Ok(Err(_)) if self.is_left() => {
+                drop(stage.close());
+                return self.leave(Interrupt::Stop).await;
+            }
             Ok(ended) => ended,
             Err(interrupt) => {
                 drop(stage.close());
@@ -369,15 +396,23 @@ impl StoredFlow {
 
     /// Waits until the step may be tried again.
     async fn wait_for_retry(self: &Arc<Self>) -> Option<Interrupt> {
+        let env = Arc::clone(&self.node.space.env);
+        let due = {
+            let progress = lock(&self.progress);
+            progress.retry.as_ref().map(|(due, _)| (*due, progress.attempt))
+        };
+        // The wall clock knows the time that was written down; if it went back since, nobody waits longer than was said.
+        let left = due.map_or(0, |(due, attempt)| {
+            due.saturating_sub(env.unix_ms()).min(self.wait_after(attempt.saturating_sub(1)))
+        });
+        let until = env.monotonic() + Duration::from_millis(left);
         loop {
             if let Some(interrupt) = self.interrupted() {
                 return Some(interrupt);
             }
-            let due = lock(&self.progress).retry.as_ref().map(|(due, _)| *due);
-            let now = self.node.space.env.unix_ms();
-            let left = due.and_then(|due| due.checked_sub(now)).filter(|left| *left > 0)?;
+            let left = until.checked_sub(env.monotonic()).filter(|left| !left.is_zero())?;
             let _parked = self.durable().parked(self);
-            let mut sleep = self.node.space.env.sleep(Duration::from_millis(left));
+            let mut sleep = env.sleep(left);
             let mut interrupt = pin!(self.interrupt.notified());
             poll_fn(|task| {
                 let over = interrupt.as_mut().poll(task).is_ready() || sleep.as_mut().poll(task).is_ready();
@@ -385,6 +420,13 @@ impl StoredFlow {
             })
             .await;
         }
+    }
+
+    /// How long the node waits after an attempt that failed, in milliseconds.
+    fn wait_after(&self, attempt: u32) -> u64 {
+        let shift = attempt.saturating_sub(1).min(32);
+        let first = self.node.table.load().options.retry_wait_ms;
+        first.saturating_mul(1 << shift).min(limits::DURABLE_RETRY_WAIT_MS_MAX)
     }
 
     /// Runs the step that the flow has come to.
@@ -499,7 +541,7 @@ impl StoredFlow {
         let mut late = time_max.map(|time| (time, self.node.space.env.sleep(time)));
         let mut interrupt: Pin<Box<dyn Future<Output = ()> + Send + '_>> =
             Box::pin(self.interrupt.notified());
-        poll_fn(|task| {
+        let ended = poll_fn(|task| {
             while interrupt.as_mut().poll(task).is_ready() {
                 interrupt = Box::pin(self.interrupt.notified());
                 if let Some(interrupt) = self.interrupted() {
@@ -538,7 +580,9 @@ impl StoredFlow {
                 Err(panic) => Poll::Ready(Ok(Err(Error::panicked(&*panic)))),
             }
         })
-        .await
+        .await;
+        kept_going("a step that is left", || drop(future));
+        ended
     }
 
     /// Leaves a step that did not end.
@@ -676,8 +720,7 @@ impl StoredFlow {
         if !error.is_retryable() || attempt >= options.attempts_max.max(1) {
             return End::Failed(error);
         }
-        let shift = (attempt - 1).min(32);
-        let wait = options.retry_wait_ms.saturating_mul(1 << shift).min(limits::DURABLE_RETRY_WAIT_MS_MAX);
+        let wait = self.wait_after(attempt);
         End::Retry(error, self.node.space.env.unix_ms().saturating_add(wait))
     }
 

@@ -70,9 +70,9 @@ impl Lanes {
         flow.hold.begins();
         let node = Arc::clone(&flow.node);
         let lane = flow.lane;
-        node.space.flow_began();
-        lock(&flow.progress).due_unix_ms = 0;
-        lock(&node.lanes().lanes).entry(lane).or_default().waiting.push_back(Arc::clone(flow));
+        if !Self::stand_in_line(flow) {
+            return;
+        }
         Self::fill(&node, lane);
         let waits = lock(&node.lanes().lanes)
             .get(&lane)
@@ -80,6 +80,34 @@ impl Lanes {
         if waits {
             flow.store_meanwhile();
         }
+    }
+
+    /// Lets flows in of which the first to run is chosen when all of them stand in line.
+    pub(super) fn enter_all(flows: Vec<Arc<StoredFlow>>) {
+        let (flows, held): (Vec<_>, Vec<_>) = flows.into_iter().partition(|flow| flow.due_unix_ms() == 0);
+        held.iter().for_each(Self::enter);
+        let begins = |flow: &Arc<StoredFlow>| {
+            flow.hold.begins();
+            Self::stand_in_line(flow)
+        };
+        let flows: Vec<_> = flows.into_iter().filter(begins).collect();
+        flows.iter().for_each(|flow| Self::fill(&flow.node, flow.lane));
+    }
+
+    /// Puts a flow in line; not where the node or the space has ended meanwhile and takes off who stands there.
+    fn stand_in_line(flow: &Arc<StoredFlow>) -> bool {
+        lock(&flow.progress).due_unix_ms = 0;
+        let mut lanes = lock(&flow.node.lanes().lanes);
+        // Under the lock, so that whoever clears the line finds it or comes before.
+        if flow.durable().is_stopping() || flow.is_left() {
+            drop(lanes);
+            flow.durable().ended(flow);
+            flow.let_go();
+            return false;
+        }
+        flow.node.space.flow_began();
+        lanes.entry(flow.lane).or_default().waiting.push_back(Arc::clone(flow));
+        true
     }
 
     /// The place of a flow that was let in.
@@ -135,6 +163,7 @@ impl Lanes {
             all.into_iter().flat_map(|(_, places)| std::mem::take(&mut places.waiting)).collect()
         };
         for flow in waiting {
+            flow.durable().ended(&flow);
             flow.let_go();
             node.space.flow_ended();
         }

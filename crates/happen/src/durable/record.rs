@@ -384,6 +384,9 @@ impl StoredFlow {
         self.stored();
         effects.after.into_iter().for_each(|after| crate::sync::kept_going("a hook", after));
         self.durable().release(space, done);
+        // What functions of users captured, whose drop is theirs.
+        let (documents, values, points) = (effects.documents, effects.values, effects.points);
+        crate::sync::kept_going("a change of a state", || drop(documents));
         let mut progress = lock(&self.progress);
         progress.recorded = true;
         let outcome = match end {
@@ -393,7 +396,7 @@ impl StoredFlow {
                 progress.attempt = 1;
                 progress.reruns = 0;
                 progress.at_unix_ms = at_unix_ms;
-                progress.values = effects.values;
+                progress.values = values;
                 progress.points.clear();
                 progress.expected.clear();
                 progress.retry = None;
@@ -402,7 +405,7 @@ impl StoredFlow {
             End::Retry(error, due) => {
                 progress.attempt += 1;
                 progress.reruns = 0;
-                progress.points = kept_points(&effects.points);
+                progress.points = kept_points(&points);
                 progress.retry = Some((due, error));
                 return Turn::Again;
             }

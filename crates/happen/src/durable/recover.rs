@@ -27,6 +27,8 @@ use crate::wire::Framed;
 pub(crate) struct Resumable {
     flow: Arc<StoredFlow>,
     position: Position,
+    /// Whether it has done something already.
+    begun: bool,
 }
 
 impl Durable {
@@ -66,8 +68,9 @@ impl Durable {
                 UnfitFlows::Park => space.problem(error),
             }
         }
-        // In the order in which they were accepted, which is the order of starting.
-        found.sort_by_key(|resumable| resumable.position);
+        // In the order in which they were accepted, which is the order of starting; but what had begun goes first, or
+        // something else would come between its steps.
+        found.sort_by_key(|resumable| (!resumable.begun, resumable.position));
         Ok(found)
     }
 
@@ -83,12 +86,15 @@ impl Durable {
             self.begun(flow);
         }
         let superseded = control::superseded_among(found.iter().map(|resumable| &resumable.flow));
-        for Resumable { flow, .. } in found {
+        let mut waiting = Vec::new();
+        for Resumable { flow, begun, .. } in found {
             match superseded.get(&flow.key) {
                 Some(by) => flow.give_way(*by),
-                None => Lanes::enter(&flow),
+                None if begun => Lanes::enter(&flow),
+                None => waiting.push(flow),
             }
         }
+        Lanes::enter_all(waiting);
     }
 
     /// Notes when timers and schedules are due, and that keys are to be forgotten.
@@ -187,6 +193,7 @@ impl Durable {
             _ => None,
         };
         let points: Vec<_> = step.points.iter().map(Point::of).collect();
+        let begun = step.number > 0 || step.attempt > 1 || !points.is_empty();
         let progress = Progress {
             expected: points.iter().filter_map(|point| Expected::of(self, point)).collect(),
             revision: document.revision,
@@ -216,7 +223,7 @@ impl Durable {
         };
         let flow = StoredFlow::new(&node, Arc::from(&**registration), arrived, (lane, hold), None, progress);
         flow.set_framed(framed);
-        Ok(Ok(Resumable { flow, position }))
+        Ok(Ok(Resumable { flow, position, begun }))
     }
 
     /// An event of the log, with its bytes and its place.

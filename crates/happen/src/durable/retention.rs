@@ -17,11 +17,11 @@ impl Durable {
     ///
     /// # Errors
     ///
-    /// As [`Pruning::before`].
+    /// As [`Pruning::as_far_as`].
     pub(crate) async fn prune(self: &Arc<Self>, space: &Arc<SpaceInner>) -> Result<Pruned> {
         let _one_at_a_time = self.one_pruning().await;
         let Some(before_unix_ms) = self.horizon(space).await? else { return Ok(Pruned::default()) };
-        let pruning = Pruning::before(&self.store, before_unix_ms).await?;
+        let pruning = Pruning::as_far_as(&self.store, before_unix_ms).await?;
         pruning.keep_types(space.types_kept()?).carry_out(&self.store).await
     }
 

@@ -559,12 +559,7 @@ impl<'n, S: State> StateOf<'n, S> {
         let change = with_checks(table.hooks.as_ref(), change);
         let staged = self.with_stage(|stage| {
             let Some(stage) = stage else { return Err(outside_of_a_step::<S>()) };
-            stage.stage(key, document, |staging| {
-                if let Some(expected) = self.expected {
-                    staging.expect(expected)?;
-                }
-                staging.change(change)
-            })?;
+            stage.change(key, document, self.expected, change)?;
             let (node, key) = (Arc::clone(self.node), Arc::clone(key));
             let event = stage.durable_flow().event.envelope().clone();
             stage.afterwards(move || {
