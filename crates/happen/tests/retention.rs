@@ -195,13 +195,13 @@ fn a_pruning_that_nobody_looks_at_goes_as_far_as_not_too_many_events_are_needed(
         let loose = NewRecord { tags: vec![Tag::Type("loose".into())], bytes: (*b"?").into() };
         let batch = Batch { records: vec![loose], ..Batch::default() };
         store.commit(vec![batch]).await.remove(0).unwrap();
-        let all = log(&store).await;
+        let newest = store.read(Read::backward(Select::All).at_most(2)).await.unwrap().records;
         let far = Pruning::as_far_as(&store, u64::MAX).await.unwrap();
-        assert_eq!(far.position(), all[max].position);
+        assert_eq!(far.position(), newest[1].position);
         assert_eq!(far.carry_out(&store).await.unwrap().records, 0);
-        let end = Write { key: "flow/ear/x".into(), revision: 2, content: None, past: Past::Dropped };
         let first = EventId::from_halves(7, 1).unwrap();
-        let end = Write { key: format!("flow/ear/{first}/hear").into(), ..end };
+        let key = format!("flow/ear/{first}/hear").into();
+        let end = Write { key, revision: 2, content: None, past: Past::Dropped };
         store.commit(vec![Batch { documents: vec![end], ..Batch::default() }]).await.remove(0).unwrap();
         let far = Pruning::as_far_as(&store, u64::MAX).await.unwrap();
         assert_eq!(far.carry_out(&store).await.unwrap().records, 2);

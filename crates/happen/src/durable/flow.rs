@@ -245,7 +245,7 @@ impl StoredFlow {
     pub(crate) fn try_now(&self, now_unix_ms: u64) -> bool {
         let waits = match &mut lock(&self.progress).retry {
             Some((due, _)) if *due > now_unix_ms => {
-                *due = now_unix_ms;
+                *due = NOW;
                 true
             }
             _ => false,
@@ -409,6 +409,9 @@ impl StoredFlow {
         loop {
             if let Some(interrupt) = self.interrupted() {
                 return Some(interrupt);
+            }
+            if lock(&self.progress).retry.as_ref().is_none_or(|(due, _)| *due == NOW) {
+                return None;
             }
             let left = until.checked_sub(env.monotonic()).filter(|left| !left.is_zero())?;
             let _parked = self.durable().parked(self);
@@ -809,6 +812,9 @@ fn decide(table: &Table, step: Step, current: std::any::TypeId, name: Arc<str>) 
         _ => Err(Error::misuse("a step of a kind this runtime does not know")),
     }
 }
+
+/// The due time of an attempt that somebody asked for.
+const NOW: u64 = 0;
 
 #[cold]
 fn unreachable_part() -> ! {
