@@ -183,6 +183,31 @@ fn flows_are_cancelled_while_they_wait_sleep_or_are_to_be_tried_again() {
 }
 
 #[test]
+fn a_flow_that_has_not_begun_is_asked_to_stop_and_ends_when_its_turn_comes() {
+    let world = World::new(18);
+    world.sim.run(async {
+        let space = world.space();
+        space.node("desk").max_concurrent(1).on("ask", |_: Event, cx: Context| async move {
+            cx.wait_for("answer", secs(7 * 24 * 3_600)).await?;
+            Ok::<_, Error>(())
+        });
+        space.start().await.unwrap();
+        let first = sent(&space, "desk", "ask").await;
+        let second = sent(&space, "desk", "ask").await;
+        let before = space.env().monotonic();
+        let answer = space.control(Request::Cancel(of(second))).await.unwrap();
+        assert_eq!(became(answer), [FlowBecame::Asked]);
+        assert_eq!(space.env().monotonic() - before, millis(limits::CONTROL_CANCEL_MS));
+        let answer = space.control(Request::Cancel(of(first))).await.unwrap();
+        assert_eq!(became(answer), [FlowBecame::Cancelled]);
+        space.env().sleep(secs(1)).await;
+        assert!(flows(&space).await.is_empty() && dead(&space).await.is_empty());
+        whole(&space).await;
+        space.stop().await.unwrap();
+    });
+}
+
+#[test]
 fn a_flow_is_cancelled_in_a_stopped_store_and_stays_so() {
     let world = World::new(3);
     world.sim.run(async {

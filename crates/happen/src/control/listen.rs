@@ -138,9 +138,9 @@ mod unix {
             if self.shared.closed.swap(true, Ordering::SeqCst) {
                 return;
             }
+            self.wake();
             // Gone already when somebody cleared the folder.
             drop(fs::remove_file(&self.path));
-            self.wake();
             for client in lock(&self.shared.clients).open.values() {
                 // One that went away by itself is closed already.
                 drop(client.shutdown(std::net::Shutdown::Both));
@@ -150,8 +150,11 @@ mod unix {
         /// Has the thread that accepts look whether it is over.
         fn wake(&self) {
             let Ok(listener) = self.listener.try_clone() else { return };
-            // A socket is a socket: what is shut down accepts no more, and whoever waits there is told.
-            drop(UnixStream::from(OwnedFd::from(listener)).shutdown(std::net::Shutdown::Both));
+            // A socket is a socket: what is shut down accepts no more, and whoever waits there is told. Not every system
+            // does that to one that listens, and then somebody has to come.
+            if UnixStream::from(OwnedFd::from(listener)).shutdown(std::net::Shutdown::Both).is_err() {
+                drop(UnixStream::connect(&self.path));
+            }
         }
     }
 
