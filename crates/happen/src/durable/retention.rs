@@ -94,8 +94,8 @@ impl Durable {
         Ok(keep)
     }
 
-    /// A document that tells what is forgotten: how far, and a hash over all of it and over what was forgotten before. `None`
-    /// when nothing would be.
+    /// A document that tells what is forgotten: how far, and a hash over all of it and over what was forgotten before.
+    /// `None` when nothing would be.
     async fn anchor(&self, before: Position, keep: &[Tag]) -> Result<Option<Write>> {
         let last = self.store.documents(vec![ANCHOR.into()]).await?.pop().flatten();
         let revision = last.as_ref().map_or(0, |document| document.revision) + 1;
