@@ -24,7 +24,8 @@ use crate::demo::plan::{ORDERS_MAX, ORDERS_MIN, Plan};
 use crate::failure::{Failure, sentence};
 use crate::output::{Output, plain};
 use crate::store::doctor::DoctorArguments;
-use crate::store::flows::{FlowsCommand, Which};
+use crate::store::flows::{DeadCommand, FlowsCommand};
+use crate::store::hand::SendArguments;
 use crate::store::nodes::NodesArguments;
 use crate::store::state::StateCommand;
 use crate::store::tail::TailArguments;
@@ -56,12 +57,14 @@ enum Command {
     Why(WhyArguments),
     /// Print what followed from an event
     Impact(ImpactArguments),
-    /// Look at flows that are under way
+    /// Send an event to a node, or keep it for the next start when the space is stopped
+    Send(SendArguments),
+    /// Look at flows that are under way, cancel them, or try them now
     #[command(subcommand)]
     Flows(FlowsCommand),
-    /// Look at flows that failed for good
+    /// Look at flows that failed for good, begin them anew, or give them up
     #[command(subcommand)]
-    Dead(FlowsCommand),
+    Dead(DeadCommand),
     /// Read and change the documents of nodes
     #[command(subcommand)]
     State(StateCommand),
@@ -139,8 +142,9 @@ fn main() -> ExitCode {
         Command::Trace(arguments) => run(store::web::trace(&arguments, &output)),
         Command::Why(arguments) => run(store::web::why(&arguments, &output)),
         Command::Impact(arguments) => run(store::web::impact(&arguments, &output)),
-        Command::Flows(command) => run(store::flows::run(Which::UnderWay, command, &output)),
-        Command::Dead(command) => run(store::flows::run(Which::Dead, command, &output)),
+        Command::Send(arguments) => run(store::hand::send(&arguments, &output)),
+        Command::Flows(command) => run(store::flows::run(command, &output)),
+        Command::Dead(command) => run(store::flows::run_dead(command, &output)),
         Command::Verify(arguments) => run(store::verify::run(&arguments, &output)),
         Command::State(command) => run(store::state::run(command, &output)),
         Command::Store(command) => run(store::upkeep::run(command, &output)),

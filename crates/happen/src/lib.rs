@@ -56,6 +56,8 @@ mod zero;
 mod encoded;
 mod state;
 mod durable;
+pub mod retention;
+pub mod control;
 pub mod global;
 mod keys;
 mod wire;

@@ -199,8 +199,33 @@ pub const RECORD_AGE_MS: u64 = 30 * 24 * 3_600_000;
 /// Milliseconds between two looks for what may be forgotten. A day's work is then forgotten in twenty-four parts.
 pub const PRUNE_EVERY_MS: u64 = 3_600_000;
 
-/// Flows that are read at once when it is looked up what has to stay.
-pub(crate) const PRUNE_PAGE: usize = 1_000;
+/// Events from before the time of a pruning whose records stay because flows under way or dead letters need them. Each
+/// record is compared with all of them, so many more would make a pruning take hours.
+pub const PRUNE_KEPT_MAX: usize = 1_000;
+
+/// Bytes of a line of the control channel: the JSON of the largest document, which is at most some four times as long as
+/// the document, but for spaces.
+pub const CONTROL_LINE_BYTES_MAX: usize = 4 << 20;
+
+/// Processes that are connected to the control channel of one space at once, each served by a thread. More are told that it
+/// is busy.
+pub const CONTROL_CLIENTS_MAX: usize = 128;
+
+/// Milliseconds after which the control channel gives up a connection on which nothing is said or read.
+pub const CONTROL_IDLE_MS: u64 = 30_000;
+
+/// Milliseconds that a request to send waits for the reply: longer than a person does.
+pub const CONTROL_REPLY_MS: u64 = 30_000;
+
+/// Milliseconds that a request to cancel waits until a flow has ended, which one that waits for something does at once.
+pub const CONTROL_CANCEL_MS: u64 = 2_000;
+
+/// Dead letters that one request of the control channel does something to. More take further requests, so that none holds
+/// its connection for minutes.
+pub const CONTROL_LETTERS_MAX: usize = 500;
+
+/// Nodes that the figures of a space name.
+pub const CONTROL_NODES_MAX: usize = 1_000;
 
 /// Documents that following references from one to the next may come to.
 pub const VIEWS_FOLLOWED_MAX: usize = 1_000;

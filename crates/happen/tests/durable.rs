@@ -335,6 +335,14 @@ fn a_flow_sleeps_through_restarts_and_holds_nobody_up() {
                 space.send("sleeper", 1u64).await.unwrap();
             }
             space.settled(secs(5)).await.unwrap();
+            if day < 30 {
+                let flows = space.journal().flows(&happen::journal::FlowFilter::new()).await.unwrap().flows;
+                let happen::journal::Standing::Waiting(sleep) = &flows[0].standing else {
+                    panic!("{:?}", flows[0])
+                };
+                let began = flows[0].event.unix_ms();
+                assert_eq!(sleep.due_unix_ms - began, 30 * 24 * 3_600_000, "day {day}");
+            }
             let sleeper = space.find("sleeper").unwrap();
             assert_eq!(sleeper.flows().len(), usize::from(day < 30), "day {day}");
             assert_eq!(sleeper.state::<Ledger>().get(|ledger| ledger.count), u64::from(day >= 30));

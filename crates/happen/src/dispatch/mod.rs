@@ -218,6 +218,21 @@ pub(crate) fn admissible<'t>(
     if (table.phase != Phase::Open || !node.space.is_running()) && !keeps_for_later(node, table) {
         return Err(node.closed_error(table.phase));
     }
+    acceptable(node, table, event, uncached)
+}
+
+/// As [`admissible`], whether or not the node is open and its space runs.
+///
+/// # Errors
+///
+/// When the node does not accept the origin or has no registration for the type, or the deadline has passed.
+#[inline(always)]
+pub(crate) fn acceptable<'t>(
+    node: &Arc<NodeInner>,
+    table: &'t Table,
+    event: &dyn ErasedEvent,
+    uncached: &'t mut Option<Arc<Route>>,
+) -> Result<&'t Route> {
     let envelope = event.envelope();
     if let Some(accept) = &table.accept {
         let (sender, origin) = (node.space.name_of(envelope.sender), node.space.name_of(envelope.origin));

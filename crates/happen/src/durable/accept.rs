@@ -3,24 +3,29 @@
 
 use std::sync::Arc;
 
-use happen_core::store::{Batch, NewRecord, Tag};
-use happen_core::{ErasedEvent, ErrorKind, Result};
+use happen_core::codec::WireParcel;
+use happen_core::limits::RECORD_BYTES_MAX;
+use happen_core::store::{Batch, Document, NewRecord, Tag};
+use happen_core::{ErasedEvent, Error, ErrorKind, Result};
 use tokio::sync::oneshot;
 
 use super::commit::Ticket;
 use super::control::{self, Hold};
 use super::flow::StoredFlow;
+use super::keys::INBOX;
 use super::lane::{Lanes, check_room};
 use super::record::event_record;
 use super::seen::{self, Arrival};
 use super::stage::Whereto;
-use super::{Durable, Told};
+use super::{Durable, Told, by_hand};
 use crate::dispatch::{self, Delivered, Joined, Reply, Want};
 use crate::flow::Outcome;
+use crate::keys::plain;
 use crate::node::NodeInner;
 use crate::space::SpaceInner;
 use crate::sync::isolated;
 use crate::table::{Entry, Lane, Table};
+use crate::wire::Framed;
 
 /// Brings an event from outside to a durable node. The outcome is told when it is there; who does not want it is told
 /// that the event is stored.
@@ -209,6 +214,35 @@ async fn store_all(
     if let Some(to) = stored {
         drop(to.send(Ok(None)));
     }
+}
+
+/// The batch by which an event that was kept for a node begins its flows and is kept no longer.
+///
+/// # Errors
+///
+/// When the event cannot be read, and when the node is not there or does not take it.
+pub(super) fn taken_in(space: &Arc<SpaceInner>, kept: &Document) -> Result<Batch> {
+    let node = kept.key.strip_prefix(INBOX).and_then(|rest| rest.split('/').next()).map(plain);
+    let node = node.unwrap_or_default();
+    let frame = kept.content.as_ref().map_or(&[][..], |content| &content.bytes);
+    let parcel = WireParcel::decode(frame, RECORD_BYTES_MAX)?;
+    let event = space.event_in(&parcel)?;
+    let node =
+        space.find(&node).ok_or_else(|| Error::new(ErrorKind::NoSuchNode { node: node.into_owned() }))?;
+    if !node.is_durable() {
+        let reason = "it is not durable, and the event was kept for one that is".to_owned();
+        return Err(Error::new(ErrorKind::Refused { node: node.name.to_string(), reason }));
+    }
+    let table = node.table.load();
+    let mut uncached = None;
+    let route = dispatch::acceptable(&node, &table, &*event, &mut uncached)?;
+    let flows = flows_for(&node, &table, &route.entries, &*event)?;
+    let hashes = parcel.events().iter().filter_map(|event| Some((event.id, event.hash?))).collect();
+    let framed = Framed { frame: frame.to_vec(), hashes };
+    let records = vec![event_record(space, &*event, &framed, &flows)?];
+    let mut documents = flows.iter().map(|flow| flow.first_write()).collect::<Result<Vec<_>>>()?;
+    documents.push(by_hand::deletion(kept));
+    Ok(Batch { records, documents, conditions: Vec::new() })
 }
 
 fn batch_for(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: &[Arc<StoredFlow>]) -> Result<Batch> {

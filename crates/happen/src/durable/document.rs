@@ -7,11 +7,12 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use happen_core::env::BoxFuture;
-use happen_core::store::{Condition, Content, Document as Stored, Key, Past, Store, Write};
+use happen_core::store::{Bytes, Condition, Content, Document as Stored, Key, Past, Store, Write};
 use happen_core::{Error, ErrorKind, Result, State, state};
 use tokio::sync::Notify;
 
 use crate::limits;
+use crate::node::NodeInner;
 use crate::pure;
 use crate::stamp::Unstamped;
 use crate::sync::{Mutex, MutexGuard, isolated, kept_going, lock};
@@ -24,9 +25,21 @@ pub(crate) struct Documents {
     all: papaya::HashMap<Key, Arc<dyn AnyDocument>>,
 }
 
-trait AnyDocument: Any + Send + Sync {
+pub(crate) trait AnyDocument: Any + Send + Sync {
     /// Whether it is what the store has, so that it can be read again.
     fn is_settled(&self) -> bool;
+
+    /// Writes what somebody says by hand, when the document has this revision and it is a value of its type. The version of
+    /// the shape is that of the type, unless another one is given.
+    fn set_by_hand<'d>(
+        self: Arc<Self>,
+        node: &'d Arc<NodeInner>,
+        content: (Option<u32>, Bytes),
+        expected: u64,
+    ) -> BoxFuture<'d, Result<()>>;
+
+    /// Says that a revision was written behind its back.
+    fn outdated(&self, revision: u64);
 }
 
 /// One document of type `S`.
@@ -49,6 +62,8 @@ struct Values<S> {
     committed: Option<Arc<Version<S>>>,
     /// What the last batch on its way makes of it.
     head: Option<Arc<Version<S>>>,
+    /// A revision that was written behind its back: what was read before is not kept.
+    least: u64,
     /// The batches on their way that change it.
     under_way: u32,
     /// Whether one of those was not committed, so that nobody may build on the others or beside them: a batch is known
@@ -168,6 +183,23 @@ impl Documents {
         found.downcast().ok()
     }
 
+    /// The document with this key, whatever its type, when it is in memory.
+    pub(crate) fn in_memory(&self, key: &Key) -> Option<Arc<dyn AnyDocument>> {
+        self.all.pin().get(key).cloned()
+    }
+
+    /// Says that a document was written behind its back.
+    pub(crate) fn outdated(&self, key: &Key, revision: u64) {
+        if let Some(document) = self.in_memory(key) {
+            document.outdated(revision);
+        }
+    }
+
+    /// What becomes of the revision before, each time one is written.
+    pub(crate) const fn past(&self) -> Past {
+        self.past
+    }
+
     /// Forgets those that nobody uses. They are read again when somebody does.
     #[cold]
     fn make_room(&self) {
@@ -177,7 +209,8 @@ impl Documents {
 
 impl<S: State> Document<S> {
     fn new(key: Key, store: Arc<dyn Store>, past: Past, passes: Option<fn(&S) -> bool>) -> Self {
-        let values = Mutex::new(Values { committed: None, head: None, under_way: 0, broken: false });
+        let values =
+            Mutex::new(Values { committed: None, head: None, under_way: 0, broken: false, least: 0 });
         Self { key, store, past, passes, building: Mutex::default(), values, quiet: Notify::new() }
     }
 
@@ -247,6 +280,8 @@ impl<S: State> Document<S> {
         let mut values = lock(&self.values);
         let kept = match &values.committed {
             Some(known) if known.revision >= read.revision => Arc::clone(known),
+            // Read before somebody else wrote: true then, and not to be kept.
+            _ if read.revision < values.least => return Ok(read),
             _ => read,
         };
         values.committed = Some(Arc::clone(&kept));
@@ -274,6 +309,30 @@ impl<S: State> AnyDocument for Document<S> {
     fn is_settled(&self) -> bool {
         let values = lock(&self.values);
         values.head.is_none() && values.under_way == 0
+    }
+
+    fn set_by_hand<'d>(
+        self: Arc<Self>,
+        node: &'d Arc<NodeInner>,
+        (version, bytes): (Option<u32>, Bytes),
+        expected: u64,
+    ) -> BoxFuture<'d, Result<()>> {
+        Box::pin(async move {
+            let value = state::decode_document::<S>(version.unwrap_or(S::VERSION), &bytes)
+                .map_err(|error| error.context(format!("what document `{}` is to say", self.key)))?;
+            crate::state::set_by_hand(node, Arc::clone(&self.key), self, value, expected).await
+        })
+    }
+
+    fn outdated(&self, revision: u64) {
+        let replaced = {
+            let mut values = lock(&self.values);
+            values.least = values.least.max(revision);
+            let is_older = values.committed.as_ref().is_some_and(|known| known.revision < revision);
+            if is_older { values.committed.take() } else { None }
+        };
+        // The user's value: what its drop does is done when no lock is held.
+        drop(replaced);
     }
 }
 

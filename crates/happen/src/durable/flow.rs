@@ -189,7 +189,7 @@ impl StoredFlow {
     }
 
     /// Who else is told of its outcome. Gives it back when the flow has ended: the log has the outcome by then.
-    pub(super) fn tell(&self, reply: Reply) -> Option<Reply> {
+    pub(crate) fn tell(&self, reply: Reply) -> Option<Reply> {
         let mut told = lock(&self.told);
         if told.settled {
             return Some(reply);
@@ -246,6 +246,26 @@ impl StoredFlow {
     /// When it may begin; 0 once it has.
     pub(super) fn due_unix_ms(&self) -> u64 {
         lock(&self.progress).due_unix_ms
+    }
+
+    /// Lets a flow that waits for its next attempt have it now. False when it waits for none.
+    pub(crate) fn try_now(&self, now_unix_ms: u64) -> bool {
+        let waits = match &mut lock(&self.progress).retry {
+            Some((due, _)) if *due > now_unix_ms => {
+                *due = NOW;
+                true
+            }
+            _ => false,
+        };
+        if waits {
+            self.interrupt.notify_one();
+        }
+        waits
+    }
+
+    /// The key of its document.
+    pub(crate) const fn key(&self) -> &Key {
+        &self.key
     }
 
     /// Has the flow look whether the space stops.
@@ -404,6 +424,9 @@ impl StoredFlow {
         loop {
             if let Some(interrupt) = self.interrupted() {
                 return Some(interrupt);
+            }
+            if lock(&self.progress).retry.as_ref().is_none_or(|(due, _)| *due == NOW) {
+                return None;
             }
             let left = until.checked_sub(env.monotonic()).filter(|left| !left.is_zero())?;
             let _parked = self.durable().parked(self);
@@ -804,6 +827,9 @@ fn decide(table: &Table, step: Step, current: std::any::TypeId, name: Arc<str>) 
         _ => Err(Error::misuse("a step of a kind this runtime does not know")),
     }
 }
+
+/// The due time of an attempt that somebody asked for.
+const NOW: u64 = 0;
 
 #[cold]
 fn unreachable_part() -> ! {

@@ -16,6 +16,9 @@ pub(crate) const DEAD: &str = "dead/";
 /// Keys that outside callers gave their events, for a while.
 pub(crate) const SEEN: &str = "seen/";
 
+/// Events that were sent while no process was there, until the next one takes them.
+pub(crate) const INBOX: &str = "inbox/";
+
 /// Events that are to come at a time.
 pub(crate) const TIMERS: &str = "timer/";
 

@@ -8,12 +8,13 @@
 
 mod accept;
 mod agenda;
+pub(crate) mod by_hand;
 mod commit;
 mod control;
 pub(crate) mod cron;
 mod document;
 mod flow;
-mod keys;
+pub(crate) mod keys;
 mod lane;
 mod outside;
 mod point;
@@ -205,6 +206,16 @@ impl Durable {
         lock(&self.live)
             .get(&event)
             .map_or_else(Vec::new, |flows| flows.iter().map(|live| Arc::clone(&live.flow)).collect())
+    }
+
+    /// The number of flows under way.
+    pub(crate) fn flows_len(&self) -> usize {
+        lock(&self.live).values().map(Vec::len).sum()
+    }
+
+    /// Waits until no pruning is under way, and keeps others from beginning.
+    pub(crate) async fn one_pruning(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.pruning.lock().await
     }
 
     /// The flows under way at a node.

@@ -22,11 +22,15 @@ use happen_core::{
 use tokio::sync::Notify;
 
 use crate::config::{Config, Durability, NodeOptions};
+#[cfg(feature = "embedded")]
+use crate::control::Listening;
 use crate::dispatch::{self, Job, Want};
+#[cfg(feature = "embedded")]
+use crate::durable::OwnedStore;
 use crate::durable::cron::IntoTiming;
 use crate::durable::schedule::{Schedules, Scheduling};
 use crate::durable::timer::Timer;
-use crate::durable::{self, Durable, OwnedStore, Whereto};
+use crate::durable::{self, Durable, Whereto};
 use crate::env::RealEnv;
 use crate::failure::{DeadLetter, DeadLetters};
 use crate::gate::Gate;
@@ -116,6 +120,9 @@ pub(crate) struct SpaceInner {
     flows: AtomicUsize,
     idle: Notify,
     pressed: Mutex<HashSet<u32>>,
+    /// Where other processes ask for something, in a space that was opened in a folder.
+    #[cfg(feature = "embedded")]
+    control: OnceLock<Listening>,
     pub(crate) link: OnceLock<Linked>,
     pub(crate) remote_names: RemoteNames,
     pub(crate) hashes: Hashes,
@@ -179,6 +186,9 @@ impl Space {
     /// A space on a store in a folder, which is made if it is not there. Its nodes are durable unless they are made
     /// [`ephemeral`](Node::ephemeral): every step of their flows is committed, and what a crash interrupts goes on when the
     /// space is opened and started again.
+    ///
+    /// Other processes of the same user reach it by a Unix domain socket in the folder, as long as it is open: see
+    /// [`control`](crate::control). Where none can be made, the space does without, and says so in a warning.
     ///
     /// # Errors
     ///
@@ -250,7 +260,9 @@ impl Space {
             Some(owned),
         );
         let states = Arc::new(SpaceStore::new(Arc::clone(&env)));
-        Ok(Self::over(config, env, states, store, Some(durable)))
+        let space = Self::over(config, env, states, Arc::clone(&store) as Arc<dyn Store>, Some(durable));
+        space.inner().listen(store.folder());
+        Ok(space)
     }
 
     /// A space on this store, with this configuration and environment. Its nodes are durable, as in [`Space::open`]; the
@@ -314,6 +326,8 @@ impl Space {
             flows: AtomicUsize::new(0),
             idle: Notify::new(),
             pressed: Mutex::default(),
+            #[cfg(feature = "embedded")]
+            control: OnceLock::new(),
             link: OnceLock::new(),
             remote_names: RemoteNames::default(),
             hashes: Hashes::default(),
@@ -739,6 +753,18 @@ impl SpaceInner {
         self.phase.load(Ordering::Relaxed) == RUNNING
     }
 
+    /// Listens for what other processes ask for. A space that cannot goes on without.
+    #[cfg(feature = "embedded")]
+    fn listen(self: &Arc<Self>, folder: &std::path::Path) {
+        match Listening::open(self, folder) {
+            Ok(listening) => drop(self.control.set(listening)),
+            Err(error) => {
+                let why = error.chain().join(": ");
+                tracing::warn!(target: "happen", code = error.code(), "the space has no control channel: {why}");
+            }
+        }
+    }
+
     pub(crate) fn store(&self) -> Arc<dyn Store> {
         Arc::clone(&self.store)
     }
@@ -1071,6 +1097,10 @@ impl SpaceInner {
     fn close(&self) {
         if self.phase.swap(STOPPED, Ordering::SeqCst) == STOPPED {
             return;
+        }
+        #[cfg(feature = "embedded")]
+        if let Some(control) = self.control.get() {
+            control.close();
         }
         // First, so that whoever waits beyond the link learns that it closed, and not of flows that were cancelled.
         drop(self.leave_link());

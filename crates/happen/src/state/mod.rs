@@ -473,7 +473,8 @@ impl<'n, S: State> StateOf<'n, S> {
         if let Some(expected) = self.expected {
             staging.expect(expected).map_err(|error| self.placed(error))?;
         }
-        staging.change(Box::new(move |state, _| change(state))).map_err(|error| self.placed(error))?;
+        let change = with_checks(table.hooks.as_ref(), Box::new(move |state, _| change(state)));
+        staging.change(change).map_err(|error| self.placed(error))?;
         let node = Arc::clone(self.node);
         // In a task of its own, for whoever waits may stop waiting while others build on the change.
         let (told, tells) = tokio::sync::oneshot::channel();
@@ -753,6 +754,23 @@ fn run_hooks<S: State>(
     });
     let seen = Seen { node: Some(&node.name), event: event.as_ref(), state: Some(S::NAME), error: None };
     hooks.run(moment, &seen)
+}
+
+/// Writes a document of a durable node as somebody says by hand who saw it in this revision.
+///
+/// # Errors
+///
+/// As [`StateOf::try_commit`].
+pub(crate) async fn set_by_hand<S: State>(
+    node: &Arc<NodeInner>,
+    key: Key,
+    document: Arc<Document<S>>,
+    value: S,
+    expected: u64,
+) -> Result<()> {
+    let place = Place::Stored(key, document);
+    let state = StateOf { node, flow: None, place, expected: Some(expected), sees: Sees::Committed };
+    state.try_commit(move |_| Ok::<_, Error>(value.clone())).await
 }
 
 /// A change with the checks of its node around it.
