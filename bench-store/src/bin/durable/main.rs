@@ -315,7 +315,8 @@ async fn one(what: String, count: u64) {
                         "three" => timed(&mut times, order(&space, "orders", number)).await,
                         "asking" => timed(&mut times, order(&space, "orders-that-ask", number)).await,
                         flows => {
-                            let rate = asks(&space, flows.parse().unwrap(), Duration::from_millis(count)).await;
+                            let rate =
+                                asks(&space, flows.parse().unwrap(), Duration::from_millis(count)).await;
                             println!("{flows} in flight: {rate:.0}/s");
                             break;
                         }

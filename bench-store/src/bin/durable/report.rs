@@ -192,7 +192,6 @@ impl Report {
             let verdict = if met { "met" } else { "**missed**" };
             let _ = writeln!(text, "| {what} | {figure} | {target} | {verdict} |");
         };
-        let _ = row;
         let median = Series::median;
         row(
             "one durable step at a time, p50, × a raw commit",
