@@ -169,6 +169,10 @@ pub const LINK_HASHES_MAX: usize = 16_384;
 /// those at its end wait for those at its beginning.
 pub const COMMIT_GROUP_MAX: usize = 256;
 
+/// Calls that are under way to a store at once, when it keeps their order and says that it takes so many. The store makes
+/// groups of them itself; beyond this many they go in groups, which cost less than calls of one step each.
+pub const COMMIT_GROUPS_MAX: usize = 256;
+
 /// How often a commit is built anew because a document was changed by somebody else meanwhile, before the step decides
 /// again. Within one process nobody else changes a document, so the second time nearly always succeeds.
 pub const COMMIT_TRIES_MAX: u32 = 16;
