@@ -220,6 +220,14 @@ pub const WAIT_EVENTS_MAX: usize = 64;
 /// milliseconds.
 pub const STORE_CALLS_MAX: usize = 1_024;
 
+/// How often the writer of an embedded store looks for the next call before it sleeps: for some 100 µs, in which the step
+/// after the one that was just committed comes if it comes at once.
+pub const STORE_LOOKS_MAX: u32 = 4_000;
+
+/// Waits that go by without looking once looking was in vain again and again. Then looking costs less than one part in a
+/// hundred of what a commit does.
+pub const STORE_LOOKS_SKIPPED_MAX: u32 = 64;
+
 /// Bytes of records and documents after which a group of commits takes no further call. A group is one transaction,
 /// which SQLite holds in memory and everybody in it waits for.
 pub const STORE_GROUP_BYTES_MAX: usize = 16 << 20;

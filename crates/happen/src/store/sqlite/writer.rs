@@ -49,6 +49,17 @@ pub(super) struct Writer {
     found: Vec<Option<Found>>,
     /// Groups committed so far.
     groups: u64,
+    patience: Patience,
+}
+
+/// Whether it is worth while to look for the next call for a moment before the thread sleeps: to be woken takes longer
+/// than a step that follows the last one at once.
+#[derive(Debug)]
+struct Patience {
+    /// How many waits go by without looking; none where a second processor is missing that could bring the call.
+    skips: Option<u32>,
+    /// The waits that go by after the next one in vain.
+    penalty: u32,
 }
 
 /// Calls that are committed together.
@@ -109,6 +120,7 @@ impl Writer {
             sweeps,
             found: Vec::new(),
             groups: 0,
+            patience: Patience::new(),
         })
     }
 
@@ -139,7 +151,8 @@ impl Writer {
             return true;
         }
         if self.sweeps.is_empty() {
-            let call = self.calls.blocking_recv();
+            let soon = self.patience.look(&mut self.calls);
+            let call = soon.or_else(|| self.calls.blocking_recv());
             let is_open = call.is_some();
             waiting.extend(call);
             return is_open;
@@ -503,6 +516,36 @@ impl Writer {
                 drop(answer.send(Err(error)));
             }
         }
+    }
+}
+
+impl Patience {
+    fn new() -> Self {
+        let alone = thread::available_parallelism().is_ok_and(|processors| processors.get() == 1);
+        Self { skips: (!alone).then_some(0), penalty: 1 }
+    }
+
+    /// Looks for a call. Each time that none comes twice as many waits go by without looking, so that calls now and
+    /// then cost nothing.
+    fn look(&mut self, calls: &mut mpsc::Receiver<Call>) -> Option<Call> {
+        let skips = self.skips.as_mut()?;
+        if *skips > 0 {
+            *skips -= 1;
+            return None;
+        }
+        for _ in 0..limits::STORE_LOOKS_MAX {
+            match calls.try_recv() {
+                Ok(call) => {
+                    self.penalty = 1;
+                    return Some(call);
+                }
+                Err(mpsc::error::TryRecvError::Empty) => std::hint::spin_loop(),
+                Err(mpsc::error::TryRecvError::Disconnected) => return None,
+            }
+        }
+        *skips = self.penalty;
+        self.penalty = (self.penalty * 2).min(limits::STORE_LOOKS_SKIPPED_MAX);
+        None
     }
 }
 
