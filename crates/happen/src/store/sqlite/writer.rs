@@ -605,3 +605,51 @@ const KEEP_PAST: &str = "INSERT INTO revisions (document, revision, position, at
     FROM documents WHERE id = ?1";
 const DROP_PAST: &str = "DELETE FROM revisions WHERE document = ?1";
 const DROP_OLDER: &str = "DELETE FROM revisions WHERE document = ?1 AND revision < ?2";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call() -> Call {
+        Call::Commit { batches: Vec::new(), bytes: 0, answer: oneshot::channel().0 }
+    }
+
+    /// How many waits go by without looking after the next look, which is in vain.
+    fn skipped(patience: &mut Patience, calls: &mut mpsc::Receiver<Call>) -> u32 {
+        assert_eq!(patience.skips, Some(0));
+        assert!(patience.look(calls).is_none());
+        let mut skipped = 0;
+        while patience.skips != Some(0) {
+            assert!(patience.look(calls).is_none());
+            skipped += 1;
+        }
+        skipped
+    }
+
+    #[test]
+    fn looking_in_vain_is_done_more_and_more_rarely() {
+        let (send, mut calls) = mpsc::channel(1);
+        let mut patience = Patience { skips: Some(0), penalty: 1 };
+        let mut most = 1;
+        while most < limits::STORE_LOOKS_SKIPPED_MAX {
+            assert_eq!(skipped(&mut patience, &mut calls), most);
+            most *= 2;
+        }
+        for _ in 0..3 {
+            assert_eq!(skipped(&mut patience, &mut calls), limits::STORE_LOOKS_SKIPPED_MAX);
+        }
+        // A call that is there when it looks makes it hope again.
+        assert!(send.try_send(call()).is_ok());
+        assert!(patience.look(&mut calls).is_some());
+        assert_eq!(skipped(&mut patience, &mut calls), 1);
+    }
+
+    #[test]
+    fn nobody_looks_where_a_single_processor_would_have_to_bring_the_call() {
+        let (send, mut calls) = mpsc::channel(1);
+        let mut patience = Patience { skips: None, penalty: 1 };
+        assert!(send.try_send(call()).is_ok());
+        assert!(patience.look(&mut calls).is_none());
+        assert!(calls.try_recv().is_ok());
+    }
+}
