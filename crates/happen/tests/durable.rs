@@ -1,5 +1,6 @@
 //! Durable nodes: steps that are committed, flows that go on where a process ended, and what each of them sends and
 //! remembers. The store is the one in memory, so that what a process leaves behind is looked at in virtual time.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
