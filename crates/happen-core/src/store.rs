@@ -47,6 +47,15 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
     /// - [`ErrorKind::Closed`]: the store was closed.
     fn commit(&self, batches: Vec<Batch>) -> BoxFuture<'_, Vec<Result<Committed>>>;
 
+    /// How many calls of [`Store::commit`] may be under way that build on one another.
+    ///
+    /// A store that gives more than 1 commits what it is called for in the order in which the futures were polled first,
+    /// so a batch may build on one of an earlier call that has not ended. As given a store keeps no order, and whoever
+    /// needs one waits for each call before the next.
+    fn commits_in_order(&self) -> usize {
+        1
+    }
+
     /// A page of the log: selected records from a place on, in one of both directions.
     ///
     /// A page ends after [`Read::records_max`] records, after [`limits::PAGE_RECORDS_MAX`], or when it would have more

@@ -168,8 +168,8 @@ pub struct Retention {
     /// Bytes that the store may take before the oldest records go, whatever their age; 0 for any number. Only a space that
     /// opened its store itself knows its size.
     pub bytes_max: u64,
-    /// Patterns of event types whose records are never forgotten. Those with wildcards stand for the types that this process
-    /// has met.
+    /// Patterns of event types whose records are never forgotten. Those with wildcards stand for the types that this
+    /// process has met.
     pub keep: Vec<String>,
     /// How often is looked for what may be forgotten, in milliseconds; 0 for never.
     pub every_ms: u64,

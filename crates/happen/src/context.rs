@@ -395,8 +395,8 @@ impl Context {
     /// Waits; in a test with virtual time, without waiting.
     ///
     /// A durable node remembers until when, from [`SLEEP_REMEMBERED_MS`](crate::limits::SLEEP_REMEMBERED_MS) on: after a
-    /// crash the step is run again and waits for what is left. Meanwhile it takes no place among the events that are handled
-    /// at once, unless the node is serial. A step that cannot have this remembered fails.
+    /// crash the step is run again and waits for what is left. Meanwhile it takes no place among the events that are
+    /// handled at once, unless the node is serial. A step that cannot have this remembered fails.
     #[doc(alias = "setTimeout")]
     pub async fn sleep(&self, time: Duration) {
         let Some(stage) = self.0.stage() else { return self.0.node().space.env.sleep(time).await };
@@ -446,9 +446,9 @@ impl Context {
         }
     }
 
-    /// Waits for an event of the space that matches the pattern, such as a person's approval: the first one that comes after
-    /// this call was reached. It need not be for this node, nor caused by what this flow did. Only a durable node can wait
-    /// so, and then for years: what comes while the process is not there counts.
+    /// Waits for an event of the space that matches the pattern, such as a person's approval: the first one that comes
+    /// after this call was reached. It need not be for this node, nor caused by what this flow did. Only a durable node
+    /// can wait so, and then for years: what comes while the process is not there counts.
     ///
     /// Events are seen that the store has: those for durable nodes and from them, and broadcasts.
     ///

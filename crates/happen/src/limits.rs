@@ -169,6 +169,10 @@ pub const LINK_HASHES_MAX: usize = 16_384;
 /// those at its end wait for those at its beginning.
 pub const COMMIT_GROUP_MAX: usize = 256;
 
+/// Calls that are under way to a store at once, when it keeps their order and says that it takes so many. The store makes
+/// groups of them itself; beyond this many they go in groups, which cost less than calls of one step each.
+pub const COMMIT_GROUPS_MAX: usize = 256;
+
 /// How often a commit is built anew because a document was changed by somebody else meanwhile, before the step decides
 /// again. Within one process nobody else changes a document, so the second time nearly always succeeds.
 pub const COMMIT_TRIES_MAX: u32 = 16;
@@ -289,6 +293,14 @@ pub const SEEN_PAUSE_MS: u64 = 10;
 /// takes, so that the disk never waits for callers, and few enough that the last of them waits for some tens of
 /// milliseconds.
 pub const STORE_CALLS_MAX: usize = 1_024;
+
+/// How often the writer of an embedded store looks for the next call before it sleeps: for some 100 µs, in which the step
+/// after the one that was just committed comes if it comes at once.
+pub const STORE_LOOKS_MAX: u32 = 4_000;
+
+/// Waits that go by without looking once looking was in vain again and again. Then looking costs less than one part in a
+/// hundred of what a commit does.
+pub const STORE_LOOKS_SKIPPED_MAX: u32 = 64;
 
 /// Bytes of records and documents after which a group of commits takes no further call. A group is one transaction,
 /// which SQLite holds in memory and everybody in it waits for.

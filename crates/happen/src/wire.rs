@@ -35,7 +35,7 @@ impl SpaceInner {
         let mut payloads = Vec::with_capacity(event.len());
         let mut all_causes = Vec::with_capacity(event.len());
         for single in singles() {
-            let mut payload = Vec::new();
+            let mut payload = Vec::with_capacity(PAYLOAD_BYTES);
             single.payload().encode(&mut payload)?;
             payloads.push(payload);
             all_causes.push(causes(single)?);
@@ -50,7 +50,8 @@ impl SpaceInner {
             wire.hash = Some(hash_event(&wire));
             events.push(wire);
         }
-        let mut frame = Vec::new();
+        let payload_bytes: usize = payloads.iter().map(Vec::len).sum();
+        let mut frame = Vec::with_capacity(payload_bytes + events.len() * ENVELOPE_BYTES);
         match &events[..] {
             [one] if !event.is_batch() => one.encode_into(&mut frame, bytes_max)?,
             many => codec::encode_batch_into(many, &mut frame, bytes_max)?,
@@ -86,3 +87,7 @@ impl SpaceInner {
 fn unreadable(wanted: &str) -> Error {
     Error::new(ErrorKind::Undecodable { wanted: wanted.to_owned() })
 }
+
+/// Bytes that most payloads take, and the envelope around one, so that buffers rarely grow.
+const PAYLOAD_BYTES: usize = 256;
+const ENVELOPE_BYTES: usize = 256;

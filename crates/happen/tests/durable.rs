@@ -1,5 +1,6 @@
 //! Durable nodes: steps that are committed, flows that go on where a process ended, and what each of them sends and
 //! remembers. The store is the one in memory, so that what a process leaves behind is looked at in virtual time.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -402,6 +403,31 @@ fn an_approval_is_waited_for_over_restarts_and_the_right_one_is_found() {
             space.broadcast(approval("d", "Grace")).unwrap();
         };
         assert_eq!(tokio::join!(asked, approved).0, "Grace");
+        space.stop().await.unwrap();
+    });
+}
+
+async fn wait_for_another(_: Event<Create>, cx: Context) -> happen::Result<String> {
+    let other = cx.wait_for("order.create", secs(60)).await?;
+    Ok(other.get("id").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned())
+}
+
+#[test]
+fn an_event_is_waited_for_that_others_handle_and_never_the_own_one() {
+    let world = World::new(5);
+    world.sim.run(async {
+        let space = world.space();
+        let buyers = space.node("buyers");
+        buyers.on("order.create", wait_for_another);
+        space.node("clerk").on("order.create", |_: &Event<Create>, _: &Context| {});
+        space.start().await.unwrap();
+        let first = space.send(&buyers, Create { id: "first".into(), cents: 1 });
+        let asked = async { first.reply::<String>().await.unwrap().into_inner() };
+        let second = async {
+            world.sim.env().sleep(secs(5)).await;
+            space.send("clerk", Create { id: "second".into(), cents: 1 }).await.unwrap();
+        };
+        assert_eq!(tokio::join!(asked, second).0, "second");
         space.stop().await.unwrap();
     });
 }

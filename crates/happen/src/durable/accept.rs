@@ -90,13 +90,11 @@ pub(crate) fn publish(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, nodes: &
 /// Begins flows for an event from outside.
 fn begin(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: Vec<Arc<StoredFlow>>, told: Told) {
     let Some(durable) = &space.durable else { return };
-    if !flows.is_empty() && durable.waiters.want(&event.envelope().event_type) {
-        durable.waiters.offer(space, &event.to_shared());
-    }
     match &flows[..] {
         [] => offer_stored(space, durable, event),
         [flow] if flow.due_unix_ms() == 0 => {
             // Its first commit stores it: one that has ended by then has cost a single one.
+            flow.show_when_stored();
             match told {
                 Told::Outcome(to) => drop(flow.tell(Reply::One(to))),
                 Told::Stored(to) => flow.tell_stored(to),
@@ -199,6 +197,7 @@ async fn store_all(
         }
         return;
     }
+    durable.waiters.offer(space, event);
     let stored = match told {
         Told::Outcome(to) => {
             let joined = Joined::new(flows.len(), Reply::One(to));

@@ -3,11 +3,14 @@
 //!
 //! A step that changes a document builds on the value that the step before it made, also when that one is not committed
 //! yet. So batches must reach the store in the order in which they were built, and one call at a time keeps that order,
-//! whatever the store does. What is built meanwhile goes with the next call: the more there is, the larger the groups.
+//! whatever the store does. A store that keeps the order of calls itself is given some at once: then it writes one group
+//! while the next one is built. What is built meanwhile goes with the next call: the more there is, the larger the groups.
 
+use std::future::poll_fn;
 use std::sync::Arc;
+use std::task::Poll;
 
-use happen_core::env::Env;
+use happen_core::env::{BoxFuture, Env};
 use happen_core::store::{Batch, Committed, Store};
 use happen_core::{Error, ErrorKind, Result};
 use tokio::sync::oneshot;
@@ -21,13 +24,15 @@ pub(crate) struct Commits {
     store: Arc<dyn Store>,
     env: Arc<dyn Env>,
     queue: Mutex<Queue>,
+    /// How many groups may be carried at once.
+    leads_max: usize,
 }
 
 #[derive(Default)]
 struct Queue {
     waiting: Vec<Waiting>,
-    /// Whether somebody carries a group now, and looks again afterwards.
-    led: bool,
+    /// How many carry a group now, and look again afterwards.
+    leads: usize,
 }
 
 struct Waiting {
@@ -41,7 +46,8 @@ pub(crate) struct Ticket(oneshot::Receiver<Result<Committed>>);
 
 impl Commits {
     pub(crate) fn new(store: Arc<dyn Store>, env: Arc<dyn Env>) -> Arc<Self> {
-        Arc::new(Self { store, env, queue: Mutex::default() })
+        let leads_max = store.commits_in_order().clamp(1, limits::COMMIT_GROUPS_MAX);
+        Arc::new(Self { store, env, queue: Mutex::default(), leads_max })
     }
 
     /// Takes a batch, behind all that were taken before.
@@ -51,8 +57,8 @@ impl Commits {
         Ticket(tells)
     }
 
-    /// Waits until the batch is committed or not. Whoever finds nobody carrying carries the next group itself: a lone
-    /// step then waits for nothing but the store.
+    /// Waits until the batch is committed or not. Whoever finds few carrying carries the next group itself: a lone step
+    /// then waits for nothing but the store.
     ///
     /// # Errors
     ///
@@ -84,26 +90,38 @@ struct Lead(Arc<Commits>);
 impl Lead {
     fn take(commits: &Arc<Commits>) -> Option<Self> {
         let mut queue = lock(&commits.queue);
-        if queue.led || queue.waiting.is_empty() {
+        if queue.leads == commits.leads_max || queue.waiting.is_empty() {
             return None;
         }
-        queue.led = true;
+        queue.leads += 1;
         Some(Self(Arc::clone(commits)))
     }
 
     /// Carries one group, and leaves the others to a task of their own. Whoever stops waiting meanwhile stops nobody else:
     /// the group has the batches of others too.
     fn carry_one(self) -> Whole<()> {
-        let group: Vec<_> = {
-            let mut queue = lock(&self.0.queue);
-            let len = queue.waiting.len().min(limits::COMMIT_GROUP_MAX);
-            queue.waiting.drain(..len).collect()
-        };
-        let (batches, told): (Vec<_>, Vec<_>) =
-            group.into_iter().map(|waiting| (waiting.batch, waiting.told)).unzip();
         let env = Arc::clone(&self.0.env);
         let carrying = async move {
-            let results = self.0.store.commit(batches).await;
+            let commits = &*self.0;
+            let mut told = Vec::new();
+            let mut call: Option<BoxFuture<'_, _>> = None;
+            let results = poll_fn(|task| {
+                if let Some(call) = &mut call {
+                    return call.as_mut().poll(task);
+                }
+                // Others may carry what waits behind this group, so it reaches the store before the queue is let go.
+                let mut queue = lock(&commits.queue);
+                let len = queue.waiting.len().min(limits::COMMIT_GROUP_MAX);
+                let group = queue.waiting.drain(..len).map(|waiting| (waiting.batch, waiting.told));
+                let (batches, senders): (Vec<_>, Vec<_>) = group.unzip();
+                told = senders;
+                if batches.is_empty() {
+                    return Poll::Ready(Vec::new());
+                }
+                call.insert(commits.store.commit(batches)).as_mut().poll(task)
+            })
+            .await;
+            drop(call);
             let results = results.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
             for (told, result) in told.into_iter().zip(results) {
                 // Who waited may have gone, and the batch is committed all the same.
@@ -120,7 +138,7 @@ impl Drop for Lead {
     fn drop(&mut self) {
         {
             let mut queue = lock(&self.0.queue);
-            queue.led = false;
+            queue.leads -= 1;
             if queue.waiting.is_empty() {
                 return;
             }

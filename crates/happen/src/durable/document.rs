@@ -66,8 +66,8 @@ struct Values<S> {
     least: u64,
     /// The batches on their way that change it.
     under_way: u32,
-    /// Whether one of those was not committed, so that nobody may build on the others or beside them: a batch is known to the
-    /// store by the revision it makes, and another one may make the same.
+    /// Whether one of those was not committed, so that nobody may build on the others or beside them: a batch is known
+    /// to the store by the revision it makes, and another one may make the same.
     broken: bool,
 }
 

@@ -91,6 +91,8 @@ pub(super) struct Progress {
 struct Told {
     replies: Vec<Reply>,
     stored: Option<oneshot::Sender<Outcome>>,
+    /// Whether its event is shown to those who wait for such a one, once it is stored.
+    shows: bool,
     sink: Option<Sink>,
     source: Option<Source>,
     /// Whether all were told.
@@ -201,6 +203,11 @@ impl StoredFlow {
         lock(&self.told).stored = Some(stored);
     }
 
+    /// Has its event shown to those who wait for such a one, once it is stored.
+    pub(super) fn show_when_stored(&self) {
+        lock(&self.told).shows = true;
+    }
+
     pub(super) fn stream_to(&self, sink: Option<Sink>, source: Option<Source>) {
         let mut told = lock(&self.told);
         told.sink = sink;
@@ -278,11 +285,18 @@ impl StoredFlow {
         self.cancelled.load(Ordering::SeqCst).then_some(Interrupt::Cancel)
     }
 
-    /// Says that the flow is stored: whoever sent its event may go on.
+    /// Says that the flow is stored: whoever sent its event or waits for it may go on.
     pub(super) fn stored(&self) {
-        if let Some(stored) = lock(&self.told).stored.take() {
-            // The sender may have gone.
-            drop(stored.send(Ok(None)));
+        let (sender, shows) = {
+            let mut told = lock(&self.told);
+            (told.stored.take(), std::mem::take(&mut told.shows))
+        };
+        if shows {
+            self.durable().waiters.offer(&self.node.space, &self.event);
+        }
+        if let Some(sender) = sender {
+            // It may have gone.
+            drop(sender.send(Ok(None)));
         }
     }
 
@@ -295,6 +309,7 @@ impl StoredFlow {
     pub(super) async fn drive(self: Arc<Self>) {
         let lane = Lanes::entered(&self);
         drop(self.storing.lock().await);
+        self.durable().until_started(&self.node.space).await;
         if !self.refused.load(Ordering::SeqCst) {
             while let Turn::Again = self.whole_turn().await {}
         }
@@ -304,8 +319,8 @@ impl StoredFlow {
         self.node.space.flow_ended();
     }
 
-    /// A turn that ends whatever panics in it: what users' values do when they are copied, written or dropped is not only done
-    /// in functions of theirs.
+    /// A turn that ends whatever panics in it: what users' values do when they are copied, written or dropped is not
+    /// only done in functions of theirs.
     async fn whole_turn(self: &Arc<Self>) -> Turn {
         let panic = {
             let mut turn = Box::pin(self.turn());

@@ -37,7 +37,7 @@ use std::time::Duration;
 use happen_core::env::{BoxFuture, Env};
 use happen_core::store::{Key, Read, Select, Store, Tag};
 use happen_core::{Error, ErrorKind, EventId, Result};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 use crate::flow::Outcome;
 use crate::limits;
@@ -77,6 +77,10 @@ pub(crate) struct Durable {
     identity: OnceLock<[u8; 16]>,
     live: Mutex<HashMap<EventId, Vec<Live>>>,
     stopping: AtomicBool,
+    /// Whether the flows of the last process have their places.
+    resumed: AtomicBool,
+    /// Tells the flows of the last process that the space has started, or never will.
+    started: Notify,
     /// Flows that wait at a point of a step: they can be left there.
     at_points: AtomicUsize,
     pub(crate) waiters: Waiters,
@@ -146,6 +150,8 @@ impl Durable {
             identity: OnceLock::new(),
             live: Mutex::default(),
             stopping: AtomicBool::new(false),
+            resumed: AtomicBool::new(false),
+            started: Notify::new(),
             at_points: AtomicUsize::new(0),
             waiters: Waiters::default(),
             troubled: AtomicBool::new(false),
@@ -253,8 +259,18 @@ impl Durable {
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         self.agenda.end();
+        self.started.notify_waiters();
         let live: Vec<_> = lock(&self.live).values().flatten().map(|live| Arc::clone(&live.flow)).collect();
         in_order(live).into_iter().for_each(|flow| flow.interrupt());
+    }
+
+    /// Waits until the space has started, or has ended instead.
+    async fn until_started(&self, space: &SpaceInner) {
+        // Made first, so that it hears what happens after the look.
+        let started = self.started.notified();
+        if space.is_building() {
+            started.await;
+        }
     }
 
     /// Takes off what waits for a place.
@@ -310,8 +326,8 @@ impl Durable {
         }
     }
 
-    /// Waits for a batch that has the first record of an event. A store that fails may have taken it all the same, which the
-    /// log tells.
+    /// Waits for a batch that has the first record of an event. A store that fails may have taken it all the same,
+    /// which the log tells.
     ///
     /// # Errors
     ///

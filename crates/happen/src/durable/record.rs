@@ -481,17 +481,19 @@ impl StoredFlow {
     }
 
     fn record(&self, record: &WireRecord<'_>) -> Result<NewRecord> {
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(record.event.len() + STEP_BYTES);
         record.encode_into(&mut bytes, RECORD_BYTES_MAX)?;
         let mut tags = tags_of(&self.node.space, &*self.event)?;
-        tags.push(Tag::Node(Arc::clone(&self.node.name)));
+        // In the order that stores have columns in: a list of its own for each record would be longer.
+        let behind = tags.iter().position(|tag| matches!(tag, Tag::Type(_))).unwrap_or(tags.len());
+        tags.insert(behind, Tag::Node(Arc::clone(&self.node.name)));
         Ok(NewRecord { tags, bytes: bytes.into() })
     }
 
     /// The content of a document that says where a flow is.
     fn form(&self, prefix: &str, step: WireStep<'_>) -> Result<Content> {
         let record = WireRecord { step: Some(step), ..WireRecord::default() };
-        let mut bytes = Vec::new();
+        let mut bytes = Vec::with_capacity(STEP_BYTES);
         record.encode_into(&mut bytes, DOCUMENT_BYTES_MAX)?;
         let name = if prefix == DEAD { "dead" } else { "flow" };
         Ok(Content { name: name.into(), version: 1, bytes: bytes.into() })
@@ -612,7 +614,7 @@ pub(super) fn event_record(
 ) -> Result<NewRecord> {
     let accepted = begun.iter().map(|flow| flow.wire_flow()).collect();
     let record = WireRecord { event: Cow::Borrowed(&framed.frame), accepted, ..WireRecord::default() };
-    let mut bytes = Vec::new();
+    let mut bytes = Vec::with_capacity(framed.frame.len() + STEP_BYTES);
     record.encode_into(&mut bytes, RECORD_BYTES_MAX)?;
     Ok(NewRecord { tags: tags_of(space, event)?, bytes: bytes.into() })
 }
@@ -670,6 +672,9 @@ pub(super) fn decode_outcome(frame: &[u8]) -> Outcome {
         _ => Ok(None),
     }
 }
+
+/// Bytes that most steps take in a record, so that its buffer rarely grows.
+const STEP_BYTES: usize = 384;
 
 /// Tags of a record beside those of its events and causes: correlation, type, sender, node.
 const FURTHER_TAGS: usize = 4;

@@ -2,6 +2,7 @@
 //! program, and begun again. And dead letters, which begin again when somebody says so.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use happen_core::codec;
 use happen_core::codec::{StepOutcome, WireParcel, WireRecord, WireReply};
@@ -74,11 +75,19 @@ impl Durable {
         Ok(found)
     }
 
-    /// Lets the flows go on.
-    pub(crate) fn start(self: &Arc<Self>, space: &Arc<SpaceInner>, found: Vec<Resumable>) {
-        self.resume(found);
+    /// Lets go what has its place, and keeps the times.
+    pub(crate) fn start(self: &Arc<Self>, space: &Arc<SpaceInner>) {
+        self.started.notify_waiters();
         self.agenda.start(space);
         super::retention::keep_pruning(space);
+    }
+
+    /// Gives the flows of the last process their places, before anything new can take one. They go on when the space has
+    /// started.
+    pub(crate) fn enter_found(self: &Arc<Self>, found: Vec<Resumable>) {
+        if !self.resumed.swap(true, Ordering::SeqCst) {
+            self.resume(found);
+        }
     }
 
     fn resume(self: &Arc<Self>, found: Vec<Resumable>) {

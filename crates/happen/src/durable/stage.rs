@@ -258,8 +258,8 @@ impl Stage {
     ///
     /// # Errors
     ///
-    /// As [`Stage::stage`], what the function refuses with, and [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) when the
-    /// document has another revision than the expected one.
+    /// As [`Stage::stage`], what the function refuses with, and [`ErrorKind::Conflict`](crate::ErrorKind::Conflict)
+    /// when the document has another revision than the expected one.
     pub(crate) fn change<S: State>(
         &self,
         key: &Key,

@@ -168,6 +168,9 @@ pub(crate) async fn wait_for(
     let env = Arc::clone(&flow.node.space.env);
     let durable = Arc::clone(flow.durable());
     let text = pattern.to_string();
+    // The event of the flow itself came before, though it may be stored with the waiting.
+    let own = flow.event.envelope().id;
+    let wanted: Arc<Wanted> = Arc::new(move |event: &Event| event.id() != own && wanted(event));
     // Before the waiting is committed, so that nothing comes between.
     let mut waiting = durable.waiters.wait(pattern.clone(), &wanted);
     let known = stage.point(PointKind::Wait, ordinal, "")?;

@@ -388,8 +388,9 @@ impl Space {
     /// # Errors
     ///
     /// The first mistake made while the space was built: a pattern that cannot be understood, an id given twice. The
-    /// others are its causes' neighbours in [`Space::problems`]. [`ErrorKind::Unfit`] when the store has flows under way that
-    /// do not fit these nodes and steps. And whatever keeps the link from being attached or the store from being read.
+    /// others are its causes' neighbours in [`Space::problems`]. [`ErrorKind::Unfit`] when the store has flows under
+    /// way that do not fit these nodes and steps. And whatever keeps the link from being attached or the store from
+    /// being read.
     pub async fn start(&self) -> Result<()> {
         let inner = self.inner();
         if let Some(first) = lock(&inner.problems).first() {
@@ -408,6 +409,9 @@ impl Space {
             _ => Vec::new(),
         };
         inner.attach_link().await?;
+        if let Some(durable) = &inner.durable {
+            durable.enter_found(resumable);
+        }
         let started = inner.phase.compare_exchange(BUILDING, RUNNING, Ordering::SeqCst, Ordering::SeqCst);
         if started == Err(STOPPED) {
             return Err(closed_space());
@@ -416,7 +420,7 @@ impl Space {
             inner.presence_changed();
             let nodes = inner.by_name.pin().len();
             if let Some(durable) = &inner.durable {
-                durable.start(inner, resumable);
+                durable.start(inner);
             }
             inner.announce("system.started", serde_json::json!({ "nodes": nodes }));
         }
@@ -738,6 +742,10 @@ impl SpaceInner {
             0 => self.env.unix_ms(),
             unix_ms => unix_ms,
         }
+    }
+
+    pub(crate) fn is_building(&self) -> bool {
+        self.phase.load(Ordering::SeqCst) == BUILDING
     }
 
     #[inline]

@@ -168,8 +168,8 @@ impl<'n, S: State> StateOf<'n, S> {
     ///
     /// # Cost
     ///
-    /// No allocation. An entity that was never set is made by `S::default()` for this call. A document that is not in memory
-    /// is read from the store, on this thread.
+    /// No allocation. An entity that was never set is made by `S::default()` for this call. A document that is not in
+    /// memory is read from the store, on this thread.
     ///
     /// # Examples
     ///
@@ -384,7 +384,9 @@ impl<'n, S: State> StateOf<'n, S> {
     /// # shop.on("u32", sell);
     /// # let seen = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
     /// # let sees = seen.clone();
-    /// # shop.on("stock.low", move |_: &Event<Low>, _: &Context| { sees.fetch_add(1, std::sync::atomic::Ordering::SeqCst); });
+    /// # shop.on("stock.low", move |_: &Event<Low>, _: &Context| {
+    /// #     sees.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    /// # });
     /// # space.start().await?;
     /// # shop.state::<Stock>().set(|_| Stock { apples: 9 })?;
     /// # space.send(&shop, 2u32).await?;
@@ -790,8 +792,8 @@ fn durable_of(node: &NodeInner) -> Option<&Durable> {
 #[cold]
 fn outside_of_a_step<S: State>() -> Error {
     Error::misuse(format!(
-        "state `{}` belongs to a durable node, and its handlers change it; from outside use `.commit(..).await`, or send an \
-         event",
+        "state `{}` belongs to a durable node, and its handlers change it; from outside use `.commit(..).await`, or \
+         send an event",
         S::NAME
     ))
 }

@@ -279,12 +279,19 @@ impl Store for SqliteStore {
             };
             let (answer, answered) = oneshot::channel();
             let bytes = writer::bytes_of(&batches);
-            if calls.send(Call::Commit { batches, bytes, answer }).await.is_err() {
+            // Stands in line when it is polled first, also when the task has done much already: calls keep their order.
+            let sent = tokio::task::unconstrained(calls.send(Call::Commit { batches, bytes, answer })).await;
+            if sent.is_err() {
                 return writer::closed(len);
             }
             drop(calls);
             answered.await.unwrap_or_else(|_| writer::closed(len))
         })
+    }
+
+    /// The writer takes calls as they come.
+    fn commits_in_order(&self) -> usize {
+        limits::STORE_CALLS_MAX
     }
 
     fn read(&self, read: Read) -> BoxFuture<'_, Result<Page>> {

@@ -49,6 +49,17 @@ pub(super) struct Writer {
     found: Vec<Option<Found>>,
     /// Groups committed so far.
     groups: u64,
+    patience: Patience,
+}
+
+/// Whether it is worth while to look for the next call for a moment before the thread sleeps: to be woken takes longer
+/// than a step that follows the last one at once.
+#[derive(Debug)]
+struct Patience {
+    /// How many waits go by without looking; none where a second processor is missing that could bring the call.
+    skips: Option<u32>,
+    /// The waits that go by after the next one in vain.
+    penalty: u32,
 }
 
 /// Calls that are committed together.
@@ -109,6 +120,7 @@ impl Writer {
             sweeps,
             found: Vec::new(),
             groups: 0,
+            patience: Patience::new(),
         })
     }
 
@@ -139,7 +151,8 @@ impl Writer {
             return true;
         }
         if self.sweeps.is_empty() {
-            let call = self.calls.blocking_recv();
+            let soon = self.patience.look(&mut self.calls);
+            let call = soon.or_else(|| self.calls.blocking_recv());
             let is_open = call.is_some();
             waiting.extend(call);
             return is_open;
@@ -506,6 +519,36 @@ impl Writer {
     }
 }
 
+impl Patience {
+    fn new() -> Self {
+        let alone = thread::available_parallelism().is_ok_and(|processors| processors.get() == 1);
+        Self { skips: (!alone).then_some(0), penalty: 1 }
+    }
+
+    /// Looks for a call. Each time that none comes twice as many waits go by without looking, so that calls now and
+    /// then cost nothing.
+    fn look(&mut self, calls: &mut mpsc::Receiver<Call>) -> Option<Call> {
+        let skips = self.skips.as_mut()?;
+        if *skips > 0 {
+            *skips -= 1;
+            return None;
+        }
+        for _ in 0..limits::STORE_LOOKS_MAX {
+            match calls.try_recv() {
+                Ok(call) => {
+                    self.penalty = 1;
+                    return Some(call);
+                }
+                Err(mpsc::error::TryRecvError::Empty) => std::hint::spin_loop(),
+                Err(mpsc::error::TryRecvError::Disconnected) => return None,
+            }
+        }
+        *skips = self.penalty;
+        self.penalty = (self.penalty * 2).min(limits::STORE_LOOKS_SKIPPED_MAX);
+        None
+    }
+}
+
 /// The number of a name, which is made if it is new.
 fn intern(queries: &Queries, names: &mut HashMap<Arc<str>, i64>, text: &Arc<str>) -> Result<i64> {
     if let Some(&id) = names.get(text) {
@@ -562,3 +605,51 @@ const KEEP_PAST: &str = "INSERT INTO revisions (document, revision, position, at
     FROM documents WHERE id = ?1";
 const DROP_PAST: &str = "DELETE FROM revisions WHERE document = ?1";
 const DROP_OLDER: &str = "DELETE FROM revisions WHERE document = ?1 AND revision < ?2";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn call() -> Call {
+        Call::Commit { batches: Vec::new(), bytes: 0, answer: oneshot::channel().0 }
+    }
+
+    /// How many waits go by without looking after the next look, which is in vain.
+    fn skipped(patience: &mut Patience, calls: &mut mpsc::Receiver<Call>) -> u32 {
+        assert_eq!(patience.skips, Some(0));
+        assert!(patience.look(calls).is_none());
+        let mut skipped = 0;
+        while patience.skips != Some(0) {
+            assert!(patience.look(calls).is_none());
+            skipped += 1;
+        }
+        skipped
+    }
+
+    #[test]
+    fn looking_in_vain_is_done_more_and_more_rarely() {
+        let (send, mut calls) = mpsc::channel(1);
+        let mut patience = Patience { skips: Some(0), penalty: 1 };
+        let mut most = 1;
+        while most < limits::STORE_LOOKS_SKIPPED_MAX {
+            assert_eq!(skipped(&mut patience, &mut calls), most);
+            most *= 2;
+        }
+        for _ in 0..3 {
+            assert_eq!(skipped(&mut patience, &mut calls), limits::STORE_LOOKS_SKIPPED_MAX);
+        }
+        // A call that is there when it looks makes it hope again.
+        assert!(send.try_send(call()).is_ok());
+        assert!(patience.look(&mut calls).is_some());
+        assert_eq!(skipped(&mut patience, &mut calls), 1);
+    }
+
+    #[test]
+    fn nobody_looks_where_a_single_processor_would_have_to_bring_the_call() {
+        let (send, mut calls) = mpsc::channel(1);
+        let mut patience = Patience { skips: None, penalty: 1 };
+        assert!(send.try_send(call()).is_ok());
+        assert!(patience.look(&mut calls).is_none());
+        assert!(calls.try_recv().is_ok());
+    }
+}
