@@ -74,8 +74,8 @@ impl Pruning {
         Ok(Self::keeping(needed, before, unix_ms))
     }
 
-    /// As [`Pruning::before`], but only as far as no more than [`limits::PRUNE_KEPT_MAX`] events are needed: for a pruning that
-    /// nobody looks at, which is better done in part than not at all.
+    /// As [`Pruning::before`], but only as far as no more than [`limits::PRUNE_KEPT_MAX`] events are needed: for a pruning
+    /// that nobody looks at, which is better done in part than not at all.
     ///
     /// # Errors
     ///
@@ -326,7 +326,8 @@ async fn first_since(store: &Arc<dyn Store>, unix_ms: u64) -> Result<Position> {
     })
 }
 
-/// The events that flows and dead letters are for and whose oldest record stands before a position, in the order of the log.
+/// The events that flows and dead letters are for and whose oldest record stands before a position, in the order of the
+/// log.
 async fn needed_before(store: &Arc<dyn Store>, before: Position) -> Result<Vec<Needed>> {
     let mut needed = Vec::new();
     let named = events_named(store).await?;
