@@ -24,7 +24,8 @@ use crate::demo::plan::{ORDERS_MAX, ORDERS_MIN, Plan};
 use crate::failure::{Failure, sentence};
 use crate::output::{Output, plain};
 use crate::store::doctor::DoctorArguments;
-use crate::store::flows::{FlowsCommand, Which};
+use crate::store::flows::{DeadCommand, FlowsCommand};
+use crate::store::hand::SendArguments;
 use crate::store::nodes::NodesArguments;
 use crate::store::state::StateCommand;
 use crate::store::tail::TailArguments;
@@ -56,12 +57,14 @@ enum Command {
     Why(WhyArguments),
     /// Print what followed from an event
     Impact(ImpactArguments),
-    /// Look at flows that are under way
+    /// Send an event to a node, or keep it for the next start when the space is stopped
+    Send(SendArguments),
+    /// Look at flows that are under way, cancel them, or try them now
     #[command(subcommand)]
     Flows(FlowsCommand),
-    /// Look at flows that failed for good
+    /// Look at flows that failed for good, begin them anew, or give them up
     #[command(subcommand)]
-    Dead(FlowsCommand),
+    Dead(DeadCommand),
     /// Read and change the documents of nodes
     #[command(subcommand)]
     State(StateCommand),
@@ -89,13 +92,16 @@ enum Shell {
 
 #[derive(Debug, Args)]
 struct DemoArguments {
-    /// How many orders to place
-    #[arg(long, value_name = "N", default_value_t = ORDERS_DEFAULT)]
+    /// How many orders to place [default: 5000, over a store 1000]
+    #[arg(long, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u64).range(ORDERS_MIN..=ORDERS_MAX))]
-    orders: u64,
+    orders: Option<u64>,
     /// Which orders to place: the same seed gives the same orders
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
+    /// Keep the shop in a store in this folder: killed at any moment, it goes on with the same command
+    #[arg(long, value_name = "PATH")]
+    store: Option<PathBuf>,
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
@@ -123,8 +129,10 @@ fn main() -> ExitCode {
     let line = CommandLine::parse();
     let output = Output::standard();
     let result = match line.command {
-        Command::Demo(DemoArguments { orders, seed, json }) => {
-            run(demo::run(Plan { orders, seed }, json, &output))
+        Command::Demo(DemoArguments { orders, seed, store, json }) => {
+            let default = if store.is_some() { ORDERS_STORED } else { ORDERS_DEFAULT };
+            let plan = Plan { orders: orders.unwrap_or(default), seed };
+            run(demo::run(plan, store.as_deref(), json, &output))
         }
         Command::Git(GitArguments { path, commit, json }) => {
             run(git::run(&git::Request { path, commit, json }, &output))
@@ -134,8 +142,9 @@ fn main() -> ExitCode {
         Command::Trace(arguments) => run(store::web::trace(&arguments, &output)),
         Command::Why(arguments) => run(store::web::why(&arguments, &output)),
         Command::Impact(arguments) => run(store::web::impact(&arguments, &output)),
-        Command::Flows(command) => run(store::flows::run(Which::UnderWay, command, &output)),
-        Command::Dead(command) => run(store::flows::run(Which::Dead, command, &output)),
+        Command::Send(arguments) => run(store::hand::send(&arguments, &output)),
+        Command::Flows(command) => run(store::flows::run(command, &output)),
+        Command::Dead(command) => run(store::flows::run_dead(command, &output)),
         Command::Verify(arguments) => run(store::verify::run(&arguments, &output)),
         Command::State(command) => run(store::state::run(command, &output)),
         Command::Store(command) => run(store::upkeep::run(command, &output)),
@@ -181,3 +190,5 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 failed, 2 wrong usage, 4 not fou
 
 /// Orders of a demonstration that takes a few seconds; without optimisation, fewer.
 const ORDERS_DEFAULT: u64 = if cfg!(debug_assertions) { 500 } else { 5_000 };
+/// The same over a store, which syncs the disk for every step.
+const ORDERS_STORED: u64 = if cfg!(debug_assertions) { 300 } else { 1_000 };

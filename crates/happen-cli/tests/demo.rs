@@ -126,3 +126,46 @@ fn wrong_usage_is_exit_code_2() {
         assert!(output.stderr.starts_with(b"error: "), "{output:?}");
     }
 }
+
+/// The shop in a folder, killed in the middle of its work again and again, and its last run.
+#[test]
+fn a_shop_that_is_killed_goes_on_and_its_books_balance() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("shop");
+    let arguments = ["--orders", "250", "--store", store.to_str().unwrap(), "--json"];
+    let mut killed = 0;
+    for placed in [20, 90, 150] {
+        let mut child = demo(&arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut told = std::io::BufReader::new(child.stderr.take().unwrap());
+        // Progress is told when a quarter of the orders has ended; until then the log grows.
+        let mut line = String::new();
+        while std::io::BufRead::read_line(&mut told, &mut line).unwrap() > 0 {
+            let ended = line.rsplit("orders: ").next().and_then(|rest| rest.split(' ').next());
+            if ended.and_then(|ended| ended.parse::<u64>().ok()).is_some_and(|ended| ended >= placed) {
+                break;
+            }
+            line.clear();
+        }
+        killed += u64::from(child.try_wait().unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(killed > 0, "each run had ended before it could be killed");
+    let output = run(&mut demo(&arguments));
+    assert!(output.status.success(), "{output:?}");
+    let last: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(last["balanced"], true, "{last:#}");
+
+    let other = run(demo(&["--orders", "300", "--store"]).arg(&store));
+    assert_eq!(other.status.code(), Some(2), "{other:?}");
+    let told = String::from_utf8(other.stderr).unwrap();
+    assert!(told.contains("go on with `--orders 250 --seed 1`"), "{told}");
+
+    let trace = Command::new(env!("CARGO_BIN_EXE_happen"))
+        .args(["trace", "order-1", "--store"])
+        .arg(&store)
+        .output()
+        .unwrap();
+    let trace = String::from_utf8(trace.stdout).unwrap();
+    assert!(trace.contains("order.accepted"), "{trace}");
+}

@@ -817,7 +817,7 @@ fn a_pruning_keeps_at_most_so_many_events() {
     flows(1_000..1_001);
     let told = failure(&run(&shop, dry), 1);
     assert!(
-        told.starts_with("more than 1 000 flows under way or dead letters are older than that; "),
+        told.starts_with("more than 1000 flows under way or dead letters are older than that; "),
         "{told}"
     );
 }
@@ -858,6 +858,186 @@ fn so_many_nodes_are_shown_and_then_one_has_to_be_named() {
     let told = failure(&output, 1);
     assert!(told.starts_with("there are more than 10 000 nodes, and the others are not shown; "), "{told}");
     assert_eq!(String::from_utf8(output.stdout).unwrap().lines().count(), 10_000);
+}
+
+#[test]
+fn flows_are_cancelled_and_tried_in_a_stopped_store() {
+    let shop = Shop::open();
+    let told = failure(&run(&shop, &["flows", "cancel", LARGE, "--node", "payments"]), 4);
+    assert_eq!(told, format!("no flow under way at node `payments` handles event {LARGE}"));
+    assert_eq!(
+        text(&shop, &["flows", "cancel", "019b8d99-74"]),
+        format!("{LARGE}  orders  validate  cancelled\n")
+    );
+    failure(&run(&shop, &["flows", "cancel", LARGE]), 4);
+    failure(&run(&shop, &["flows", "retry", LARGE]), 4);
+    let steps = json(&shop, &["trace", LARGE]);
+    assert_eq!(steps["events"][0]["handled"][0]["code"], "cancelled", "{steps}");
+    assert_eq!(text(&shop, &["dead", "ls"]).lines().count(), 1);
+
+    let ids = fed(happen(&shop, &["flows", "retry", "-", "--json"]), &format!("{AGAIN}  payments\n"));
+    let told: Json = serde_json::from_slice(&ids.stdout).unwrap();
+    let expected = json!({ "event": AGAIN, "node": "payments", "registration": "take", "became": "due" });
+    assert_eq!(told, expected, "{ids:?}");
+    let due = text(&shop, &["flows", "ls"]);
+    assert!(due.contains("retry due since"), "{due}");
+    text(&shop, &["flows", "cancel", AGAIN]);
+    assert_eq!(text(&shop, &["flows", "ls"]), "");
+    text(&shop, &["verify"]);
+    let unknown = "019b8d99-0000-7000-8000-000000000009";
+    failure(&run(&shop, &["flows", "cancel", unknown]), 4);
+    failure(&run(&shop, &["flows", "cancel", "019b"]), 2);
+}
+
+#[test]
+fn dead_letters_begin_anew_or_are_dropped_by_hand() {
+    let shop = Shop::open();
+    for (arguments, told) in [
+        (&["dead", "redrive", "--all", "--dry-run"][..], "would begin"),
+        (&["dead", "drop", "--node", "payments", "--dry-run"], "would be dropped"),
+        (&["dead", "drop", "--type", "charge", "--dry-run"], "would be dropped"),
+        (&["dead", "redrive", UNPAID, "--type", "charge"], "begun"),
+    ] {
+        assert_eq!(text(&shop, arguments), format!("{UNPAID}  payments  take  {told}\n"), "{arguments:?}");
+    }
+    for arguments in [
+        &["dead", "drop", "--all"][..],
+        &["dead", "redrive", "--node", "nobody"],
+        &["dead", "redrive", "--type", "nothing"],
+    ] {
+        assert_eq!(text(&shop, arguments), "", "{arguments:?}");
+    }
+    failure(&run(&shop, &["dead", "redrive", UNPAID]), 4);
+    assert_eq!(lines(&shop, &["flows", "ls", "--node", "payments"]).len(), 2);
+    text(&shop, &["verify"]);
+
+    let shop = Shop::open();
+    let redriven = json(&shop, &["dead", "redrive", UNPAID, "--payload", r#"{"total":4}"#]);
+    let instead = redriven["instead"].as_str().unwrap();
+    assert_eq!(
+        redriven,
+        json!({
+            "event": UNPAID, "node": "payments", "registration": "take", "dry_run": false, "instead": instead,
+            "error": null,
+        })
+    );
+    let why = lines(&shop, &["why", instead]);
+    assert_eq!((why.len(), &why[0]["event"]), (1, &Json::from(UNPAID)));
+    let last = &lines(&shop, &["tail", "-n", "1"])[0];
+    assert_eq!((&last["event"], &last["causes"]), (&instead.into(), &json!([UNPAID])));
+    assert_eq!((&last["type"], &last["correlation"]), (&"charge".into(), &"order-3".into()));
+    assert_eq!(last["events"][0]["payload"], json!({ "total": 4 }));
+    text(&shop, &["verify"]);
+
+    let shop = Shop::open();
+    text(&shop, &["dead", "drop", UNPAID]);
+    assert_eq!(text(&shop, &["dead", "ls"]), "");
+    let last = &lines(&shop, &["tail", "-n", "1"])[0];
+    assert_eq!(last["changes"][0]["key"], format!("dead/payments/{UNPAID}/take"));
+    text(&shop, &["verify"]);
+    for arguments in [
+        &["dead", "drop"][..],
+        &["dead", "drop", "--dry-run"],
+        &["dead", "drop", UNPAID, "--all"],
+        &["dead", "redrive", "--all", "--payload", "1"],
+        &["dead", "redrive", UNPAID, "--payload", "{"],
+        &["flows", "cancel"],
+        &["send", "orders"],
+        &["send", "orders", "go", "{"],
+    ] {
+        assert_eq!(run(&shop, arguments).status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn an_event_is_kept_in_a_stopped_store() {
+    let shop = Shop::empty();
+    // Left by a process that was killed.
+    #[cfg(unix)]
+    drop(std::os::unix::net::UnixListener::bind(shop.path().join("control")).unwrap());
+    let told = json(&shop, &["send", "a/b", "go", r#"{"n":1}"#, "--correlation", "c"]);
+    assert_eq!((&told["became"], &told["reply"]), (&"kept".into(), &Json::Null));
+    let fed = fed(happen(&shop, &["send", "a/b", "go", "-"]), "[2]");
+    let line = String::from_utf8(fed.stdout).unwrap();
+    assert!(line.ends_with("  kept for the next start\n"), "{line}");
+    let sent = failure(&run(&shop, &["send", "a/b", "go", "--reply"]), 1);
+    assert!(sent.starts_with("no process has the store, so nobody answers"), "{sent}");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let kept = runtime.block_on(async {
+        let list = happen::store::List { prefix: "inbox/a%2Fb/".into(), after: None, documents_max: 10 };
+        shop.store().await.list(list).await.unwrap()
+    });
+    let events: Vec<_> = kept.iter().map(|document| document.key.rsplit('/').next().unwrap()).collect();
+    assert!(events.contains(&told["event"].as_str().unwrap()), "{events:?} {told}");
+    assert_eq!(events.len(), 2);
+    failure(&run(&Shop::closed(), &["send", "a", "go"]), 1);
+}
+
+#[derive(happen::State, Default, Clone, serde::Serialize, serde::Deserialize)]
+struct Ground {
+    sacks: u64,
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_asked_for_by_hand_is_done_by_the_space_that_runs() {
+    use happen::{Context, Error, Event, Space, secs};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    let shop = Shop::closed();
+    let broken = Arc::new(AtomicU32::new(0));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let space = runtime.block_on(async {
+        let space = Space::open(shop.path()).await.unwrap();
+        let is_broken = Arc::clone(&broken);
+        space.node("mill").attempts(2, secs(3_600)).on("grain", move |grain: &Event, cx: &Context| {
+            if is_broken.load(Ordering::SeqCst) > 0 {
+                is_broken.fetch_sub(1, Ordering::SeqCst);
+                return Err(Error::msg("broken"));
+            }
+            cx.state::<Ground>().set(|ground| Ground { sacks: ground.sacks + 1 })?;
+            Ok(grain.json()?.clone())
+        });
+        space.start().await.unwrap();
+        space
+    });
+    let sacks = || space.find("mill").unwrap().state::<Ground>().get(|ground| ground.sacks);
+    assert_eq!(text(&shop, &["send", "mill", "grain", "[7]", "--reply"]).replace(['\n', ' '], ""), "[7]");
+    assert_eq!(json(&shop, &["send", "mill", "grain", "--reply"])["became"], "replied");
+    assert_eq!(sacks(), 2);
+    failure(&run(&shop, &["send", "nobody", "grain"]), 4);
+    failure(&run(&shop, &["send", "mill", "sand"]), 1);
+
+    // Each fails once: one is tried, one is cancelled.
+    broken.store(2, Ordering::SeqCst);
+    let [tried, gone] = ["1", "2"].map(|payload| {
+        let told = json(&shop, &["send", "mill", "grain", payload, "--correlation", "c"]);
+        assert_eq!(told["became"], "taken");
+        told["event"].as_str().unwrap().to_owned()
+    });
+    while lines(&shop, &["flows", "ls"]).iter().filter(|flow| flow["stands"] == "retrying").count() < 2 {}
+    assert_eq!(text(&shop, &["flows", "retry", &tried]), format!("{tried}  mill  {{{{closure}}}}  due\n"));
+    assert_eq!(
+        text(&shop, &["flows", "cancel", &gone]),
+        format!("{gone}  mill  {{{{closure}}}}  cancelled\n")
+    );
+    while !lines(&shop, &["flows", "ls"]).is_empty() {}
+    assert_eq!(sacks(), 3);
+
+    // A document that a node has in memory is written through it.
+    let told = failure(&run(&shop, &["state", "set", "mill", r#"{"sacks":"x"}"#, "--revision", "3"]), 1);
+    assert!(told.contains("sacks") || told.contains("ground"), "{told}");
+    let set = ["state", "set", "mill", r#"{"sacks":40}"#, "--revision"];
+    failure(&run(&shop, &[&set[..], &["2"]].concat()), 1);
+    assert_eq!(json(&shop, &[&set[..], &["3"]].concat())["revision"], 4);
+    text(&shop, &["send", "mill", "grain", "--reply"]);
+    assert_eq!(sacks(), 41);
+
+    let pruned = json(&shop, &["store", "prune", "--before", "2100-01-01T00:00:00Z"]);
+    assert!(pruned["records"].as_u64().unwrap() > 5, "{pruned}");
+    assert_eq!(sacks(), 41);
+    text(&shop, &["verify"]);
+    runtime.block_on(async { space.stop().await.unwrap() });
 }
 
 #[test]

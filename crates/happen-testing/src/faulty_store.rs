@@ -76,7 +76,8 @@ impl FaultyStore {
         self.plan().failing_per_mille = per_mille;
     }
 
-    /// Has the commit call with this number, from 1, fail once, and go on. [`Dies::Unheard`] fails although it was committed.
+    /// Has the commit call with this number, from 1, fail once, and go on. [`Dies::Unheard`] fails although it was
+    /// committed.
     pub fn fails_at(&self, commit: u64, how: Dies) {
         self.plan().failing.push((commit, how));
     }

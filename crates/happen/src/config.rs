@@ -43,6 +43,8 @@ pub struct Config {
     pub event_bytes_max: usize,
     /// How long a stopping space waits for flows under way, in milliseconds.
     pub drain_ms: u64,
+    /// How long an idempotency key of an event from outside is remembered, in milliseconds.
+    pub idempotency_window_ms: u64,
     /// How long the store of the space remembers.
     pub retention: Retention,
     /// What becomes of flows in the store that do not fit the nodes and steps of the program.
@@ -166,8 +168,8 @@ pub struct Retention {
     /// Bytes that the store may take before the oldest records go, whatever their age; 0 for any number. Only a space that
     /// opened its store itself knows its size.
     pub bytes_max: u64,
-    /// Patterns of event types whose records are never forgotten. Those with wildcards stand for the types that this process
-    /// has met.
+    /// Patterns of event types whose records are never forgotten. Those with wildcards stand for the types that this
+    /// process has met.
     pub keep: Vec<String>,
     /// How often is looked for what may be forgotten, in milliseconds; 0 for never.
     pub every_ms: u64,
@@ -225,6 +227,9 @@ impl Config {
             if options.steps_max == 0 {
                 return Err(Error::misuse(format!("`{name}`: steps_max is 0, so no flow could take a step")));
             }
+        }
+        if self.idempotency_window_ms == 0 {
+            return Err(Error::misuse("idempotency_window_ms is 0, so no key would be known a second time"));
         }
         for pattern in &self.retention.keep {
             happen_core::Pattern::parse(pattern).map_err(|error| {
@@ -286,6 +291,7 @@ impl Default for Config {
             dead_letters_max: limits::DEAD_LETTERS_MAX,
             event_bytes_max: limits::EVENT_BYTES_MAX,
             drain_ms: limits::DRAIN_MS,
+            idempotency_window_ms: limits::IDEMPOTENCY_WINDOW_MS,
             retention: Retention::default(),
             unfit_flows: UnfitFlows::Refuse,
         }

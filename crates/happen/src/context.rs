@@ -27,7 +27,7 @@ use crate::flow::FlowInner;
 use crate::global::{Author, Global};
 use crate::local;
 use crate::node::Node;
-use crate::send::{Broadcasting, Sender, Sending, Target};
+use crate::send::{After, Broadcasting, CancellingTimer, Sender, Sending, Target};
 use crate::state::StateOf;
 use crate::stream::Items;
 
@@ -74,7 +74,7 @@ impl Context {
     }
 
     /// The same context for another run of a handler in it, after this error.
-    pub(crate) fn after(&self, number: u32, error: Option<Error>) -> Self {
+    pub(crate) fn once_more(&self, number: u32, error: Option<Error>) -> Self {
         Self(self.clone().0, Some(Arc::new(Attempt { number, error })))
     }
 
@@ -286,6 +286,44 @@ impl Context {
         }
     }
 
+    /// Sends an event, caused by the one being handled, after a while: a timer, which outlives the process. Set by a step
+    /// of a durable node it is part of the step. What repeats without an end is better a
+    /// [`schedule`](crate::Space::schedule): events that cause each other for ever pass a limit of their correlation.
+    ///
+    /// # Errors
+    ///
+    /// Of `.await`: as [`Space::after`](crate::Space::after).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen::{Context, Event, secs};
+    ///
+    /// async fn placed(order: Event<u64>, cx: Context) -> happen::Result<()> {
+    ///     let remind = Event::new("remind", serde_json::json!({ "order": *order }));
+    ///     cx.after(secs(86_400), "orders", remind).key(format!("reminder:order-{}", *order)).await?;
+    ///     Ok(())
+    /// }
+    ///
+    /// async fn paid(order: Event<u64>, cx: Context) -> happen::Result<()> {
+    ///     cx.cancel_timer(&format!("reminder:order-{}", *order)).await?;
+    ///     Ok(())
+    /// }
+    /// # let _ = (placed, paid);
+    /// ```
+    pub fn after<'c, T: Payload>(&'c self, time: Duration, to: impl Target<'c>, event: T) -> After<'c, T> {
+        After::new(Sender::Flow(self), time, to.into_destination(), event)
+    }
+
+    /// Takes the timer with this key back, with the commit of the step. False when the step sees none.
+    ///
+    /// # Errors
+    ///
+    /// Of `.await`: as [`Space::cancel_timer`](crate::Space::cancel_timer).
+    pub fn cancel_timer(&self, key: &str) -> CancellingTimer<'_> {
+        CancellingTimer::new(Sender::Flow(self), key)
+    }
+
     /// Sends an event, caused by the one being handled, to every node that listens, this one included.
     ///
     /// # Errors
@@ -356,9 +394,9 @@ impl Context {
 
     /// Waits; in a test with virtual time, without waiting.
     ///
-    /// A durable node remembers until when: after a crash the step is run again and waits for what is left. Meanwhile it
-    /// takes no place among the events that are handled at once, unless the node is serial. A step that cannot have this
-    /// remembered fails.
+    /// A durable node remembers until when, from [`SLEEP_REMEMBERED_MS`](crate::limits::SLEEP_REMEMBERED_MS) on: after a
+    /// crash the step is run again and waits for what is left. Meanwhile it takes no place among the events that are
+    /// handled at once, unless the node is serial. A step that cannot have this remembered fails.
     #[doc(alias = "setTimeout")]
     pub async fn sleep(&self, time: Duration) {
         let Some(stage) = self.0.stage() else { return self.0.node().space.env.sleep(time).await };
@@ -408,9 +446,9 @@ impl Context {
         }
     }
 
-    /// Waits for an event of the space that matches the pattern, such as a person's approval: the first one that comes after
-    /// this call was reached. It need not be for this node, nor caused by what this flow did. Only a durable node can wait
-    /// so, and then for years: what comes while the process is not there counts.
+    /// Waits for an event of the space that matches the pattern, such as a person's approval: the first one that comes
+    /// after this call was reached. It need not be for this node, nor caused by what this flow did. Only a durable node
+    /// can wait so, and then for years: what comes while the process is not there counts.
     ///
     /// Events are seen that the store has: those for durable nodes and from them, and broadcasts.
     ///

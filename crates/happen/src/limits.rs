@@ -203,8 +203,33 @@ pub const RECORD_AGE_MS: u64 = 30 * 24 * 3_600_000;
 /// Milliseconds between two looks for what may be forgotten. A day's work is then forgotten in twenty-four parts.
 pub const PRUNE_EVERY_MS: u64 = 3_600_000;
 
-/// Flows that are read at once when it is looked up what has to stay.
-pub(crate) const PRUNE_PAGE: usize = 1_000;
+/// Events from before the time of a pruning whose records stay because flows under way or dead letters need them. Each
+/// record is compared with all of them, so many more would make a pruning take hours.
+pub const PRUNE_KEPT_MAX: usize = 1_000;
+
+/// Bytes of a line of the control channel: the JSON of the largest document, which is at most some four times as long as
+/// the document, but for spaces.
+pub const CONTROL_LINE_BYTES_MAX: usize = 4 << 20;
+
+/// Processes that are connected to the control channel of one space at once, each served by a thread. More are told that it
+/// is busy.
+pub const CONTROL_CLIENTS_MAX: usize = 128;
+
+/// Milliseconds after which the control channel gives up a connection on which nothing is said or read.
+pub const CONTROL_IDLE_MS: u64 = 30_000;
+
+/// Milliseconds that a request to send waits for the reply: longer than a person does.
+pub const CONTROL_REPLY_MS: u64 = 30_000;
+
+/// Milliseconds that a request to cancel waits until a flow has ended, which one that waits for something does at once.
+pub const CONTROL_CANCEL_MS: u64 = 2_000;
+
+/// Dead letters that one request of the control channel does something to. More take further requests, so that none holds
+/// its connection for minutes.
+pub const CONTROL_LETTERS_MAX: usize = 500;
+
+/// Nodes that the figures of a space name.
+pub const CONTROL_NODES_MAX: usize = 1_000;
 
 /// Documents that following references from one to the next may come to.
 pub const VIEWS_FOLLOWED_MAX: usize = 1_000;
@@ -212,8 +237,57 @@ pub const VIEWS_FOLLOWED_MAX: usize = 1_000;
 /// How often references are followed anew because they changed meanwhile.
 pub const VIEWS_TRIES_MAX: u32 = 16;
 
-/// Events that wait for a flow that waits for them, before it looks into the log instead.
-pub const WAIT_EVENTS_MAX: usize = 64;
+/// Milliseconds from which on a durable node remembers that it sleeps. A shorter sleep is over before a commit would pay: a
+/// step that is run again sleeps again.
+pub const SLEEP_REMEMBERED_MS: u64 = 1_000;
+
+/// Bytes of a text of cron. The longest that mean something list every minute, hour and day; what is longer lists some of
+/// them twice.
+pub const CRON_BYTES_MAX: usize = 512;
+
+/// Milliseconds after which a space looks at the clock again while something is to come. No sleep notices that the clock
+/// was set, or that the machine slept; a minute is the finest that cron knew, and a look a minute costs nothing.
+pub const CLOCK_LOOK_MS_MAX: u64 = 60_000;
+
+/// Milliseconds before a timer or schedule is due again whose event no node took: its queue was full or it is not there.
+/// Long enough that a queue has moved on, and that the log does not fill with complaints.
+pub const DUE_AGAIN_MS: u64 = 5_000;
+
+/// Milliseconds by which a due time of a schedule is over and still counts as kept. The look at the clock may come so
+/// late.
+pub const SCHEDULE_LATE_MS_MAX: u64 = CLOCK_LOOK_MS_MAX;
+
+/// Due times that a schedule makes up for at a start, when it is to make up for all: each is a commit and an event. A
+/// schedule of every minute has as many in 16 hours; what was missed longer is better asked for by `backfill`.
+pub const SCHEDULE_MISSED_MAX: usize = 1_000;
+
+/// Due times that one call of `backfill` makes up for: those of every minute of a week. They are told at once, so their
+/// ids are held in memory.
+pub const SCHEDULE_BACKFILL_MAX: usize = 10_000;
+
+/// Flows of one key that may begin within a span, where a node limits that. Their times are kept for as long as the span,
+/// eight bytes each; who wants more says it by a shorter span.
+pub const RATE_FLOWS_MAX: usize = 1_000;
+
+/// Keys of which a node knows when their flows began, before it looks for those that are over: few enough that they may as
+/// well stay.
+pub(crate) const RATE_KEYS_MIN: usize = 1_024;
+
+/// Records of a node that are looked through at a start for flows that began within the last span. Those beyond are not
+/// counted: a node that writes so much within a span may begin more flows once, after a start. So many are read in some
+/// tens of milliseconds.
+pub const RATE_LOOK_RECORDS_MAX: usize = 10_000;
+
+/// Milliseconds for which an idempotency key is remembered: a day, in which a client gives up, is repaired and tries
+/// again.
+pub const IDEMPOTENCY_WINDOW_MS: u64 = 24 * 60 * 60 * 1_000;
+
+/// Milliseconds that a key may stay behind its time before all that are over are deleted together. Looking through them
+/// takes longer than deleting some; a sixteenth of the window in which they are wanted.
+pub const SEEN_SWEEP_MS: u64 = IDEMPOTENCY_WINDOW_MS / 16;
+
+/// Milliseconds between two pages of keys that are looked through, in which what is due gets its turn.
+pub const SEEN_PAUSE_MS: u64 = 10;
 
 /// Calls that wait for the writer of an embedded store; the next caller waits for a place. Far more than one group
 /// takes, so that the disk never waits for callers, and few enough that the last of them waits for some tens of

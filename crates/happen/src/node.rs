@@ -17,18 +17,19 @@ use crate::accept::{Acceptance, Origin};
 use crate::config::{Durability, NodeOptions, Overflow, QueueOrder};
 use crate::context::Context;
 use crate::dispatch::{self, Job};
-use crate::durable::{Lanes, StoredFlow};
+use crate::durable::{Control, Debounce, Lanes, Rate, StoredFlow};
 use crate::gate::Gate;
 use crate::global::{Author, Global};
 use crate::handler::{Argument, Handler};
 use crate::hooks::{Hooks, Moment, Seen};
+use crate::limits;
 use crate::published::Published;
 use crate::send::{Broadcasting, Sender, Sending, Target};
 use crate::slow::SlowLane;
 use crate::space::SpaceInner;
 use crate::state::StateOf;
 use crate::sync::{Mutex, lock};
-use crate::table::{Entry, Guard, Lane, Phase, StepEntry, Table};
+use crate::table::{Entry, Guard, KeyOf, Lane, Phase, StepEntry, Table};
 
 /// An autonomous component with an id: it handles events and owns its state. A handle; cloning shares the node.
 ///
@@ -161,6 +162,11 @@ impl NodeInner {
     #[inline]
     pub(crate) fn is_durable(&self) -> bool {
         self.durable.load(Ordering::Relaxed)
+    }
+
+    /// Whether it was told to hold flows back, which only a durable node does.
+    pub(crate) fn holds_back_in_vain(&self) -> bool {
+        !self.is_durable() && self.table.load().control.is_some()
     }
 
     /// Which of its durable flows run.
@@ -551,18 +557,91 @@ impl Node {
     /// An event whose payload is no `T` has the key of its type.
     #[must_use]
     pub fn serial_by<T: Payload, K: Hash>(self, key: impl Fn(&T) -> K + Send + Sync + 'static) -> Self {
-        let key_of = Arc::new(move |event: &dyn ErasedEvent| {
-            let mut hasher = DefaultHasher::new();
-            match event.payload().as_any().downcast_ref::<T>() {
-                Some(payload) => key(payload).hash(&mut hasher),
-                None => match event.single(0).map(Event::<T>::own) {
-                    Some(Ok(event)) => key(event.payload()).hash(&mut hasher),
-                    _ => event.envelope().event_type.as_str().hash(&mut hasher),
-                },
-            }
-            hasher.finish()
+        self.concurrent_by(key, 1)
+    }
+
+    /// Makes the node handle up to so many events of each key at once, and any number of keys side by side.
+    ///
+    /// An event whose payload is no `T` has the key of its type.
+    #[must_use]
+    pub fn concurrent_by<T: Payload, K: Hash>(
+        self,
+        key: impl Fn(&T) -> K + Send + Sync + 'static,
+        max: u32,
+    ) -> Self {
+        let key_of = key_of(key);
+        self.inner.change(|table| table.lane = Lane::ByKey(Arc::clone(&key_of), max.max(1)));
+        self
+    }
+
+    /// Lets at most so many flows of each key begin within any span of this length; the others wait for their time, in the
+    /// order in which their events came. Default is no limit.
+    ///
+    /// Only a durable node holds flows back: when each may begin is stored with it and outlives the process, and what began
+    /// before the last start counts, too. At the start of a space [`Misuse`](ErrorKind::Misuse) tells of a node that is
+    /// not durable, and of a limit of 0 or of more than [`RATE_FLOWS_MAX`](limits::RATE_FLOWS_MAX). Flows that are held
+    /// back count as waiting for [`Node::queue_limit`], and as none for [`Space::settled`](crate::Space::settled). An
+    /// event whose payload is no `T` has the key of its type.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen::{Context, Event, Space, secs};
+    ///
+    /// #[derive(happen::Event, Clone, serde::Serialize, serde::Deserialize)]
+    /// #[event("mail")]
+    /// struct Mail { to: String }
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// let space = Space::open(folder.path()).await?;
+    /// let mails = space.node("mails").rate_by(|mail: &Mail| mail.to.clone(), 10, secs(3_600));
+    /// mails.on("mail", |mail: &Event<Mail>, _: &Context| println!("to {}", mail.to));
+    /// space.start().await?;
+    /// space.send(&mails, Mail { to: "ada".into() }).await?;
+    /// # space.stop().await
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn rate_by<T: Payload, K: Hash>(
+        self,
+        key: impl Fn(&T) -> K + Send + Sync + 'static,
+        max: usize,
+        span: std::time::Duration,
+    ) -> Self {
+        if !(1..=limits::RATE_FLOWS_MAX).contains(&max) {
+            let most = limits::RATE_FLOWS_MAX;
+            let what = format!("`rate_by` lets 1 to {most} flows begin within its span, and not {max}");
+            self.inner.space.problem(Error::misuse(what).at_node(self.id()));
+        }
+        let span_ms = u64::try_from(span.as_millis()).unwrap_or(u64::MAX).max(1);
+        let rate = Rate { key_of: key_of(key), flows_max: max.max(1), span_ms };
+        self.change_control(|control| control.rate = Some(rate.clone()))
+    }
+
+    /// Lets a flow of a key begin when no further event of that key came for so long. The event that came last is handled;
+    /// each before it ends, recorded as [`Cancelled`](ErrorKind::Cancelled), as does the waiting for its reply. A key that
+    /// is never quiet for so long has none handled.
+    ///
+    /// Only a durable node holds flows back, as with [`Node::rate_by`].
+    #[must_use]
+    pub fn debounce_by<T: Payload, K: Hash>(
+        self,
+        key: impl Fn(&T) -> K + Send + Sync + 'static,
+        quiet: std::time::Duration,
+    ) -> Self {
+        let quiet_ms = u64::try_from(quiet.as_millis()).unwrap_or(u64::MAX).max(1);
+        let debounce = Debounce { key_of: key_of(key), quiet_ms };
+        self.change_control(|control| control.debounce = Some(debounce.clone()))
+    }
+
+    fn change_control(self, change: impl Fn(&mut Control)) -> Self {
+        self.inner.change(|table| {
+            let mut control = table.control.as_deref().cloned().unwrap_or_default();
+            change(&mut control);
+            table.control = Some(Arc::new(control));
         });
-        self.inner.change(|table| table.lane = Lane::ByKey(Arc::clone(&key_of) as _));
         self
     }
 
@@ -921,6 +1000,21 @@ impl Registration {
         }
         self
     }
+}
+
+/// The function that gives the key of an event by its payload.
+fn key_of<T: Payload, K: Hash>(key: impl Fn(&T) -> K + Send + Sync + 'static) -> KeyOf {
+    Arc::new(move |event: &dyn ErasedEvent| {
+        let mut hasher = DefaultHasher::new();
+        match event.payload().as_any().downcast_ref::<T>() {
+            Some(payload) => key(payload).hash(&mut hasher),
+            None => match event.single(0).map(Event::<T>::own) {
+                Some(Ok(event)) => key(event.payload()).hash(&mut hasher),
+                _ => event.envelope().event_type.as_str().hash(&mut hasher),
+            },
+        }
+        hasher.finish()
+    })
 }
 
 impl fmt::Debug for Node {

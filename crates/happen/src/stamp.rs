@@ -211,6 +211,16 @@ pub(crate) fn consequence_of(
     Ok(event(caused(id, &cause, flow.node.key, event_type, Purpose::Broadcast, space.now_unix_ms())))
 }
 
+/// The envelope of an event that comes by itself, such as one of a schedule, with an id that follows from what it is.
+pub(crate) fn of_nobody(
+    space: &SpaceInner,
+    id: EventId,
+    event_type: EventType,
+    purpose: Purpose,
+) -> Envelope {
+    root(id, space, NodeKey(0), event_type, purpose, space.now_unix_ms())
+}
+
 /// The envelope of an event that tells of the failure of a durable flow.
 pub(crate) fn failure_of(flow: &StoredFlow, id: EventId, event_type: EventType) -> Envelope {
     let mut envelope = flow.event.envelope().clone();

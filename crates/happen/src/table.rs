@@ -10,6 +10,7 @@ use happen_core::{ErasedEvent, Error, Event, EventType, Function, Pattern};
 
 use crate::accept::Acceptance;
 use crate::config::NodeOptions;
+use crate::durable::Control;
 use crate::hooks::Hooks;
 use crate::limits;
 use crate::slow::Slowness;
@@ -21,6 +22,8 @@ pub(crate) struct Table {
     pub(crate) options: Arc<NodeOptions>,
     pub(crate) phase: Phase,
     pub(crate) lane: Lane,
+    /// What holds flows of a durable node back; absent for a node that begins them as they come.
+    pub(crate) control: Option<Arc<Control>>,
     pub(crate) accept: Option<Box<Acceptance>>,
     pub(crate) entries: Vec<Arc<Entry>>,
     pub(crate) steps: Vec<Arc<StepEntry>>,
@@ -87,11 +90,11 @@ pub(crate) enum Phase {
 pub(crate) enum Lane {
     /// Up to `max_concurrent` events at once.
     Concurrent,
-    /// One at a time for each key.
-    ByKey(KeyOf),
+    /// So many at a time for each key.
+    ByKey(KeyOf, u32),
 }
 
-/// Computes the key under which events of a node run one at a time.
+/// Computes the key under which events of a node wait for one another.
 pub(crate) type KeyOf = Arc<dyn Fn(&dyn ErasedEvent) -> u64 + Send + Sync>;
 
 /// Looks at an event and says whether a registration wants it.
@@ -143,6 +146,7 @@ impl Table {
             options: Arc::new(options),
             phase: Phase::Open,
             lane: Lane::Concurrent,
+            control: None,
             accept,
             entries: Vec::new(),
             steps: Vec::new(),
@@ -250,7 +254,19 @@ impl Table {
 
     /// How many flows of one key may be under way now.
     pub(crate) fn max_by_key(&self) -> u32 {
-        u32::from(!self.is_held())
+        match &self.lane {
+            _ if self.is_held() => 0,
+            Lane::ByKey(_, max) => *max,
+            Lane::Concurrent => 1,
+        }
+    }
+
+    /// Whether flows in the lane of this key run one at a time.
+    pub(crate) fn is_serial(&self, key: Option<u64>) -> bool {
+        match (&self.lane, key) {
+            (Lane::ByKey(_, max), Some(_)) => *max == 1,
+            _ => self.options.max_concurrent == 1,
+        }
     }
 
     /// Whether events wait because a supervisor is about to build the node anew.

@@ -1,5 +1,6 @@
 //! How the commits of many flows reach a store: how many calls are under way at once, and that what builds on a step that
 //! is not committed yet comes behind it.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};

@@ -1,5 +1,6 @@
 //! Durable nodes: steps that are committed, flows that go on where a process ended, and what each of them sends and
 //! remembers. The store is the one in memory, so that what a process leaves behind is looked at in virtual time.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -335,6 +336,14 @@ fn a_flow_sleeps_through_restarts_and_holds_nobody_up() {
                 space.send("sleeper", 1u64).await.unwrap();
             }
             space.settled(secs(5)).await.unwrap();
+            if day < 30 {
+                let flows = space.journal().flows(&happen::journal::FlowFilter::new()).await.unwrap().flows;
+                let happen::journal::Standing::Waiting(sleep) = &flows[0].standing else {
+                    panic!("{:?}", flows[0])
+                };
+                let began = flows[0].event.unix_ms();
+                assert_eq!(sleep.due_unix_ms - began, 30 * 24 * 3_600_000, "day {day}");
+            }
             let sleeper = space.find("sleeper").unwrap();
             assert_eq!(sleeper.flows().len(), usize::from(day < 30), "day {day}");
             assert_eq!(sleeper.state::<Ledger>().get(|ledger| ledger.count), u64::from(day >= 30));
@@ -394,6 +403,31 @@ fn an_approval_is_waited_for_over_restarts_and_the_right_one_is_found() {
             space.broadcast(approval("d", "Grace")).unwrap();
         };
         assert_eq!(tokio::join!(asked, approved).0, "Grace");
+        space.stop().await.unwrap();
+    });
+}
+
+async fn wait_for_another(_: Event<Create>, cx: Context) -> happen::Result<String> {
+    let other = cx.wait_for("order.create", secs(60)).await?;
+    Ok(other.get("id").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned())
+}
+
+#[test]
+fn an_event_is_waited_for_that_others_handle_and_never_the_own_one() {
+    let world = World::new(5);
+    world.sim.run(async {
+        let space = world.space();
+        let buyers = space.node("buyers");
+        buyers.on("order.create", wait_for_another);
+        space.node("clerk").on("order.create", |_: &Event<Create>, _: &Context| {});
+        space.start().await.unwrap();
+        let first = space.send(&buyers, Create { id: "first".into(), cents: 1 });
+        let asked = async { first.reply::<String>().await.unwrap().into_inner() };
+        let second = async {
+            world.sim.env().sleep(secs(5)).await;
+            space.send("clerk", Create { id: "second".into(), cents: 1 }).await.unwrap();
+        };
+        assert_eq!(tokio::join!(asked, second).0, "second");
         space.stop().await.unwrap();
     });
 }
@@ -817,6 +851,70 @@ fn a_space_tells_why_long_after_its_process_ended() {
         orders.state::<Ledger>().restore(happen::journal::At::Position(head)).await.unwrap();
         assert_eq!(orders.state::<Ledger>().get(Clone::clone), Ledger { cents: 700, count: 1 });
         assert_eq!(rebuilt.load(Ordering::SeqCst), 1);
+        space.stop().await.unwrap();
+    });
+}
+
+async fn round_and_round(_: Event<u64>, cx: Context) -> happen::Result<Step> {
+    let turns = cx.get("turns").unwrap_or(0u64) + 1;
+    cx.put("turns", turns)?;
+    if turns == 9 { done(turns) } else { again() }
+}
+
+#[test]
+fn a_durable_loop_of_exactly_so_many_steps_is_allowed() {
+    let world = World::new(15);
+    world.sim.run(async {
+        let space = world.space();
+        for (id, steps_max) in [("short", 8), ("exact", 9), ("long", 10)] {
+            space.node(id).steps_max(steps_max).on("u64", round_and_round);
+        }
+        space.start().await.unwrap();
+        let turns =
+            async |id: &str| space.send(id, 1u64).reply::<u64>().await.map(|turns| turns.into_inner());
+        assert_eq!(turns("short").await.unwrap_err().code(), "runaway");
+        assert_eq!((turns("exact").await.unwrap(), turns("long").await.unwrap()), (9, 9));
+        space.stop().await.unwrap();
+    });
+}
+
+async fn ask_the_desk(n: Event<u64>, cx: Context) -> happen::Result<u64> {
+    Ok(cx.send("desk", i64::try_from(*n)?).reply::<u64>().await?.into_inner())
+}
+
+/// A queue that is full is an error the sender sees, whether it stands outside or is a durable node itself.
+#[test]
+fn a_full_queue_is_told_to_whoever_sends() {
+    let world = World::new(16);
+    world.sim.run(async {
+        let space = world.space();
+        space.node("asker").attempts(1, secs(1)).on("u64", ask_the_desk);
+        space.node("desk").max_concurrent(2).queue_limit(3).on("i64", async |_: Event<i64>, cx: Context| {
+            cx.sleep(millis(900)).await;
+            7u64
+        });
+        space.start().await.unwrap();
+        let through = |asker: bool| {
+            let space = space.clone();
+            async move {
+                let asks = (0..10u64).map(|n| {
+                    let space = space.clone();
+                    Box::pin(async move {
+                        let reply = match asker {
+                            true => space.send("asker", n).reply::<u64>().await,
+                            false => space.send("desk", n as i64).reply::<u64>().await,
+                        };
+                        reply.map_or_else(|error| error.code(), |_| "ok")
+                    })
+                });
+                let mut told = join_all(asks.collect()).await;
+                told.sort_unstable();
+                told
+            }
+        };
+        let expected = [vec!["busy"; 5], vec!["ok"; 5]].concat();
+        assert_eq!(through(false).await, expected);
+        assert_eq!(through(true).await, expected);
         space.stop().await.unwrap();
     });
 }

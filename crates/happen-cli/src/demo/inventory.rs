@@ -15,9 +15,12 @@ pub(crate) struct Inventory {
     pub(crate) stock: BTreeMap<String, u64>,
 }
 
-pub(crate) fn node(space: &Space, stock: Inventory) -> happen::Result<()> {
+pub(crate) async fn node(space: &Space, stock: Inventory) -> happen::Result<()> {
     let inventory = space.node("inventory");
-    inventory.state::<Inventory>().set(move |_| stock.clone())?;
+    // A shop that was opened before has what is left.
+    if inventory.state::<Inventory>().revision() == 0 {
+        inventory.state::<Inventory>().commit(move |_| stock.clone()).await?;
+    }
     inventory.on("reserve", reserve).check()?;
     inventory.on("release", release).check()?;
     inventory.on("report", report).check()

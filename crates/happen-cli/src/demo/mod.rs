@@ -14,11 +14,13 @@ mod shipping;
 
 use std::collections::BTreeMap;
 use std::panic::{PanicHookInfo, set_hook, take_hook};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use happen::{Event, Payload, Reply, Space};
+use happen::{Config, Durability, Event, NodeOptions, Payload, Reply, Space, secs};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -78,9 +80,14 @@ struct Outcome {
 ///
 /// [`Failure::Unbalanced`] when the numbers of the nodes and of the senders contradict each other, after the
 /// summary was written; other failures when it could not run.
-pub(crate) async fn run(plan: Plan, json: bool, output: &Output) -> Result<(), Failure> {
+pub(crate) async fn run(
+    plan: Plan,
+    store: Option<&Path>,
+    json: bool,
+    output: &Output,
+) -> Result<(), Failure> {
     silence_the_planned_panic();
-    let summary = happen(plan).await?;
+    let summary = happen(plan, store).await?;
     if json {
         output.write_json(&report::json(&summary))?;
     } else {
@@ -89,11 +96,39 @@ pub(crate) async fn run(plan: Plan, json: bool, output: &Output) -> Result<(), F
     books::balance(&summary)
 }
 
-async fn happen(plan: Plan) -> Result<Summary, Failure> {
-    let space = Space::memory();
+/// The plan that a store was begun with: orders that were placed by an earlier run are the same ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Begun {
+    orders: u64,
+    seed: u64,
+}
+
+/// The shop's space: in memory, or on a store that an earlier run may have left in the middle of its work.
+async fn open(plan: Plan, store: Option<&Path>) -> Result<Space, Failure> {
+    let Some(folder) = store else { return Ok(Space::memory()) };
+    // Failures are part of the show: tried again, they would fail again.
+    let node_defaults = NodeOptions { attempts_max: 1, ..NodeOptions::default() };
+    let space = Space::open_with(folder, Config { node_defaults, ..Config::default() }).await?;
+    let begun = Begun { orders: plan.orders, seed: plan.seed };
+    let known = space.global().update("demo", move |known: Option<Begun>| known.unwrap_or(begun)).await?;
+    if known != begun {
+        return Err(Failure::Usage(format!(
+            "{} has a shop of {} orders with seed {}; go on with `--orders {} --seed {}`, or choose another folder",
+            folder.display(),
+            known.orders,
+            known.seed,
+            known.orders,
+            known.seed,
+        )));
+    }
+    Ok(space)
+}
+
+async fn happen(plan: Plan, store: Option<&Path>) -> Result<Summary, Failure> {
+    let space = open(plan, store).await?;
     let catalogue = plan::catalogue();
     orders::node(&space, &catalogue)?;
-    inventory::node(&space, plan.stock())?;
+    inventory::node(&space, plan.stock()).await?;
     payments::node(&space)?;
     shipping::node(&space)?;
     notifications::node(&space)?;
@@ -111,6 +146,8 @@ async fn happen(plan: Plan) -> Result<Summary, Failure> {
     let tally = place_all(&space, plan).await?;
     let time = space.env().monotonic() - start;
     let events = events.load(Ordering::Relaxed);
+    // Whoever listens may still be at it when the last order has ended.
+    space.settled(secs(60)).await?;
     let nodes = States {
         inventory: state(&space, "inventory").await?,
         payments: state(&space, "payments").await?,
@@ -152,15 +189,16 @@ async fn place_all(space: &Space, plan: Plan) -> Result<Tally, Failure> {
 }
 
 /// Places one order and waits for its end.
+///
+/// An order has its name for an idempotency key: placed again by a later run over the same store, it is the same order.
 async fn place(space: Space, plan: Plan, number: u64) -> Outcome {
     let name = plan::name(number);
     let kind = plan.kind(number);
     let replied = if kind == Kind::Legacy {
         let order = Event::new("legacy-order", json!({ "article": "lamp", "count": "two" }));
-        space.send("orders", order).correlation(name.as_str()).reply::<Result<Accepted, Refused>>().await
+        ask(&space, &name, order).await
     } else {
-        let order = plan.order(number);
-        space.send("orders", order).correlation(name.as_str()).reply::<Result<Accepted, Refused>>().await
+        ask(&space, &name, plan.order(number)).await
     };
     let (end, cents, units) = match replied.map(Reply::into_inner) {
         Ok(Ok(accepted)) => (End::Accepted, accepted.total_cents, accepted.units),
@@ -173,6 +211,17 @@ async fn place(space: Space, plan: Plan, number: u64) -> Outcome {
         false => None,
     };
     Outcome { number, end, cents, units, trace }
+}
+
+async fn ask<T: Payload>(
+    space: &Space,
+    name: &str,
+    order: T,
+) -> happen::Result<Reply<Result<Accepted, Refused>>> {
+    let order = space.send("orders", order).correlation(name);
+    let remembered = space.find("orders").is_some_and(|orders| orders.durability() == Durability::Durable);
+    let order = if remembered { order.idempotency_key(name) } else { order };
+    order.reply().await
 }
 
 /// Waits for the end of one order and counts it.

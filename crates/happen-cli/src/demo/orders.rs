@@ -114,7 +114,7 @@ async fn ship(order: Event<PlaceOrder>, cx: Context) -> happen::Result<Step> {
     let total_cents: u64 = cx.get("total")?;
     let ship = Ship { order: order.order.clone(), delivery: order.delivery };
     if let Err(error) = cx.send("shipping", ship).reply::<Shipped>().await {
-        cx.send("payments", Refund { total_cents }).await?;
+        cx.send("payments", Refund { total_cents }).reply::<()>().await?;
         release(&cx).await?;
         return Err(error);
     }
@@ -123,9 +123,10 @@ async fn ship(order: Event<PlaceOrder>, cx: Context) -> happen::Result<Step> {
     done(Accepted { total_cents, units: lines.iter().map(|line| line.quantity).sum() })
 }
 
-/// Puts the goods of this order back.
+/// Puts the goods of this order back. Waits for it: what a step only sends has not happened when the step fails, and this
+/// is done for steps that fail.
 async fn release(cx: &Context) -> happen::Result<()> {
-    cx.send("inventory", Release { lines: cx.get("lines")? }).await?;
+    cx.send("inventory", Release { lines: cx.get("lines")? }).reply::<()>().await?;
     Ok(())
 }
 

@@ -32,8 +32,12 @@ async fn charge(charge: Event<Charge>, cx: Context) -> happen::Result<Step> {
         Card::Declines => return done(Declined),
         Card::Hiccups if charge.attempt < 3 => return Err(unreachable_provider()),
         Card::Down => return Err(unreachable_provider()),
-        // Who asked gives up long before; then this flow is cancelled here, and no money is taken.
-        Card::Silent => cx.sleep(SILENCE).await,
+        // Who asked gives up long before. In memory this flow is cancelled then; one that a store remembers wakes up
+        // much later, and sees that nobody wants the money taken any more.
+        Card::Silent => {
+            cx.sleep(SILENCE).await;
+            return Err(Error::new(ErrorKind::TimedOut { after: SILENCE }));
+        }
         Card::Hiccups | Card::Pays => {}
     }
     let cents = charge.total_cents;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use happen::{Context, Event, Space, Step, done};
+use happen::{Context, Durability, Event, Space, Step, done, with};
 use serde::{Deserialize, Serialize};
 
 use super::events::{Delivery, Report, Ship, Shipped};
@@ -17,12 +17,16 @@ pub(crate) struct Shipping {
 
 pub(crate) fn node(space: &Space) -> happen::Result<()> {
     let shipping = space.node("shipping").max_concurrent(PACKERS).queue_limit(WAITING_MAX);
-    shipping.on("ship", ship).check()?;
+    let bulky = match shipping.durability() {
+        Durability::Durable => PACKING_BULKY_STORED,
+        _ => PACKING_BULKY,
+    };
+    shipping.on("ship", with(bulky, ship)).check()?;
     shipping.on("report", report).check()
 }
 
-async fn ship(ship: Event<Ship>, cx: Context) -> happen::Result<Step> {
-    cx.sleep(if ship.delivery == Delivery::Bulky { PACKING_BULKY } else { PACKING }).await;
+async fn ship(bulky: Duration, ship: Event<Ship>, cx: Context) -> happen::Result<Step> {
+    cx.sleep(if ship.delivery == Delivery::Bulky { bulky } else { PACKING }).await;
     cx.state::<Shipping>().set(|mut shipping| {
         shipping.parcels += 1;
         shipping
@@ -42,3 +46,5 @@ pub(crate) const WAITING_MAX: usize = 48;
 const PACKING: Duration = Duration::from_millis(1);
 /// How long packing something large takes.
 const PACKING_BULKY: Duration = Duration::from_millis(150);
+/// The same over a store, where orders come more slowly, and some of the burst are still to find the queue full.
+const PACKING_BULKY_STORED: Duration = Duration::from_millis(900);

@@ -14,7 +14,6 @@ use serde_json::json;
 
 use crate::failure::Failure;
 use crate::output::{Output, count_of, number, plain};
-use crate::store::flows::standing;
 use crate::store::moment::{Utc, span};
 use crate::store::nodes::count;
 use crate::store::table::WIDTH_CHARS_MAX;
@@ -345,9 +344,9 @@ async fn overdue(store: &SqliteStore, journal: &Journal, now_unix_ms: u64) -> Re
         let page = journal.flows(&filter).await.map_err(|error| of_store(store.folder(), &error))?;
         overdue.flows += page.flows.len() as u64;
         for flow in &page.flows {
-            let due_unix_ms = match standing(flow) {
+            let due_unix_ms = match &flow.standing {
                 Standing::Ready => flow.since_unix_ms,
-                Standing::Retrying { due_unix_ms, .. } => due_unix_ms,
+                Standing::Retrying { due_unix_ms, .. } => *due_unix_ms,
                 Standing::Waiting(point) if point.due_unix_ms > 0 => point.due_unix_ms,
                 _ => continue,
             };

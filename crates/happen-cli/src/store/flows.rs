@@ -1,5 +1,5 @@
-//! `happen flows` and `happen dead`: flows under way, and those that failed for good. Owns how they look; does not run,
-//! cancel or drive any again.
+//! `happen flows` and `happen dead`: flows under way, and those that failed for good. Owns how they look; what is done to
+//! them is in `hand.rs`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,6 +15,7 @@ use serde_json::{Map, Value as Json, json};
 use crate::failure::Failure;
 use crate::output::{Output, Reader, plain};
 use crate::store::content::shown;
+use crate::store::hand::{self, FlowArguments, LetterArguments, RedriveArguments};
 use crate::store::ids::{each, event};
 use crate::store::moment::{Utc, span};
 use crate::store::table::{Listing, WIDTH_CHARS_MAX};
@@ -29,6 +30,23 @@ pub(crate) enum FlowsCommand {
     Ls(ListArguments),
     /// Print everything about the flows that handle an event
     Show(ShowArguments),
+    /// Cancel the flows that handle an event; they leave no dead letter
+    Cancel(FlowArguments),
+    /// Try the flows that handle an event now, when they wait for their next attempt
+    Retry(FlowArguments),
+}
+
+/// What is done with dead letters.
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeadCommand {
+    /// List flows that failed for good, each with the event that it handled
+    Ls(ListArguments),
+    /// Print everything about the flows that failed for an event
+    Show(ShowArguments),
+    /// Begin flows anew at the step that failed, or with another payload from the beginning
+    Redrive(RedriveArguments),
+    /// Give flows up for good
+    Drop(LetterArguments),
 }
 
 /// `happen flows ls` and `happen dead ls`.
@@ -59,7 +77,7 @@ pub(crate) struct ShowArguments {
 
 /// Which flows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Which {
+enum Which {
     UnderWay,
     Dead,
 }
@@ -90,10 +108,26 @@ enum Stands {
 /// # Errors
 ///
 /// [`Failure::NotFound`] when no such flow handles the event, [`Failure::Usage`] and [`Failure::Store`] as for all.
-pub(crate) async fn run(which: Which, command: FlowsCommand, output: &Output) -> Result<(), Failure> {
+pub(crate) async fn run(command: FlowsCommand, output: &Output) -> Result<(), Failure> {
     match command {
-        FlowsCommand::Ls(arguments) => list(which, &arguments, output).await,
-        FlowsCommand::Show(arguments) => show(which, &arguments, output).await,
+        FlowsCommand::Ls(arguments) => list(Which::UnderWay, &arguments, output).await,
+        FlowsCommand::Show(arguments) => show(Which::UnderWay, &arguments, output).await,
+        FlowsCommand::Cancel(arguments) => hand::cancel(&arguments, output).await,
+        FlowsCommand::Retry(arguments) => hand::retry(&arguments, output).await,
+    }
+}
+
+/// Does it with dead letters.
+///
+/// # Errors
+///
+/// As [`run`].
+pub(crate) async fn run_dead(command: DeadCommand, output: &Output) -> Result<(), Failure> {
+    match command {
+        DeadCommand::Ls(arguments) => list(Which::Dead, &arguments, output).await,
+        DeadCommand::Show(arguments) => show(Which::Dead, &arguments, output).await,
+        DeadCommand::Redrive(arguments) => hand::redrive(&arguments, output).await,
+        DeadCommand::Drop(arguments) => hand::drop_letters(&arguments, output).await,
     }
 }
 
@@ -182,25 +216,15 @@ fn none(which: Which, event: EventId) -> Failure {
     Failure::NotFound(format!("{what} event {event}; `happen trace {event}` tells what became of it"))
 }
 
-/// What a flow waits for. A sleep needs nothing to come, so its point is remembered with its result, and a flow that
-/// sleeps stands like one whose step may run.
-pub(crate) fn standing(flow: &FlowUnderWay) -> Standing {
-    match (&flow.standing, flow.points.last()) {
-        (Standing::Ready, Some(last)) if last.kind == PointKind::Sleep => Standing::Waiting(last.clone()),
-        (standing, _) => standing.clone(),
-    }
-}
-
 impl From<FlowUnderWay> for Flow {
     fn from(flow: FlowUnderWay) -> Self {
-        let stands = Stands::UnderWay(standing(&flow));
         Self {
             event: flow.event,
             name: flow.flow,
             step: flow.step,
             number: flow.number,
             attempt: flow.attempt,
-            stands,
+            stands: Stands::UnderWay(flow.standing),
             since_unix_ms: flow.since_unix_ms,
             values: flow.values,
             points: flow.points,

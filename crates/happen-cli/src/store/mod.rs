@@ -5,6 +5,7 @@ pub(crate) mod content;
 pub(crate) mod diff;
 pub(crate) mod doctor;
 pub(crate) mod flows;
+pub(crate) mod hand;
 pub(crate) mod ids;
 pub(crate) mod key;
 pub(crate) mod moment;
@@ -26,7 +27,7 @@ use happen::env::RealEnv;
 use happen::journal::Journal;
 use happen::store::{SqliteOptions, SqliteStore, Store, StoreFault};
 use happen::{Error, ErrorKind};
-use happen_core::env::Env as _;
+use happen_core::env::Env;
 
 use crate::failure::Failure;
 
@@ -138,6 +139,11 @@ pub(crate) fn of_store(folder: &Path, error: &Error) -> Failure {
         }
         None => match error.kind() {
             ErrorKind::NotFound { what } => return Failure::NotFound(on_the_line(what)),
+            ErrorKind::NoSuchNode { node } => {
+                return Failure::NotFound(format!(
+                    "no node `{node}` is there; `happen ps` lists those the store knows"
+                ));
+            }
             ErrorKind::Damaged { .. } | ErrorKind::Misuse { .. } => on_the_line(&error.to_string()),
             _ => on_the_line(&error.chain().join(": ")),
         },
@@ -159,7 +165,12 @@ fn on_the_line(text: &str) -> String {
 
 /// How stores are opened here.
 fn options() -> SqliteOptions {
-    SqliteOptions::new(Arc::new(RealEnv::new()))
+    SqliteOptions::new(env())
+}
+
+/// Time and randomness of this process.
+pub(crate) fn env() -> Arc<dyn Env> {
+    Arc::new(RealEnv::new())
 }
 
 /// The time now, in milliseconds since 1970.

@@ -1,22 +1,20 @@
-//! `happen state`: what documents say, what they said, what differs, and a change by hand. Owns that a change is
-//! recorded with what it changed; does not know the Rust types of states, so it cannot check what they would.
+//! `happen state`: what documents say, what they said, what differs, and a change by hand. Owns how that is told; does not
+//! know the Rust types of states, so it cannot check what they would: a space that runs does.
 
 use std::io::Read as _;
-use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use happen::ErrorKind;
-use happen::store::{
-    Batch, Content, Document, History, List, NewRecord, Past, SqliteStore, Store as _, Tag, Until, Write,
-};
-use happen_core::codec::{WireChange, WireRecord};
-use happen_core::limits::{DOCUMENT_BYTES_MAX, RECORD_BYTES_MAX};
+use happen::control::{Answer, Request, SetState};
+use happen::store::{Document, History, List, SqliteStore, Store as _, Until};
+use happen_core::limits::DOCUMENT_BYTES_MAX;
 use serde_json::{Value as Json, json};
 
 use crate::failure::Failure;
 use crate::output::{Output, Reader, plain};
 use crate::store::content::{Exactness, packed, shown};
 use crate::store::diff::{Difference, differences};
+use crate::store::hand::{self, Hand};
 use crate::store::key::{ENTITY, Meant, STATE, escaped, meant, new_key};
 use crate::store::moment::Utc;
 use crate::store::table::{Listing, WIDTH_CHARS_MAX};
@@ -35,7 +33,7 @@ pub(crate) enum StateCommand {
     History(HistoryArguments),
     /// Print what differs between two revisions of a document
     Diff(DiffArguments),
-    /// Write a document of a space that is stopped
+    /// Write a document, by way of the space when it runs
     Set(SetArguments),
 }
 
@@ -152,7 +150,7 @@ async fn get(arguments: &GetArguments, output: &Output) -> Result<(), Failure> {
     let store = arguments.place.open_to_read().await?;
     let meant = meant(&store, &arguments.key).await?;
     let document = match arguments.revision {
-        Some(revision) => at_revision(&store, &meant, revision).await?,
+        Some(revision) => at_revision(&store, &meant.key, revision).await?,
         None => current(&store, &meant).await?.ok_or_else(|| not_there(&meant.key))?,
     };
     let Some(content) = &document.content else {
@@ -185,12 +183,11 @@ async fn current(store: &SqliteStore, meant: &Meant) -> Result<Option<Document>,
     Ok(found.pop().flatten())
 }
 
-async fn at_revision(store: &SqliteStore, meant: &Meant, revision: u64) -> Result<Document, Failure> {
+async fn at_revision(store: &SqliteStore, key: &str, revision: u64) -> Result<Document, Failure> {
     let until = Until::Before(revision.saturating_add(1));
-    let history = History { key: meant.key.as_str().into(), until, documents_max: 1 };
+    let history = History { key: key.into(), until, documents_max: 1 };
     let found = store.history(history).await.map_err(|error| of_store(store.folder(), &error))?;
     found.into_iter().find(|document| document.revision == revision).ok_or_else(|| {
-        let key = &meant.key;
         Failure::NotFound(format!(
             "document `{key}` has no revision {revision}, or it was pruned; `happen state history` has those there are"
         ))
@@ -239,7 +236,7 @@ async fn diff(arguments: &DiffArguments, output: &Output) -> Result<(), Failure>
     let meant = meant(&store, &arguments.key).await?;
     let mut contents = Vec::new();
     for revision in [arguments.before, arguments.after] {
-        let document = at_revision(&store, &meant, revision).await?;
+        let document = at_revision(&store, &meant.key, revision).await?;
         contents.push(match &document.content {
             Some(content) => shown(&content.bytes)?.json,
             // A deleted document says nothing.
@@ -280,23 +277,26 @@ fn difference_text(difference: &Difference) -> String {
 
 async fn set(arguments: &SetArguments, output: &Output) -> Result<(), Failure> {
     let json = content(&arguments.content)?;
-    let store = arguments.place.open_to_write().await?;
-    let meant = match meant(&store, &arguments.key).await {
-        Err(Failure::NotFound(_)) if arguments.revision == 0 => new_key(&arguments.key)?,
-        meant => meant?,
+    let (key, found) = {
+        let store = arguments.place.open_to_read().await?;
+        let meant = match meant(&store, &arguments.key).await {
+            Err(Failure::NotFound(_)) if arguments.revision == 0 => new_key(&arguments.key)?,
+            meant => meant?,
+        };
+        if meant.node.is_none() {
+            return Err(Failure::Usage(format!(
+                "`{}` is no document of a node; only those with `state/` and `entity/` can be set",
+                meant.key
+            )));
+        }
+        let found = current(&store, &meant).await?;
+        (meant.key, found)
     };
-    let Some(node) = &meant.node else {
-        return Err(Failure::Usage(format!(
-            "`{}` is no document of a node; only those with `state/` and `entity/` can be set",
-            meant.key
-        )));
-    };
-    let found = current(&store, &meant).await?;
     let revision = found.as_ref().map_or(0, |document| document.revision);
     if revision != arguments.revision {
-        return Err(conflict(&meant.key, revision, arguments.revision));
+        return Err(conflict(&key, revision, arguments.revision));
     }
-    let version = shape(&meant, found.as_ref(), arguments.shape)?;
+    check_exact(&key, found.as_ref())?;
     let bytes = packed(&json)?;
     if bytes.len() > DOCUMENT_BYTES_MAX {
         return Err(Failure::Store(format!(
@@ -304,19 +304,23 @@ async fn set(arguments: &SetArguments, output: &Output) -> Result<(), Failure> {
             bytes.len()
         )));
     }
-    let written = found.and_then(|document| document.content);
-    let name = written.map_or_else(|| meant.state.as_str().into(), |content| content.name);
-    let content = Content { name, version, bytes: bytes.into() };
-    let batch = change(&meant, node, revision + 1, content)?;
-    let committed = store.commit(vec![batch]).await.pop();
-    let committed = committed.unwrap_or_else(|| Err(happen::Error::misuse("the store gave no answer")));
-    let committed = committed.map_err(|error| match error.kind() {
-        ErrorKind::Conflict { .. } => conflict(&meant.key, revision + 1, revision),
-        _ => of_store(store.folder(), &error),
+    let set = SetState { key: key.clone(), revision, shape: arguments.shape, content: json };
+    let mut hand = Hand::at(&arguments.place).await?;
+    let answer = hand.try_ask(&Request::SetState(set)).await;
+    hand.close().await;
+    let answer = answer.map_err(|error| match error.kind() {
+        ErrorKind::Conflict { .. } => conflict(&key, revision + 1, revision),
+        ErrorKind::Misuse { .. } if arguments.shape.is_none() && revision == 0 => Failure::Usage(format!(
+            "`{key}` says nothing yet, so the version of its shape is unknown; give it with --shape"
+        )),
+        _ => of_store(&arguments.place.folder(), &error),
     })?;
-    let (key, revision) = (&meant.key, revision + 1);
+    let Answer::Written(written) = answer else { return Err(hand::other_answer()) };
+    let (key, revision) = (&written.key, written.revision);
     if arguments.place.json {
-        let position = position_json(committed.position);
+        let store = arguments.place.open_to_read().await?;
+        let document = at_revision(&store, key, revision).await?;
+        let position = position_json(document.position);
         return output.write_json(&json!({ "key": key, "revision": revision, "position": position }));
     }
     output.write(&format!("{key}  revision {revision}\n"))
@@ -329,7 +333,11 @@ fn conflict(key: &str, found: u64, expected: u64) -> Failure {
 }
 
 /// The content that was given, here or on standard input.
-fn content(text: &str) -> Result<Json, Failure> {
+///
+/// # Errors
+///
+/// [`Failure::Usage`] when it is no JSON or too long, [`Failure::Input`].
+pub(crate) fn content(text: &str) -> Result<Json, Failure> {
     let mut read = String::new();
     let text = match text {
         "-" => {
@@ -349,44 +357,17 @@ fn content(text: &str) -> Result<Json, Failure> {
     })
 }
 
-/// The version of the shape of what is written.
-fn shape(meant: &Meant, found: Option<&Document>, given: Option<u32>) -> Result<u32, Failure> {
+/// Refuses to replace what JSON cannot say by what it can.
+fn check_exact(key: &str, found: Option<&Document>) -> Result<(), Failure> {
     let content = found.and_then(|document| document.content.as_ref());
     if let Some(content) = content
         && shown(&content.bytes)?.exactness == Exactness::Lossy
     {
         return Err(Failure::Usage(format!(
-            "`{}` has bytes, numbers or keys that JSON cannot say; change it from a program",
-            meant.key
+            "`{key}` has bytes, numbers or keys that JSON cannot say; change it from a program"
         )));
     }
-    match (given, content) {
-        (Some(version), _) => Ok(version),
-        (None, Some(content)) => Ok(content.version),
-        (None, None) => Err(Failure::Usage(format!(
-            "`{}` says nothing yet, so the version of its shape is unknown; give it with --shape",
-            meant.key
-        ))),
-    }
-}
-
-/// A new revision of a document, and the record that says so.
-fn change(meant: &Meant, node: &str, revision: u64, content: Content) -> Result<Batch, Failure> {
-    let changes = vec![WireChange { key: meant.key.as_str().into(), revision }];
-    let record = WireRecord { changes, ..WireRecord::default() };
-    let mut bytes = Vec::new();
-    record.encode_into(&mut bytes, RECORD_BYTES_MAX)?;
-    let node: Arc<str> = node.into();
-    Ok(Batch {
-        records: vec![NewRecord { tags: vec![Tag::Node(node)], bytes: bytes.into() }],
-        documents: vec![Write {
-            key: meant.key.as_str().into(),
-            revision,
-            content: Some(content),
-            past: Past::Kept,
-        }],
-        conditions: Vec::new(),
-    })
+    Ok(())
 }
 
 /// Characters of a value in a line that tells a difference.

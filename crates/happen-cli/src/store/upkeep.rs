@@ -1,23 +1,19 @@
-//! `happen store`: what a store is, copies of it, what it forgets, and whether all of it is as it was written. Owns what
-//! a pruning keeps; how anything is stored is the store's.
+//! `happen store`: what a store is, copies of it, what it forgets, and whether all of it is as it was written. Owns how
+//! that is told; what a pruning keeps is the library's, how anything is stored is the store's.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::{Args, Subcommand};
-use happen::EventId;
-use happen::journal::Entry;
-use happen::store::{
-    Content, History, Key, List, Order, Past, Position, Prune, Pruned, Read, Select, SqliteStore, Start,
-    Store as _, StoreDamage, StoreInfo, Tag, Until, Verified, Write,
-};
+use happen::control::{self, Answer, Histories, Mode, PruneBefore, Request};
+use happen::store::{Position, SqliteStore, Store, StoreDamage, StoreInfo, Verified};
 use serde_json::{Value as Json, json};
 
 use crate::failure::Failure;
 use crate::output::{Output, count_of, number, plain};
-use crate::store::content::packed;
-use crate::store::key::plain as plain_part;
+use crate::store::hand::{self, Hand};
 use crate::store::moment::{Moment, Utc};
-use crate::store::{Place, now_unix_ms, of_store, open_to_read};
+use crate::store::{Place, env, now_unix_ms, of_store, open_to_read};
 
 /// What is done with a store as a whole.
 #[derive(Debug, Subcommand)]
@@ -229,24 +225,35 @@ fn damage_json(damage: &StoreDamage) -> Json {
 
 async fn prune(arguments: &PruneArguments, output: &Output) -> Result<(), Failure> {
     let place = &arguments.place;
-    let store = if arguments.dry_run { place.open_to_read().await? } else { place.open_to_write().await? };
     let before_unix_ms = arguments.before.unix_ms(now_unix_ms());
-    let prune = planned(&store, before_unix_ms, &arguments.types, arguments.keep_history).await?;
-    let pruned = match arguments.dry_run {
-        true => counted(&store, &prune).await?,
-        false => store.prune(prune.clone()).await.map_err(|error| of_store(store.folder(), &error))?,
+    let request = Request::Prune(PruneBefore {
+        before_unix_ms,
+        types: arguments.types.clone(),
+        histories: if arguments.keep_history { Histories::Keep } else { Histories::Forget },
+        mode: if arguments.dry_run { Mode::DryRun } else { Mode::CarryOut },
+    });
+    let answer = if arguments.dry_run {
+        let store = Arc::new(place.open_to_read().await?);
+        let carried = control::carry_out(&(Arc::clone(&store) as Arc<dyn Store>), &env(), request).await;
+        carried.map_err(|error| of_store(store.folder(), &error))?
+    } else {
+        let mut hand = Hand::at(place).await?;
+        let answer = hand.ask(&request).await?;
+        hand.close().await;
+        answer
     };
+    let Answer::Pruned(pruned) = answer else { return Err(hand::other_answer()) };
+    let kept = pruned.events_kept;
     if place.json {
         return output.write_json(&json!({
             "before": Utc(before_unix_ms).to_string(),
             "dry_run": arguments.dry_run,
             "records": pruned.records,
             "revisions": pruned.revisions,
-            "events_kept": prune.keep.len(),
+            "events_kept": kept,
         }));
     }
     let verb = if arguments.dry_run { "would forget" } else { "forgot" };
-    let kept = prune.keep.len() as u64;
     output.write(&format!(
         "{verb} {} and {} from before {}\nkept the records of {}, which flows under way or dead letters need\n",
         count_of(pruned.records, "record"),
@@ -256,158 +263,5 @@ async fn prune(arguments: &PruneArguments, output: &Output) -> Result<(), Failur
     ))
 }
 
-/// What is forgotten when everything before this time is to be, but what flows under way and dead letters need.
-async fn planned(
-    store: &SqliteStore,
-    before_unix_ms: u64,
-    types: &[String],
-    keep_history: bool,
-) -> Result<Prune, Failure> {
-    let failed = |error| of_store(store.folder(), &error);
-    let first = Read::forward(Select::All).start(Start::Time(before_unix_ms)).at_most(1);
-    let page = store.read(first).await.map_err(failed)?;
-    let before = match page.records.first() {
-        Some(record) => record.position,
-        None => Position::from_number(page.head.number() + 1),
-    };
-    let mut keep = Vec::new();
-    for event in events_needed(store).await? {
-        let oldest = Read::forward(Select::tag(Tag::Event(event))).at_most(1);
-        let oldest = store.read(oldest).await.map_err(failed)?;
-        if oldest.records.first().is_some_and(|record| record.position < before) {
-            keep.push(Tag::Event(event));
-        }
-        if keep.len() > KEPT_MAX {
-            return Err(Failure::Store(format!(
-                "more than {} flows under way or dead letters are older than that; let them end, or prune what is \
-                 before an earlier time",
-                number(KEPT_MAX as u64)
-            )));
-        }
-    }
-    let records = match types {
-        [] => Select::All,
-        types => Select::Tagged(types.iter().map(|name| Tag::Type(name.as_str().into())).collect()),
-    };
-    let histories = if keep_history { Vec::new() } else { vec!["".into()] };
-    let documents = anchor(store, before, before_unix_ms).await?.into_iter().collect();
-    Ok(Prune { before, records, keep, histories, documents })
-}
-
-/// What stays of what is forgotten: up to where it was, and the hash of the newest event there, which covers those of
-/// its causes. Whoever verifies the log goes by it. None when there is nothing to forget.
-async fn anchor(
-    store: &SqliteStore,
-    before: Position,
-    before_unix_ms: u64,
-) -> Result<Option<Write>, Failure> {
-    let failed = |error| of_store(store.folder(), &error);
-    let key: Key = ANCHOR.into();
-    let found = store.documents(vec![Key::clone(&key)]).await.map_err(failed)?.pop().flatten();
-    let mut newest = None;
-    let mut read = Read::backward(Select::All).start(Start::Position(before)).at_most(ANCHOR_RECORDS);
-    // The records of steps have no event, so the newest event stands a few records back.
-    while newest.is_none() {
-        let page = store.read(read.clone()).await.map_err(failed)?;
-        let events = |record| Entry::read(record).ok().and_then(|entry| entry.events.into_iter().next_back());
-        if page.records.is_empty() {
-            return Ok(None);
-        }
-        newest = page.records.iter().find_map(events);
-        let Some(next) = page.next else { break };
-        read = read.start(Start::Position(next));
-    }
-    let told = json!({
-        "before": position_json(before),
-        "before_at": Utc(before_unix_ms).to_string(),
-        "event": newest.as_ref().map(|event| event.id.to_string()),
-        "hash": newest.as_ref().and_then(|event| event.hash).map(|hash| hash.to_string()),
-    });
-    let content = Content { name: "anchor".into(), version: 1, bytes: packed(&told)?.into() };
-    let revision = found.map_or(1, |document| document.revision + 1);
-    Ok(Some(Write { key, revision, content: Some(content), past: Past::Kept }))
-}
-
-/// The events that flows under way are for, and those of dead letters.
-async fn events_needed(store: &SqliteStore) -> Result<Vec<EventId>, Failure> {
-    let mut events = Vec::new();
-    for prefix in ["flow/", "dead/"] {
-        let mut after = None;
-        loop {
-            let list = List { prefix: prefix.into(), after, documents_max: usize::MAX };
-            let documents = store.list(list).await.map_err(|error| of_store(store.folder(), &error))?;
-            let Some(last) = documents.last() else { break };
-            for document in &documents {
-                let event = document.key.split('/').nth(2).map(plain_part).and_then(|id| id.parse().ok());
-                let Some(event) = event else {
-                    let key = plain(&document.key, 200);
-                    return Err(Failure::Store(format!(
-                        "the key `{key}` names no event, so it is unknown what must be kept; use the program that \
-                         wrote it"
-                    )));
-                };
-                events.push(event);
-            }
-            after = Some(last.key.clone());
-        }
-    }
-    events.sort_unstable();
-    events.dedup();
-    Ok(events)
-}
-
-/// How much a pruning would forget.
-async fn counted(store: &SqliteStore, prune: &Prune) -> Result<Pruned, Failure> {
-    let failed = |error| of_store(store.folder(), &error);
-    let mut pruned = Pruned::default();
-    let keep = Select::Tagged(prune.keep.clone());
-    let mut start = Start::Position(prune.before);
-    loop {
-        let read = Read { order: Order::Backward, start, ..Read::forward(prune.records.clone()) };
-        let page = store.read(read).await.map_err(failed)?;
-        pruned.records += page.records.iter().filter(|record| !keep.matches(&record.tags)).count() as u64;
-        let Some(next) = page.next else { break };
-        start = Start::Position(next);
-    }
-    for prefix in &prune.histories {
-        let mut after = None;
-        loop {
-            let list = List { prefix: prefix.clone(), after, documents_max: usize::MAX };
-            let documents = store.list(list).await.map_err(failed)?;
-            let Some(last) = documents.last() else { break };
-            for document in &documents {
-                pruned.revisions += revisions_before(store, document, prune.before).await?;
-            }
-            after = Some(last.key.clone());
-        }
-    }
-    Ok(pruned)
-}
-
-/// The past revisions of a document that were replaced before this position.
-async fn revisions_before(
-    store: &SqliteStore,
-    document: &happen::store::Document,
-    before: Position,
-) -> Result<u64, Failure> {
-    let (mut count, mut replaced_at, mut until) = (0, document.position, Until::Before(document.revision));
-    loop {
-        let history = History { key: document.key.clone(), until, documents_max: usize::MAX };
-        let revisions = store.history(history).await.map_err(|error| of_store(store.folder(), &error))?;
-        let Some(last) = revisions.last() else { return Ok(count) };
-        for revision in &revisions {
-            count += u64::from(replaced_at < before);
-            replaced_at = revision.position;
-        }
-        until = Until::Before(last.revision);
-    }
-}
-
-/// The document that tells what was pruned.
-const ANCHOR: &str = "anchor/log";
-/// Records of the first page in which the newest event is looked for.
-const ANCHOR_RECORDS: usize = 16;
 /// Characters of what is told of one damage.
 const DAMAGE_CHARS_MAX: usize = 300;
-/// Events whose records a pruning keeps one by one: it asks for each of them at each record.
-const KEPT_MAX: usize = 1_000;

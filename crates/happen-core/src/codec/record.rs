@@ -72,6 +72,9 @@ pub struct WireStep<'a> {
     pub attempt: u32,
     /// When the flow came to this step, in milliseconds since 1970. Ids of what it sends follow from it.
     pub at_unix_ms: u64,
+    /// When the flow may begin that is held back, in milliseconds since 1970; 0 for at once. Not for a step that is tried
+    /// again, whose outcome says when.
+    pub due_unix_ms: u64,
     /// How it ended.
     pub outcome: StepOutcome<'a>,
     /// What the steps of the flow share from here on, by name; each value in MessagePack.
@@ -268,6 +271,9 @@ impl<'a> WireRecord<'a> {
             _ => Ok(()),
         };
         [Field::Event, Field::Flow, Field::Name, Field::Is].into_iter().try_for_each(needs)?;
+        if !matches!(is, Is::Retry) {
+            step.due_unix_ms = due_unix_ms;
+        }
         step.outcome = match is {
             Is::Next => {
                 needs(Field::To)?;
@@ -310,6 +316,7 @@ impl<'a> WireStep<'a> {
             number: 0,
             attempt: 1,
             at_unix_ms: 0,
+            due_unix_ms: 0,
             outcome,
             values: Vec::new(),
             changes: Vec::new(),
@@ -343,8 +350,10 @@ impl<'a> WireStep<'a> {
         if let StepOutcome::Next(to) = &self.outcome {
             fields.text(Field::To.name(), to);
         }
-        if let StepOutcome::Retry { due_unix_ms, .. } = &self.outcome {
-            fields.number(Field::Due.name(), *due_unix_ms);
+        match &self.outcome {
+            StepOutcome::Retry { due_unix_ms, .. } => fields.number(Field::Due.name(), *due_unix_ms),
+            _ if self.due_unix_ms > 0 => fields.number(Field::Due.name(), self.due_unix_ms),
+            _ => {}
         }
         if let Some(reply) = reply {
             put_bin(fields.field(Field::Reply.name()), reply);
@@ -560,6 +569,9 @@ mod tests {
             let record = full(outcome);
             assert_eq!(WireRecord::decode(&encoded(&record), 1 << 20).unwrap(), record);
         }
+        let mut held_back = full(StepOutcome::Waits);
+        held_back.step.as_mut().unwrap().due_unix_ms = 78;
+        assert_eq!(WireRecord::decode(&encoded(&held_back), 1 << 20).unwrap(), held_back);
         let change = WireChange { key: "state/a/b".into(), revision: 1 };
         let record = WireRecord { changes: vec![change], ..WireRecord::default() };
         assert_eq!(WireRecord::decode(&encoded(&record), 1 << 20).unwrap(), record);

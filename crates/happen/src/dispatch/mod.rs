@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 
 use crate::accept::Origin;
 use crate::context::Context;
-use crate::durable;
+use crate::durable::{self, Keyed};
 use crate::encoded::Scope;
 use crate::flow::{self, Held, Outcome, Paused};
 use crate::hooks::{Moment, Seen};
@@ -51,6 +51,8 @@ pub(crate) struct Along {
     pub(crate) source: Option<Source>,
     /// The serial gates that wait for this event.
     pub(crate) held: Option<Arc<Held>>,
+    /// The key by which an event from outside is known when it is sent again.
+    pub(crate) keyed: Option<Arc<Keyed>>,
     /// Says to the others that the serial gates above wait for a place, as long as they do.
     waits: Option<WaitGuard>,
 }
@@ -81,6 +83,12 @@ impl Want {
         }
     }
 
+    /// The same with the key of an event from outside.
+    #[cold]
+    pub(crate) fn known_by(self, keyed: &Arc<Keyed>) -> Self {
+        self.with(|along| along.keyed = Some(Arc::clone(keyed)))
+    }
+
     #[cold]
     fn with(mut self, change: impl FnOnce(&mut Along)) -> Self {
         change(self.along.get_or_insert_default());
@@ -107,7 +115,13 @@ impl Want {
     fn copy(&self) -> Self {
         let along = self.along.as_deref().map(|along| {
             let source = along.source.as_ref().map(Source::resubscribe);
-            Box::new(Along { sink: along.sink.clone(), source, held: along.held.clone(), waits: None })
+            Box::new(Along {
+                sink: along.sink.clone(),
+                source,
+                held: along.held.clone(),
+                keyed: None,
+                waits: None,
+            })
         });
         Self { reply: true, along }
     }
@@ -168,7 +182,7 @@ fn deliver_by(
                 return queue(node, table, event, want, None);
             }
         }
-        Lane::ByKey(key_of) => {
+        Lane::ByKey(key_of, _) => {
             let key = isolated("the key of a serial node", || key_of(event))?;
             let gate = node.key_gate(key);
             if gate.enter(table.max_by_key()) {
@@ -204,6 +218,21 @@ pub(crate) fn admissible<'t>(
     if (table.phase != Phase::Open || !node.space.is_running()) && !keeps_for_later(node, table) {
         return Err(node.closed_error(table.phase));
     }
+    acceptable(node, table, event, uncached)
+}
+
+/// As [`admissible`], whether or not the node is open and its space runs.
+///
+/// # Errors
+///
+/// When the node does not accept the origin or has no registration for the type, or the deadline has passed.
+#[inline(always)]
+pub(crate) fn acceptable<'t>(
+    node: &Arc<NodeInner>,
+    table: &'t Table,
+    event: &dyn ErasedEvent,
+    uncached: &'t mut Option<Arc<Route>>,
+) -> Result<&'t Route> {
     let envelope = event.envelope();
     if let Some(accept) = &table.accept {
         let (sender, origin) = (node.space.name_of(envelope.sender), node.space.name_of(envelope.origin));
@@ -298,7 +327,7 @@ fn again_by(node: &Arc<NodeInner>, table: &Table, job: Job, permit: Option<Permi
         None => {
             let key = match &table.lane {
                 Lane::Concurrent => None,
-                Lane::ByKey(key_of) => match isolated("the key of a serial node", || key_of(&*event)) {
+                Lane::ByKey(key_of, _) => match isolated("the key of a serial node", || key_of(&*event)) {
                     Ok(key) => Some(key),
                     Err(error) => {
                         drop(started);

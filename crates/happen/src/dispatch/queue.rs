@@ -52,8 +52,7 @@ impl<'n> Permit<'n> {
     /// The key of the serial gate that flows of this delivery are in.
     #[inline]
     pub(super) fn serial_key(&self, table: &Table) -> Option<u64> {
-        let serial = self.key.is_some() || table.options.max_concurrent == 1;
-        serial.then(|| self.key.unwrap_or(0))
+        table.is_serial(self.key).then(|| self.key.unwrap_or(0))
     }
 
     /// A counted place for a delivery that goes on after its sender.
@@ -97,7 +96,7 @@ pub(crate) struct Place {
 impl Place {
     /// Whether only one at a time has such a place; it is then kept while its flow waits for a reply.
     fn is_serial(&self) -> bool {
-        self.key.is_some() || self.node.table.load().options.max_concurrent == 1
+        self.node.table.load().is_serial(self.key)
     }
 
     /// Gives the place back while its flow waits for a reply.
@@ -110,7 +109,10 @@ impl Place {
     /// Takes the place again, even beyond the limit: a flow under way is never made to wait behind newer ones.
     pub(crate) fn retake(&self) {
         if !self.held.swap(true, Ordering::SeqCst) {
-            self.node.gate.enter_anyway();
+            match self.key {
+                None => self.node.gate.enter_anyway(),
+                Some(key) => self.node.key_gate(key).enter_anyway(),
+            }
         }
     }
 }

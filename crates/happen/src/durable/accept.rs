@@ -3,22 +3,29 @@
 
 use std::sync::Arc;
 
-use happen_core::store::{Batch, NewRecord, Tag};
-use happen_core::{ErasedEvent, ErrorKind, Result};
+use happen_core::codec::WireParcel;
+use happen_core::limits::RECORD_BYTES_MAX;
+use happen_core::store::{Batch, Document, NewRecord, Tag};
+use happen_core::{ErasedEvent, Error, ErrorKind, Result};
 use tokio::sync::oneshot;
 
 use super::commit::Ticket;
+use super::control::{self, Hold};
 use super::flow::StoredFlow;
-use super::lane::Lanes;
+use super::keys::INBOX;
+use super::lane::{Lanes, check_room};
 use super::record::event_record;
+use super::seen::{self, Arrival};
 use super::stage::Whereto;
-use super::{Durable, Told};
+use super::{Durable, Told, by_hand};
 use crate::dispatch::{self, Delivered, Joined, Reply, Want};
 use crate::flow::Outcome;
+use crate::keys::plain;
 use crate::node::NodeInner;
 use crate::space::SpaceInner;
 use crate::sync::isolated;
 use crate::table::{Entry, Lane, Table};
+use crate::wire::Framed;
 
 /// Brings an event from outside to a durable node. The outcome is told when it is there; who does not want it is told
 /// that the event is stored.
@@ -33,10 +40,22 @@ pub(crate) fn deliver(
     event: &dyn ErasedEvent,
     mut want: Want,
 ) -> Result<Delivered> {
-    Lanes::check_room(node, table)?;
+    let _coming = check_room(node, table)?;
     let along = want.take_along().map(|along| *along).unwrap_or_default();
     let flows = flows_for(node, table, entries, event)?;
     let (to, from) = oneshot::channel();
+    if let Some(keyed) = along.keyed {
+        let arrival = Arrival {
+            event: event.to_shared(),
+            flows,
+            keyed,
+            node: Arc::clone(&node.name),
+            wants_outcome: want.reply,
+            to,
+        };
+        begin_keyed(&node.space, arrival);
+        return Ok(Delivered::Later(Some(from)));
+    }
     let told = if want.reply { Told::Outcome(to) } else { Told::Stored(to) };
     if let [flow] = &flows[..] {
         flow.stream_to(along.sink, along.source);
@@ -59,7 +78,7 @@ pub(crate) fn publish(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, nodes: &
                 continue;
             }
         };
-        match Lanes::check_room(node, &table).and_then(|()| flows_for(node, &table, &route.entries, event)) {
+        match check_room(node, &table).and_then(|_| flows_for(node, &table, &route.entries, event)) {
             Ok(more) => flows.extend(more),
             Err(error) if matches!(error.kind(), ErrorKind::NoHandler { .. }) => {}
             Err(error) => space.bury(event, &node.name, &error),
@@ -71,13 +90,11 @@ pub(crate) fn publish(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, nodes: &
 /// Begins flows for an event from outside.
 fn begin(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: Vec<Arc<StoredFlow>>, told: Told) {
     let Some(durable) = &space.durable else { return };
-    if !flows.is_empty() && durable.waiters.want(&event.envelope().event_type) {
-        durable.waiters.offer(space, &event.to_shared());
-    }
     match &flows[..] {
         [] => offer_stored(space, durable, event),
-        [flow] => {
+        [flow] if flow.due_unix_ms() == 0 => {
             // Its first commit stores it: one that has ended by then has cost a single one.
+            flow.show_when_stored();
             match told {
                 Told::Outcome(to) => drop(flow.tell(Reply::One(to))),
                 Told::Stored(to) => flow.tell_stored(to),
@@ -89,7 +106,7 @@ fn begin(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: Vec<Arc<Stored
                 }
             }
             durable.begun(flow);
-            Lanes::enter(Arc::clone(flow));
+            Lanes::enter(flow);
         }
         _ => {
             let event = event.to_shared();
@@ -106,6 +123,19 @@ fn begin(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: Vec<Arc<Stored
             }));
         }
     }
+}
+
+/// Begins flows for an event from outside that has a key, unless another one came with it before.
+fn begin_keyed(space: &Arc<SpaceInner>, arrival: Arrival) {
+    let space = Arc::clone(space);
+    let env = Arc::clone(&space.env);
+    space.flow_began();
+    env.spawn(Box::pin(async move {
+        if let Some(durable) = &space.durable {
+            seen::deliver(&space, durable, arrival).await;
+        }
+        space.flow_ended();
+    }));
 }
 
 /// Keeps an event that begins no flow, when somebody waits for such a one.
@@ -167,6 +197,7 @@ async fn store_all(
         }
         return;
     }
+    durable.waiters.offer(space, event);
     let stored = match told {
         Told::Outcome(to) => {
             let joined = Joined::new(flows.len(), Reply::One(to));
@@ -178,11 +209,40 @@ async fn store_all(
         Told::Stored(to) => Some(to),
         Told::Nobody => None,
     };
-    flows.into_iter().for_each(Lanes::enter);
+    flows.iter().for_each(Lanes::enter);
     // Once they stand in line: what the sender sends next comes behind them.
     if let Some(to) = stored {
         drop(to.send(Ok(None)));
     }
+}
+
+/// The batch by which an event that was kept for a node begins its flows and is kept no longer.
+///
+/// # Errors
+///
+/// When the event cannot be read, and when the node is not there or does not take it.
+pub(super) fn taken_in(space: &Arc<SpaceInner>, kept: &Document) -> Result<Batch> {
+    let node = kept.key.strip_prefix(INBOX).and_then(|rest| rest.split('/').next()).map(plain);
+    let node = node.unwrap_or_default();
+    let frame = kept.content.as_ref().map_or(&[][..], |content| &content.bytes);
+    let parcel = WireParcel::decode(frame, RECORD_BYTES_MAX)?;
+    let event = space.event_in(&parcel)?;
+    let node =
+        space.find(&node).ok_or_else(|| Error::new(ErrorKind::NoSuchNode { node: node.into_owned() }))?;
+    if !node.is_durable() {
+        let reason = "it is not durable, and the event was kept for one that is".to_owned();
+        return Err(Error::new(ErrorKind::Refused { node: node.name.to_string(), reason }));
+    }
+    let table = node.table.load();
+    let mut uncached = None;
+    let route = dispatch::acceptable(&node, &table, &*event, &mut uncached)?;
+    let flows = flows_for(&node, &table, &route.entries, &*event)?;
+    let hashes = parcel.events().iter().filter_map(|event| Some((event.id, event.hash?))).collect();
+    let framed = Framed { frame: frame.to_vec(), hashes };
+    let records = vec![event_record(space, &*event, &framed, &flows)?];
+    let mut documents = flows.iter().map(|flow| flow.first_write()).collect::<Result<Vec<_>>>()?;
+    documents.push(by_hand::deletion(kept));
+    Ok(Batch { records, documents, conditions: Vec::new() })
 }
 
 fn batch_for(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: &[Arc<StoredFlow>]) -> Result<Batch> {
@@ -240,19 +300,20 @@ fn flows_for(
     let held = crate::send::held_by_current(&node.space);
     let lane = |event: &dyn ErasedEvent| match &table.lane {
         Lane::Concurrent => Ok(None),
-        Lane::ByKey(key_of) => isolated("the key of a serial node", || key_of(event)).map(Some),
+        Lane::ByKey(key_of, _) => isolated("the key of a serial node", || key_of(event)).map(Some),
     };
     let runs = dispatch::runs(node, entries, event)?;
     let flows = runs.into_iter().map(|(entry, single, guarded)| {
         let event = single.and_then(|index| event.single(index)).unwrap_or(event);
-        let (lane, spoilt) = match (lane(event), guarded) {
-            (Ok(lane), Ok(())) => (lane, None),
-            (Err(error), _) | (_, Err(error)) => (None, Some(error)),
-        };
+        let admitted = guarded.and_then(|()| Ok((lane(event)?, control::admit(node, table, event)?)));
         let mut progress = StoredFlow::beginning(event);
-        progress.spoilt = spoilt;
+        let (lane, (due_unix_ms, hold)) = admitted.unwrap_or_else(|error| {
+            progress.spoilt = Some(error);
+            (None, (0, Hold::default()))
+        });
+        progress.due_unix_ms = due_unix_ms;
         let registration = table.registration_name(entry);
-        StoredFlow::new(node, registration, event.to_shared(), lane, held.clone(), progress)
+        StoredFlow::new(node, registration, event.to_shared(), (lane, hold), held.clone(), progress)
     });
     Ok(flows.collect())
 }
@@ -263,7 +324,7 @@ impl Durable {
         for flow in &done.begun {
             space.remember_sent(flow.event.envelope(), flow.node.key);
         }
-        done.begun.into_iter().for_each(Lanes::enter);
+        done.begun.iter().for_each(Lanes::enter);
         for (event, to) in done.leaving {
             self.waiters.offer(space, &event);
             space.leave(&event, &to);

@@ -3,16 +3,19 @@
 
 use std::any::Any;
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 
 use happen_core::env::BoxFuture;
-use happen_core::store::{Condition, Content, Document as Stored, Key, Past, Store, Write};
+use happen_core::store::{Bytes, Condition, Content, Document as Stored, Key, Past, Store, Write};
 use happen_core::{Error, ErrorKind, Result, State, state};
+use tokio::sync::Notify;
 
 use crate::limits;
+use crate::node::NodeInner;
 use crate::pure;
 use crate::stamp::Unstamped;
-use crate::sync::{Mutex, MutexGuard, lock};
+use crate::sync::{Mutex, MutexGuard, isolated, kept_going, lock};
 
 /// The documents of one space that are in memory. Those that nobody uses make room when there are many.
 pub(crate) struct Documents {
@@ -22,9 +25,21 @@ pub(crate) struct Documents {
     all: papaya::HashMap<Key, Arc<dyn AnyDocument>>,
 }
 
-trait AnyDocument: Any + Send + Sync {
+pub(crate) trait AnyDocument: Any + Send + Sync {
     /// Whether it is what the store has, so that it can be read again.
     fn is_settled(&self) -> bool;
+
+    /// Writes what somebody says by hand, when the document has this revision and it is a value of its type. The version of
+    /// the shape is that of the type, unless another one is given.
+    fn set_by_hand<'d>(
+        self: Arc<Self>,
+        node: &'d Arc<NodeInner>,
+        content: (Option<u32>, Bytes),
+        expected: u64,
+    ) -> BoxFuture<'d, Result<()>>;
+
+    /// Says that a revision was written behind its back.
+    fn outdated(&self, revision: u64);
 }
 
 /// One document of type `S`.
@@ -32,7 +47,14 @@ pub(crate) struct Document<S> {
     key: Key,
     store: Arc<dyn Store>,
     past: Past,
+    /// Says which values stand for no document. Such a document has no past either.
+    passes: Option<fn(&S) -> bool>,
+    /// Held while a batch with this document is built, by functions of users too: they may read any document meanwhile.
+    building: Mutex<()>,
+    /// Held for moments in which no code of users runs.
     values: Mutex<Values<S>>,
+    /// Tells that no batch with it is on its way any more.
+    quiet: Notify,
 }
 
 struct Values<S> {
@@ -40,6 +62,13 @@ struct Values<S> {
     committed: Option<Arc<Version<S>>>,
     /// What the last batch on its way makes of it.
     head: Option<Arc<Version<S>>>,
+    /// A revision that was written behind its back: what was read before is not kept.
+    least: u64,
+    /// The batches on their way that change it.
+    under_way: u32,
+    /// Whether one of those was not committed, so that nobody may build on the others or beside them: a batch is known
+    /// to the store by the revision it makes, and another one may make the same.
+    broken: bool,
 }
 
 /// A value with its revision; 0 when nothing was written.
@@ -59,11 +88,20 @@ pub(crate) struct Staging<S> {
     /// there.
     tells: bool,
     /// What the step sees, and the revision it was made of.
-    view: S,
-    base: u64,
+    view: Arc<S>,
+    base: Arc<Version<S>>,
+    /// Whether the step decided on what it saw.
+    decided: bool,
     /// The revision that the document must have.
     expected: Option<u64>,
     applied: Option<Arc<Version<S>>>,
+}
+
+/// What a function made of what a step saw.
+pub(super) struct Made<S> {
+    value: S,
+    /// Whether events follow from it.
+    tells: bool,
 }
 
 /// What a step does to a document whose type is not known.
@@ -114,6 +152,20 @@ impl Documents {
 
     /// The document with this key; `None` when another type has it.
     pub(crate) fn document<S: State>(&self, key: &Key) -> Option<Arc<Document<S>>> {
+        self.made(key, None)
+    }
+
+    /// As [`Documents::document`], for one that is deleted by a value that stands for none.
+    ///
+    /// # Errors
+    ///
+    /// When another type has it.
+    pub(crate) fn passing<S: State>(&self, key: &Key, is_none: fn(&S) -> bool) -> Result<Arc<Document<S>>> {
+        self.made(key, Some(is_none))
+            .ok_or_else(|| Error::misuse(format!("document `{key}` is no `{}`; please report this", S::NAME)))
+    }
+
+    fn made<S: State>(&self, key: &Key, passes: Option<fn(&S) -> bool>) -> Option<Arc<Document<S>>> {
         let all = self.all.pin();
         let found = match all.get(key) {
             Some(found) => Arc::clone(found),
@@ -121,12 +173,31 @@ impl Documents {
                 if all.len() >= limits::STATE_DOCUMENTS_MAX {
                     self.make_room();
                 }
-                let made = Arc::new(Document::<S>::new(Arc::clone(key), Arc::clone(&self.store), self.past));
+                let past = if passes.is_some() { Past::Dropped } else { self.past };
+                let made = Document::<S>::new(Arc::clone(key), Arc::clone(&self.store), past, passes);
+                let made = Arc::new(made);
                 Arc::clone(all.get_or_insert_with(Arc::clone(key), || made))
             }
         };
         let found: Arc<dyn Any + Send + Sync> = found;
         found.downcast().ok()
+    }
+
+    /// The document with this key, whatever its type, when it is in memory.
+    pub(crate) fn in_memory(&self, key: &Key) -> Option<Arc<dyn AnyDocument>> {
+        self.all.pin().get(key).cloned()
+    }
+
+    /// Says that a document was written behind its back.
+    pub(crate) fn outdated(&self, key: &Key, revision: u64) {
+        if let Some(document) = self.in_memory(key) {
+            document.outdated(revision);
+        }
+    }
+
+    /// What becomes of the revision before, each time one is written.
+    pub(crate) const fn past(&self) -> Past {
+        self.past
     }
 
     /// Forgets those that nobody uses. They are read again when somebody does.
@@ -137,8 +208,14 @@ impl Documents {
 }
 
 impl<S: State> Document<S> {
-    fn new(key: Key, store: Arc<dyn Store>, past: Past) -> Self {
-        Self { key, store, past, values: Mutex::new(Values { committed: None, head: None }) }
+    fn new(key: Key, store: Arc<dyn Store>, past: Past, passes: Option<fn(&S) -> bool>) -> Self {
+        let values =
+            Mutex::new(Values { committed: None, head: None, under_way: 0, broken: false, least: 0 });
+        Self { key, store, past, passes, building: Mutex::default(), values, quiet: Notify::new() }
+    }
+
+    pub(super) const fn key(&self) -> &Key {
+        &self.key
     }
 
     /// What is committed. Reads it on this thread when it is not in memory.
@@ -157,6 +234,11 @@ impl<S: State> Document<S> {
                 self.key
             ))),
         }
+    }
+
+    /// What is committed, when it is in memory.
+    pub(super) fn known(&self) -> Option<Arc<Version<S>>> {
+        lock(&self.values).committed.clone()
     }
 
     /// What the next change builds on.
@@ -180,12 +262,26 @@ impl<S: State> Document<S> {
         self.take(found)
     }
 
+    /// Waits until it may be built on again after a batch was not committed.
+    async fn settled(&self) {
+        loop {
+            let mut quiet = pin!(self.quiet.notified());
+            quiet.as_mut().enable();
+            if !lock(&self.values).broken {
+                return;
+            }
+            quiet.await;
+        }
+    }
+
     /// Keeps what was read, unless something newer came meanwhile.
     fn take(&self, found: Option<Stored>) -> Result<Arc<Version<S>>> {
         let read = Arc::new(self.decode(found)?);
         let mut values = lock(&self.values);
         let kept = match &values.committed {
             Some(known) if known.revision >= read.revision => Arc::clone(known),
+            // Read before somebody else wrote: true then, and not to be kept.
+            _ if read.revision < values.least => return Ok(read),
             _ => read,
         };
         values.committed = Some(Arc::clone(&kept));
@@ -211,7 +307,45 @@ impl<S: State> Document<S> {
 
 impl<S: State> AnyDocument for Document<S> {
     fn is_settled(&self) -> bool {
-        lock(&self.values).head.is_none()
+        let values = lock(&self.values);
+        values.head.is_none() && values.under_way == 0
+    }
+
+    fn set_by_hand<'d>(
+        self: Arc<Self>,
+        node: &'d Arc<NodeInner>,
+        (version, bytes): (Option<u32>, Bytes),
+        expected: u64,
+    ) -> BoxFuture<'d, Result<()>> {
+        Box::pin(async move {
+            let value = state::decode_document::<S>(version.unwrap_or(S::VERSION), &bytes)
+                .map_err(|error| error.context(format!("what document `{}` is to say", self.key)))?;
+            crate::state::set_by_hand(node, Arc::clone(&self.key), self, value, expected).await
+        })
+    }
+
+    fn outdated(&self, revision: u64) {
+        let replaced = {
+            let mut values = lock(&self.values);
+            values.least = values.least.max(revision);
+            let is_older = values.committed.as_ref().is_some_and(|known| known.revision < revision);
+            if is_older { values.committed.take() } else { None }
+        };
+        // The user's value: what its drop does is done when no lock is held.
+        drop(replaced);
+    }
+}
+
+impl<S: State> Made<S> {
+    /// Tries a function on what a step sees.
+    ///
+    /// # Errors
+    ///
+    /// What the function refuses with, its panic, or the effect it tried to have.
+    pub(super) fn of(view: &S, change: &Change<S>) -> Result<Self> {
+        let mut events = Vec::new();
+        let value = pure::run(|| change(view.clone(), &mut events))?;
+        Ok(Self { value, tells: !events.is_empty() })
     }
 }
 
@@ -224,18 +358,33 @@ impl<S: State> Staging<S> {
     /// As [`Document::committed`].
     pub(crate) fn new(document: Arc<Document<S>>) -> Result<Self> {
         let latest = document.latest()?;
-        let (base, view) = (latest.revision, latest.value.clone());
-        Ok(Self { document, changes: Vec::new(), tells: false, view, base, expected: None, applied: None })
+        let view = Arc::new(latest.value.clone());
+        let (changes, base) = (Vec::new(), latest);
+        Ok(Self {
+            document,
+            changes,
+            tells: false,
+            view,
+            base,
+            decided: false,
+            expected: None,
+            applied: None,
+        })
     }
 
     /// What the step sees.
-    pub(crate) const fn view(&self) -> &S {
-        &self.view
+    pub(super) fn view(&self) -> Arc<S> {
+        Arc::clone(&self.view)
+    }
+
+    /// The number of changes so far.
+    pub(super) const fn len(&self) -> usize {
+        self.changes.len()
     }
 
     /// Has the step committed only when the document still is what the step saw.
     pub(crate) const fn expect_base(&mut self) {
-        self.expected = Some(self.base);
+        self.decided = true;
     }
 
     /// Adds a change, when the function agrees to what the step sees now.
@@ -244,11 +393,16 @@ impl<S: State> Staging<S> {
     ///
     /// What the function refuses with, its panic, or the effect it tried to have.
     pub(crate) fn change(&mut self, change: Change<S>) -> Result<()> {
-        let mut events = Vec::new();
-        self.view = pure::run(|| change(self.view.clone(), &mut events))?;
-        self.tells |= !events.is_empty();
-        self.changes.push(change);
+        let made = Made::<S>::of(&self.view, &change)?;
+        self.add(made, change);
         Ok(())
+    }
+
+    /// Adds a change that was tried, and gives back what the step saw before.
+    pub(super) fn add(&mut self, made: Made<S>, change: Change<S>) -> Arc<S> {
+        self.tells |= made.tells;
+        self.changes.push(change);
+        std::mem::replace(&mut self.view, Arc::new(made.value))
     }
 
     /// Has the step committed only when the document has this revision.
@@ -257,8 +411,9 @@ impl<S: State> Staging<S> {
     ///
     /// [`ErrorKind::Conflict`] when it has another one already.
     pub(crate) fn expect(&mut self, revision: u64) -> Result<()> {
-        if revision != self.base {
-            return Err(Condition::revision_conflict(&self.document.key, revision, self.base));
+        let found = self.base.revision;
+        if revision != found {
+            return Err(Condition::revision_conflict(&self.document.key, revision, found));
         }
         self.expected = Some(revision);
         Ok(())
@@ -275,87 +430,153 @@ impl<S: State> Staged for Staging<S> {
     }
 
     fn load(&self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async { self.document.read().await.map(drop) })
+        Box::pin(async {
+            self.document.settled().await;
+            self.document.read().await.map(drop)
+        })
     }
 
     fn hold(&mut self) -> Box<dyn Holding + '_> {
-        let Self { document, changes, tells, view, base, expected, applied } = self;
-        let (key, view) = (&document.key, (!*tells).then_some((*base, &*view)));
-        let (past, values) = (document.past, lock(&document.values));
-        Box::new(Held { key, past, values, changes, view, expected: *expected, applied })
+        let Self { document, changes, tells, view, base, decided, expected, applied } = self;
+        let view = (!*tells).then_some(&**view);
+        let building = lock(&document.building);
+        let latest = {
+            let values = lock(&document.values);
+            let latest = values.head.as_ref().or(values.committed.as_ref());
+            latest.filter(|_| !values.broken).map(Arc::clone)
+        };
+        Box::new(Held {
+            document,
+            _building: building,
+            latest,
+            changes,
+            view,
+            base,
+            decided: *decided,
+            expected: *expected,
+            applied,
+        })
     }
 
     fn settle(&mut self, committed: bool) {
         let Some(applied) = self.applied.take() else { return };
-        let mut values = lock(&self.document.values);
-        let replaced;
-        if committed {
-            if values.head.as_ref().is_some_and(|head| Arc::ptr_eq(head, &applied)) {
-                values.head = None;
-            }
-            let newer = values.committed.as_ref().is_none_or(|known| known.revision < applied.revision);
-            replaced = if newer { values.committed.replace(applied) } else { None };
-        } else {
-            // Whoever built on it meanwhile fails too. What is true now is in the store.
-            if values.head.as_ref().is_some_and(|head| head.revision >= applied.revision) {
-                values.head = None;
-            }
-            replaced = values.committed.take();
+        let (replaced, quiet) = lock(&self.document.values).settle(applied, committed);
+        if quiet {
+            self.document.quiet.notify_waiters();
         }
-        drop(values);
-        // The user's value: what its drop does is done when no lock is held.
-        drop(replaced);
+        // The user's values: what their drop does is done when no lock is held.
+        kept_going("a state that is dropped", || drop(replaced));
+    }
+}
+
+impl<S> Values<S> {
+    /// Says what became of a batch; gives the values that nobody sees any more, and whether nothing is on its way.
+    fn settle(&mut self, applied: Arc<Version<S>>, committed: bool) -> ([Option<Arc<Version<S>>>; 2], bool) {
+        self.under_way = self.under_way.saturating_sub(1);
+        self.broken |= !committed;
+        let is_head = self.head.as_ref().is_some_and(|head| Arc::ptr_eq(head, &applied));
+        let head = if self.broken || is_head { self.head.take() } else { None };
+        let newer = self.committed.as_ref().is_none_or(|known| known.revision < applied.revision);
+        let mut before = if committed && newer { self.committed.replace(applied) } else { None };
+        let quiet = self.under_way == 0;
+        if self.broken && quiet {
+            // What is true now is in the store: one that was not heard of may be committed.
+            self.broken = false;
+            before = self.committed.take();
+        }
+        ([head, before], quiet)
+    }
+}
+
+impl<S> Drop for Staging<S> {
+    /// A batch whose builder is gone counts as one that was not committed.
+    fn drop(&mut self) {
+        if let Some(applied) = self.applied.take() {
+            let (replaced, quiet) = lock(&self.document.values).settle(applied, false);
+            if quiet {
+                self.document.quiet.notify_waiters();
+            }
+            kept_going("a state that is dropped", || drop(replaced));
+        }
     }
 }
 
 struct Held<'d, S> {
-    key: &'d Key,
-    past: Past,
-    values: MutexGuard<'d, Values<S>>,
+    document: &'d Document<S>,
+    _building: MutexGuard<'d, ()>,
+    /// What the batch builds on.
+    latest: Option<Arc<Version<S>>>,
     changes: &'d [Change<S>],
-    /// What the changes made of this revision, when that is all they do.
-    view: Option<(u64, &'d S)>,
+    /// What the changes made of what the step saw, when that is all they do.
+    view: Option<&'d S>,
+    /// What the step saw. It is known by itself and not by its revision: what was on its way then may not have been
+    /// committed, and something else have its number.
+    base: &'d Arc<Version<S>>,
+    decided: bool,
     expected: Option<u64>,
     applied: &'d mut Option<Arc<Version<S>>>,
 }
 
 impl<S: State> Holding for Held<'_, S> {
     fn is_loaded(&self) -> bool {
-        self.values.head.is_some() || self.values.committed.is_some()
+        self.latest.is_some()
     }
 
     fn apply(&mut self, events: &mut Vec<Unstamped>) -> Result<Applied> {
-        let Some(latest) = self.values.head.as_ref().or(self.values.committed.as_ref()) else {
+        let key = &self.document.key;
+        let Some(latest) = &self.latest else {
             return Err(Error::misuse("a document was changed before it was read; please report this"));
         };
+        let same = Arc::ptr_eq(self.base, latest);
+        if self.decided && !same {
+            return Err(Condition::revision_conflict(key, self.base.revision, latest.revision));
+        }
         if let Some(expected) = self.expected
             && expected != latest.revision
         {
-            return Err(Condition::revision_conflict(self.key, expected, latest.revision));
+            return Err(Condition::revision_conflict(key, expected, latest.revision));
         }
         if self.changes.is_empty() {
             let revision = latest.revision;
-            let condition = Condition::Revision { key: Arc::clone(self.key), revision };
-            return Ok(Applied { write: None, condition: self.expected.map(|_| condition) });
+            let condition = Condition::Revision { key: Arc::clone(key), revision };
+            let looks = self.decided || self.expected.is_some();
+            return Ok(Applied { write: None, condition: looks.then_some(condition) });
         }
-        let value = match self.view {
-            Some((base, view)) if base == latest.revision => view.clone(),
-            _ => {
-                let (changes, before) = (self.changes, latest.value.clone());
-                pure::run(|| changes.iter().try_fold(before, |value, change| change(value, events)))?
-            }
-        };
+        // Copying and writing run code of users as well.
+        let made = isolated("a state that is copied or written", || {
+            let value = match self.view {
+                Some(view) if same => view.clone(),
+                _ => {
+                    let (changes, before) = (self.changes, latest.value.clone());
+                    pure::run(|| changes.iter().try_fold(before, |value, change| change(value, events)))?
+                }
+            };
+            let content = if self.document.passes.is_some_and(|is_none| is_none(&value)) {
+                None
+            } else {
+                let bytes = state::encode(&value)?.into();
+                Some(Content { name: S::NAME.into(), version: S::VERSION, bytes })
+            };
+            Ok::<_, Error>((value, content))
+        });
+        let (value, content) = made.and_then(|made| made)?;
         let revision = latest.revision + 1;
-        let bytes = state::encode(&value)?.into();
-        let content = Content { name: S::NAME.into(), version: S::VERSION, bytes };
         *self.applied = Some(Arc::new(Version { revision, value }));
-        let write = Write { key: Arc::clone(self.key), revision, content: Some(content), past: self.past };
+        let past = self.document.past;
+        let write = Write { key: Arc::clone(key), revision, content, past };
         Ok(Applied { write: Some(write), condition: None })
     }
 
     fn adopt(&mut self) {
         if let Some(applied) = &*self.applied {
-            self.values.head = Some(Arc::clone(applied));
+            let replaced = {
+                let mut values = lock(&self.document.values);
+                values.under_way += 1;
+                // One that came down meanwhile takes this one along.
+                let next = (!values.broken).then(|| Arc::clone(applied));
+                std::mem::replace(&mut values.head, next)
+            };
+            kept_going("a state that is dropped", || drop(replaced));
         }
     }
 

@@ -14,10 +14,11 @@ use std::time::Duration;
 use happen_core::pool::StepFuture;
 use happen_core::step::Kind;
 use happen_core::store::{Batch, Bytes, Key};
-use happen_core::{ErasedEvent, Error, ErrorKind, Function, Result, Step, Value};
+use happen_core::{ErasedEvent, Error, ErrorKind, EventId, Function, Result, Step, Value};
 use tokio::sync::{Notify, oneshot};
 
 use super::Durable;
+use super::control::{Hold, superseded};
 use super::keys::{FLOWS, FlowName};
 use super::lane::Lanes;
 use super::record::Done;
@@ -31,8 +32,8 @@ use crate::flow::{self, FlowInner, Held, Outcome, Polled};
 use crate::limits;
 use crate::node::NodeInner;
 use crate::stream::{Sink, Source};
-use crate::sync::{Mutex, lock};
-use crate::table::Table;
+use crate::sync::{Mutex, kept_going, lock};
+use crate::table::{Phase, Table};
 use crate::wire::Framed;
 
 /// One run of one registration for one event, remembered by the store from its first commit on.
@@ -44,6 +45,8 @@ pub(crate) struct StoredFlow {
     pub(super) key: Key,
     /// The key under which flows of its node run one at a time.
     pub(super) lane: Option<u64>,
+    /// What holds it back before it begins.
+    pub(super) hold: Hold,
     /// The serial gates that wait for this flow.
     held: Option<Arc<Held>>,
     framed: OnceLock<Framed>,
@@ -69,6 +72,8 @@ pub(super) struct Progress {
     pub(super) number: u32,
     pub(super) attempt: u32,
     pub(super) at_unix_ms: u64,
+    /// When it may begin; 0 once it has.
+    pub(super) due_unix_ms: u64,
     pub(super) values: BTreeMap<String, Bytes>,
     pub(super) points: Vec<Point>,
     /// Says that the step was waiting for events when the last process ended, so that none is missed before it waits again.
@@ -86,6 +91,8 @@ pub(super) struct Progress {
 struct Told {
     replies: Vec<Reply>,
     stored: Option<oneshot::Sender<Outcome>>,
+    /// Whether its event is shown to those who wait for such a one, once it is stored.
+    shows: bool,
     sink: Option<Sink>,
     source: Option<Source>,
     /// Whether all were told.
@@ -100,6 +107,8 @@ pub(super) enum End {
     Finished,
     Retry(Error, u64),
     Failed(Error),
+    /// It ended without having begun, and that is no failure.
+    Dropped(Error),
 }
 
 /// Why a step was left before its end.
@@ -133,7 +142,7 @@ impl StoredFlow {
         node: &Arc<NodeInner>,
         registration: Arc<str>,
         event: Arc<dyn ErasedEvent>,
-        lane: Option<u64>,
+        (lane, hold): (Option<u64>, Hold),
         held: Option<Arc<Held>>,
         progress: Progress,
     ) -> Arc<Self> {
@@ -144,6 +153,7 @@ impl StoredFlow {
             node: Arc::clone(node),
             registration,
             lane,
+            hold,
             held,
             framed: OnceLock::new(),
             progress: Mutex::new(progress),
@@ -179,7 +189,7 @@ impl StoredFlow {
     }
 
     /// Who else is told of its outcome. Gives it back when the flow has ended: the log has the outcome by then.
-    pub(super) fn tell(&self, reply: Reply) -> Option<Reply> {
+    pub(crate) fn tell(&self, reply: Reply) -> Option<Reply> {
         let mut told = lock(&self.told);
         if told.settled {
             return Some(reply);
@@ -191,6 +201,11 @@ impl StoredFlow {
     /// Who is told that it is stored.
     pub(super) fn tell_stored(&self, stored: oneshot::Sender<Outcome>) {
         lock(&self.told).stored = Some(stored);
+    }
+
+    /// Has its event shown to those who wait for such a one, once it is stored.
+    pub(super) fn show_when_stored(&self) {
+        lock(&self.told).shows = true;
     }
 
     pub(super) fn stream_to(&self, sink: Option<Sink>, source: Option<Source>) {
@@ -215,9 +230,42 @@ impl StoredFlow {
     }
 
     /// Asks the flow to stop at its next wait. It ends with [`ErrorKind::Cancelled`].
-    pub(crate) fn cancel(&self) {
+    pub(crate) fn cancel(self: &Arc<Self>) {
         self.cancelled.store(true, Ordering::SeqCst);
-        self.interrupt.notify_one();
+        if !self.node.lanes().held.hurry(self) {
+            self.interrupt.notify_one();
+        }
+    }
+
+    /// Whether it is stored and counts among those under way. One that is held back counts as none.
+    pub(super) fn waits_its_turn(&self) -> bool {
+        let progress = lock(&self.progress);
+        progress.recorded && progress.due_unix_ms == 0
+    }
+
+    /// When it may begin; 0 once it has.
+    pub(super) fn due_unix_ms(&self) -> u64 {
+        lock(&self.progress).due_unix_ms
+    }
+
+    /// Lets a flow that waits for its next attempt have it now. False when it waits for none.
+    pub(crate) fn try_now(&self, now_unix_ms: u64) -> bool {
+        let waits = match &mut lock(&self.progress).retry {
+            Some((due, _)) if *due > now_unix_ms => {
+                *due = NOW;
+                true
+            }
+            _ => false,
+        };
+        if waits {
+            self.interrupt.notify_one();
+        }
+        waits
+    }
+
+    /// The key of its document.
+    pub(crate) const fn key(&self) -> &Key {
+        &self.key
     }
 
     /// Has the flow look whether the space stops.
@@ -225,18 +273,30 @@ impl StoredFlow {
         self.interrupt.notify_one();
     }
 
+    /// Whether its node was destroyed. What is stored stays, and goes on where the node is made again.
+    pub(super) fn is_left(&self) -> bool {
+        self.node.table.load().phase == Phase::Closed
+    }
+
     fn interrupted(&self) -> Option<Interrupt> {
-        if self.durable().is_stopping() {
+        if self.durable().is_stopping() || self.is_left() {
             return Some(Interrupt::Stop);
         }
         self.cancelled.load(Ordering::SeqCst).then_some(Interrupt::Cancel)
     }
 
-    /// Says that the flow is stored: whoever sent its event may go on.
+    /// Says that the flow is stored: whoever sent its event or waits for it may go on.
     pub(super) fn stored(&self) {
-        if let Some(stored) = lock(&self.told).stored.take() {
-            // The sender may have gone.
-            drop(stored.send(Ok(None)));
+        let (sender, shows) = {
+            let mut told = lock(&self.told);
+            (told.stored.take(), std::mem::take(&mut told.shows))
+        };
+        if shows {
+            self.durable().waiters.offer(&self.node.space, &self.event);
+        }
+        if let Some(sender) = sender {
+            // It may have gone.
+            drop(sender.send(Ok(None)));
         }
     }
 
@@ -249,13 +309,45 @@ impl StoredFlow {
     pub(super) async fn drive(self: Arc<Self>) {
         let lane = Lanes::entered(&self);
         drop(self.storing.lock().await);
+        self.durable().until_started(&self.node.space).await;
         if !self.refused.load(Ordering::SeqCst) {
-            while let Turn::Again = self.turn().await {}
+            while let Turn::Again = self.whole_turn().await {}
         }
         self.durable().ended(&self);
         drop(lane);
         self.let_go();
         self.node.space.flow_ended();
+    }
+
+    /// A turn that ends whatever panics in it: what users' values do when they are copied, written or dropped is not
+    /// only done in functions of theirs.
+    async fn whole_turn(self: &Arc<Self>) -> Turn {
+        let panic = {
+            let mut turn = Box::pin(self.turn());
+            let polled = poll_fn(|task| match catch_unwind(AssertUnwindSafe(|| turn.as_mut().poll(task))) {
+                Ok(polled) => polled.map(Ok),
+                Err(panic) => Poll::Ready(Err(panic)),
+            });
+            match polled.await {
+                Ok(turn) => return turn,
+                Err(panic) => Error::panicked(&*panic),
+            }
+        };
+        self.commit(&self.empty_stage(), Err(panic)).await
+    }
+
+    /// Ends a flow that is held back, because another one took its place.
+    pub(super) fn give_way(self: &Arc<Self>, to: EventId) {
+        let flow = Arc::clone(self);
+        flow.node.space.flow_began();
+        self.node.space.env.spawn(Box::pin(async move {
+            let stage = flow.empty_stage();
+            let turn = flow.commit(&stage, Ok(End::Dropped(superseded(to)))).await;
+            debug_assert!(matches!(turn, Turn::Over), "a flow that never began does not go on");
+            flow.durable().ended(&flow);
+            flow.let_go();
+            flow.node.space.flow_ended();
+        }));
     }
 
     /// Stores a flow that has to wait for its turn: whoever sent its event need not wait for that.
@@ -303,6 +395,11 @@ impl StoredFlow {
         let effects = Effects::of(values, points);
         let stage = Stage::new(self, number, attempt, at_unix_ms, effects);
         let ended = match self.run(&stage).await {
+            // A node that was destroyed meanwhile knows none of its steps any more.
+            Ok(Err(_)) if self.is_left() => {
+                drop(stage.close());
+                return self.leave(Interrupt::Stop).await;
+            }
             Ok(ended) => ended,
             Err(interrupt) => {
                 drop(stage.close());
@@ -314,16 +411,26 @@ impl StoredFlow {
 
     /// Waits until the step may be tried again.
     async fn wait_for_retry(self: &Arc<Self>) -> Option<Interrupt> {
+        let env = Arc::clone(&self.node.space.env);
+        let due = {
+            let progress = lock(&self.progress);
+            progress.retry.as_ref().map(|(due, _)| (*due, progress.attempt))
+        };
+        // The wall clock knows the time that was written down; if it went back since, nobody waits longer than was said.
+        let left = due.map_or(0, |(due, attempt)| {
+            due.saturating_sub(env.unix_ms()).min(self.wait_after(attempt.saturating_sub(1)))
+        });
+        let until = env.monotonic() + Duration::from_millis(left);
         loop {
             if let Some(interrupt) = self.interrupted() {
                 return Some(interrupt);
             }
-            let due = lock(&self.progress).retry.as_ref().map(|(due, _)| *due);
-            let now = self.node.space.env.unix_ms();
-            let left = due.and_then(|due| due.checked_sub(now)).filter(|left| *left > 0);
-            let Some(left) = left else { return None };
+            if lock(&self.progress).retry.as_ref().is_none_or(|(due, _)| *due == NOW) {
+                return None;
+            }
+            let left = until.checked_sub(env.monotonic()).filter(|left| !left.is_zero())?;
             let _parked = self.durable().parked(self);
-            let mut sleep = self.node.space.env.sleep(Duration::from_millis(left));
+            let mut sleep = env.sleep(left);
             let mut interrupt = pin!(self.interrupt.notified());
             poll_fn(|task| {
                 let over = interrupt.as_mut().poll(task).is_ready() || sleep.as_mut().poll(task).is_ready();
@@ -331,6 +438,13 @@ impl StoredFlow {
             })
             .await;
         }
+    }
+
+    /// How long the node waits after an attempt that failed, in milliseconds.
+    fn wait_after(&self, attempt: u32) -> u64 {
+        let shift = attempt.saturating_sub(1).min(32);
+        let first = self.node.table.load().options.retry_wait_ms;
+        first.saturating_mul(1 << shift).min(limits::DURABLE_RETRY_WAIT_MS_MAX)
     }
 
     /// Runs the step that the flow has come to.
@@ -372,7 +486,8 @@ impl StoredFlow {
         let table = self.node.table.load();
         // Read once: what the step sends has ids that tell it, now and after a restart.
         let at_unix_ms = self.node.space.now_unix_ms().max(stage.at_unix_ms());
-        let decided = decide(&table, step, function.identity(), self.current_name());
+        let decided = decide(&table, step, function.identity(), self.current_name())
+            .and_then(|decided| self.within_limit(&table, decided));
         Ok(decided.map(|decided| match decided {
             Decided::Next(name) => End::Next(name, at_unix_ms),
             Decided::Ends(end) => end,
@@ -393,6 +508,16 @@ impl StoredFlow {
             Ok(())
         };
         Some(Whole::new(&self.node.space.env, Box::pin(storing)))
+    }
+
+    /// What a step decided, unless the flow would have more steps than it may.
+    fn within_limit(&self, table: &Table, decided: Decided) -> Result<Decided> {
+        let max = table.options.steps_max;
+        if matches!(decided, Decided::Ends(_)) || lock(&self.progress).number + 1 < max {
+            return Ok(decided);
+        }
+        let path = vec![self.current_name().to_string()];
+        Err(Error::new(ErrorKind::Runaway { limit: "steps_max", max: u64::from(max), path }))
     }
 
     /// The name of the step that is run.
@@ -434,7 +559,7 @@ impl StoredFlow {
         let mut late = time_max.map(|time| (time, self.node.space.env.sleep(time)));
         let mut interrupt: Pin<Box<dyn Future<Output = ()> + Send + '_>> =
             Box::pin(self.interrupt.notified());
-        poll_fn(|task| {
+        let ended = poll_fn(|task| {
             while interrupt.as_mut().poll(task).is_ready() {
                 interrupt = Box::pin(self.interrupt.notified());
                 if let Some(interrupt) = self.interrupted() {
@@ -473,7 +598,9 @@ impl StoredFlow {
                 Err(panic) => Poll::Ready(Ok(Err(Error::panicked(&*panic)))),
             }
         })
-        .await
+        .await;
+        kept_going("a step that is left", || drop(future));
+        ended
     }
 
     /// Leaves a step that did not end.
@@ -500,7 +627,7 @@ impl StoredFlow {
         let mut end = ended.unwrap_or_else(|error| self.failed(error));
         let (mut tries, mut failures) = (0, 0);
         loop {
-            if matches!(end, End::Retry(..) | End::Failed(_)) {
+            if matches!(end, End::Retry(..) | End::Failed(_) | End::Dropped(_)) {
                 // Nothing of what it did has happened. What it waited for stays known.
                 let values = lock(&self.progress).values.clone();
                 effects = Effects::of(values, std::mem::take(&mut effects.points));
@@ -611,8 +738,7 @@ impl StoredFlow {
         if !error.is_retryable() || attempt >= options.attempts_max.max(1) {
             return End::Failed(error);
         }
-        let shift = (attempt - 1).min(32);
-        let wait = options.retry_wait_ms.saturating_mul(1 << shift).min(limits::DURABLE_RETRY_WAIT_MS_MAX);
+        let wait = self.wait_after(attempt);
         End::Retry(error, self.node.space.env.unix_ms().saturating_add(wait))
     }
 
@@ -701,6 +827,9 @@ fn decide(table: &Table, step: Step, current: std::any::TypeId, name: Arc<str>) 
         _ => Err(Error::misuse("a step of a kind this runtime does not know")),
     }
 }
+
+/// The due time of an attempt that somebody asked for.
+const NOW: u64 = 0;
 
 #[cold]
 fn unreachable_part() -> ! {

@@ -16,6 +16,18 @@ pub(crate) const DEAD: &str = "dead/";
 /// Keys that outside callers gave their events, for a while.
 pub(crate) const SEEN: &str = "seen/";
 
+/// Events that were sent while no process was there, until the next one takes them.
+pub(crate) const INBOX: &str = "inbox/";
+
+/// Events that are to come at a time.
+pub(crate) const TIMERS: &str = "timer/";
+
+/// Those of them that have a key of the user's.
+pub(crate) const KEYED_TIMERS: &str = "timer/key/";
+
+/// Events that come again and again.
+pub(crate) const SCHEDULES: &str = "schedule/";
+
 /// What is told of records that were forgotten.
 pub(crate) const ANCHOR: &str = "anchor/log";
 
@@ -44,6 +56,16 @@ impl<'k> FlowName<'k> {
         let event = event.parse().ok()?;
         parts.next().is_none().then(|| Self { node: plain(node), event, registration: plain(registration) })
     }
+}
+
+/// The document of a name of any text under this prefix.
+pub(crate) fn named(prefix: &str, name: &str) -> Key {
+    format!("{prefix}{}", escaped(name)).into()
+}
+
+/// The name of such a document.
+pub(crate) fn name_of<'k>(key: &'k str, prefix: &str) -> Cow<'k, str> {
+    plain(key.strip_prefix(prefix).unwrap_or(key))
 }
 
 #[cfg(test)]

@@ -3,10 +3,11 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use happen_core::{Error, ErrorKind, Result};
 
+use super::control::Held;
 use super::flow::StoredFlow;
 use crate::config::QueueOrder;
 use crate::dispatch::priority_of;
@@ -16,7 +17,22 @@ use crate::table::{Lane, Phase, Table};
 
 /// The lanes of one node: one, or one for each key.
 #[derive(Default)]
-pub(crate) struct Lanes(Mutex<HashMap<Option<u64>, Places>>);
+pub(crate) struct Lanes {
+    lanes: Mutex<HashMap<Option<u64>, Places>>,
+    /// What is held back before it enters one.
+    pub(super) held: Held,
+    /// Flows that will enter once they are committed.
+    coming: AtomicUsize,
+}
+
+/// Room that is kept for a flow until it is committed and enters.
+pub(crate) struct Coming(Arc<NodeInner>);
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.0.lanes().coming.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 #[derive(Default)]
 struct Places {
@@ -31,19 +47,67 @@ pub(super) struct Place {
 }
 
 impl Lanes {
-    /// Lets a flow run, or wait until there is room.
-    pub(super) fn enter(flow: Arc<StoredFlow>) {
+    /// Lets a flow run, or wait until it may and there is room.
+    pub(super) fn enter(flow: &Arc<StoredFlow>) {
+        match flow.due_unix_ms() {
+            0 => Self::begin(flow),
+            due => {
+                let before = flow.node.lanes().held.hold(flow, due);
+                if let Some(before) = before {
+                    before.give_way(flow.event.envelope().id);
+                }
+            }
+        }
+    }
+
+    /// Lets a flow begin that was held back.
+    pub(super) fn due(flow: &Arc<StoredFlow>) {
+        flow.node.lanes().held.release(flow);
+        Self::begin(flow);
+    }
+
+    fn begin(flow: &Arc<StoredFlow>) {
+        flow.hold.begins();
         let node = Arc::clone(&flow.node);
         let lane = flow.lane;
-        node.space.flow_began();
-        lock(&node.lanes().0).entry(lane).or_default().waiting.push_back(Arc::clone(&flow));
+        if !Self::stand_in_line(flow) {
+            return;
+        }
         Self::fill(&node, lane);
-        let waits = lock(&node.lanes().0)
+        let waits = lock(&node.lanes().lanes)
             .get(&lane)
-            .is_some_and(|places| places.waiting.iter().any(|waiting| Arc::ptr_eq(waiting, &flow)));
+            .is_some_and(|places| places.waiting.iter().any(|waiting| Arc::ptr_eq(waiting, flow)));
         if waits {
             flow.store_meanwhile();
         }
+    }
+
+    /// Lets flows in of which the first to run is chosen when all of them stand in line.
+    pub(super) fn enter_all(flows: Vec<Arc<StoredFlow>>) {
+        let (flows, held): (Vec<_>, Vec<_>) = flows.into_iter().partition(|flow| flow.due_unix_ms() == 0);
+        held.iter().for_each(Self::enter);
+        let begins = |flow: &Arc<StoredFlow>| {
+            flow.hold.begins();
+            Self::stand_in_line(flow)
+        };
+        let flows: Vec<_> = flows.into_iter().filter(begins).collect();
+        flows.iter().for_each(|flow| Self::fill(&flow.node, flow.lane));
+    }
+
+    /// Puts a flow in line; not where the node or the space has ended meanwhile and takes off who stands there.
+    fn stand_in_line(flow: &Arc<StoredFlow>) -> bool {
+        lock(&flow.progress).due_unix_ms = 0;
+        let mut lanes = lock(&flow.node.lanes().lanes);
+        // Under the lock, so that whoever clears the line finds it or comes before.
+        if flow.durable().is_stopping() || flow.is_left() {
+            drop(lanes);
+            flow.durable().ended(flow);
+            flow.let_go();
+            return false;
+        }
+        flow.node.space.flow_began();
+        lanes.entry(flow.lane).or_default().waiting.push_back(Arc::clone(flow));
+        true
     }
 
     /// The place of a flow that was let in.
@@ -58,7 +122,7 @@ impl Lanes {
         loop {
             let table = node.table.load();
             let next = {
-                let mut lanes = lock(&node.lanes().0);
+                let mut lanes = lock(&node.lanes().lanes);
                 let Some(places) = lanes.get_mut(&lane) else { return };
                 let stopping = node.space.durable.as_ref().is_none_or(|durable| durable.is_stopping());
                 if stopping || places.running >= room(&table, lane) {
@@ -83,7 +147,7 @@ impl Lanes {
 
     /// Starts what waits, after the node was stopped or held.
     pub(crate) fn wake(node: &Arc<NodeInner>) {
-        let mut lanes: Vec<_> = lock(&node.lanes().0).keys().copied().collect();
+        let mut lanes: Vec<_> = lock(&node.lanes().lanes).keys().copied().collect();
         lanes.sort_unstable();
         for lane in lanes {
             Self::fill(node, lane);
@@ -93,42 +157,62 @@ impl Lanes {
     /// Takes off all that wait: they are in the store, and a later space goes on with them.
     pub(super) fn clear(node: &NodeInner) {
         let waiting: Vec<_> = {
-            let mut lanes = lock(&node.lanes().0);
+            let mut lanes = lock(&node.lanes().lanes);
             let mut all: Vec<_> = lanes.iter_mut().collect();
             all.sort_unstable_by_key(|(lane, _)| **lane);
             all.into_iter().flat_map(|(_, places)| std::mem::take(&mut places.waiting)).collect()
         };
         for flow in waiting {
+            flow.durable().ended(&flow);
             flow.let_go();
             node.space.flow_ended();
+        }
+        if let Some(durable) = &node.space.durable {
+            node.lanes().held.clear(durable);
+        }
+    }
+
+    /// How many further flows without a key could run at once.
+    fn free(&self, table: &Table) -> usize {
+        let lanes = lock(&self.lanes);
+        let running = lanes.get(&None).map_or(0, |places| places.running);
+        match table.lane {
+            Lane::Concurrent => room(table, None).saturating_sub(running) as usize,
+            Lane::ByKey(..) => 0,
         }
     }
 
     /// The number of flows that wait.
     pub(crate) fn waiting(&self) -> usize {
-        lock(&self.0).values().map(|places| places.waiting.len()).sum()
-    }
-
-    /// Refuses an event from outside when too many wait.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::Busy`].
-    pub(super) fn check_room(node: &Arc<NodeInner>, table: &Table) -> Result<()> {
-        let (waiting, limit) = (node.lanes().waiting(), table.options.queue_limit);
-        node.space.note_pressure(node, waiting, limit);
-        if waiting > limit || (waiting == limit && limit > 0) {
-            let what = format!("queue of node `{}` ({limit} events)", node.name);
-            return Err(Error::new(ErrorKind::Busy { what }).at_node(&node.name));
-        }
-        Ok(())
+        lock(&self.lanes).values().map(|places| places.waiting.len()).sum()
     }
 
     /// The key of the serial gate that a flow is in.
     pub(super) fn serial_key(flow: &StoredFlow) -> Option<u64> {
-        let serial = flow.lane.is_some() || flow.node.table.load().options.max_concurrent == 1;
-        serial.then(|| flow.lane.unwrap_or(0))
+        flow.node.table.load().is_serial(flow.lane).then(|| flow.lane.unwrap_or(0))
     }
+}
+
+/// Keeps room for a further event, or refuses it when too many wait.
+///
+/// # Errors
+///
+/// [`ErrorKind::Busy`].
+pub(crate) fn check_room(node: &Arc<NodeInner>, table: &Table) -> Result<Coming> {
+    let lanes = node.lanes();
+    // Counted first: of two that come at once, one sees the other.
+    let before = lanes.coming.fetch_add(1, Ordering::SeqCst);
+    let coming = Coming(Arc::clone(node));
+    let held_back = lanes.held.len();
+    let (waiting, limit) = (lanes.waiting() + held_back + before, table.options.queue_limit);
+    node.space.note_pressure(node, waiting, limit);
+    // Where others are held back, a place that is free says nothing.
+    let free = if held_back == 0 { lanes.free(table) } else { 0 };
+    if waiting >= limit.saturating_add(free) {
+        let what = format!("queue of node `{}` ({limit} events)", node.name);
+        return Err(Error::new(ErrorKind::Busy { what }).at_node(&node.name));
+    }
+    Ok(coming)
 }
 
 fn room(table: &Table, lane: Option<u64>) -> u32 {
@@ -136,7 +220,7 @@ fn room(table: &Table, lane: Option<u64>) -> u32 {
         return 0;
     }
     match (&table.lane, lane) {
-        (Lane::ByKey(_), Some(_)) => table.max_by_key(),
+        (Lane::ByKey(..), Some(_)) => table.max_by_key(),
         _ => table.max_concurrent(),
     }
 }
@@ -168,12 +252,12 @@ impl Place {
     /// Takes the place again, even beyond the limit: a flow under way is never made to wait behind newer ones.
     pub(super) fn retake(&self) {
         if !self.held.swap(true, Ordering::SeqCst) {
-            lock(&self.flow.node.lanes().0).entry(self.flow.lane).or_default().running += 1;
+            lock(&self.flow.node.lanes().lanes).entry(self.flow.lane).or_default().running += 1;
         }
     }
 
     fn give_back(&self) {
-        if let Some(places) = lock(&self.flow.node.lanes().0).get_mut(&self.flow.lane) {
+        if let Some(places) = lock(&self.flow.node.lanes().lanes).get_mut(&self.flow.lane) {
             places.running = places.running.saturating_sub(1);
         }
         Lanes::fill(&self.flow.node, self.flow.lane);

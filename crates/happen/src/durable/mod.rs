@@ -7,17 +7,24 @@
 //! not committed (`recover.rs`).
 
 mod accept;
+mod agenda;
+pub(crate) mod by_hand;
 mod commit;
+mod control;
+pub(crate) mod cron;
 mod document;
 mod flow;
-mod keys;
+pub(crate) mod keys;
 mod lane;
 mod outside;
 mod point;
 mod record;
 mod recover;
 mod retention;
+pub(crate) mod schedule;
+mod seen;
 mod stage;
+pub(crate) mod timer;
 mod wait;
 mod whole;
 
@@ -25,13 +32,15 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use happen_core::env::{BoxFuture, Env};
 use happen_core::store::{Key, Read, Select, Store, Tag};
-use happen_core::{Error, EventId, Result};
-use tokio::sync::oneshot;
+use happen_core::{Error, ErrorKind, EventId, Result};
+use tokio::sync::{Notify, oneshot};
 
 use crate::flow::Outcome;
+use crate::limits;
 use crate::node::NodeInner;
 use crate::space::SpaceInner;
 use crate::sync::{Mutex, lock};
@@ -41,12 +50,20 @@ use record::Done;
 use wait::Waiters;
 
 pub(crate) use accept::{deliver, publish};
+use agenda::Agenda;
+pub(crate) use control::{Control, Debounce, Rate};
 pub(crate) use document::{Change, Document, Documents, Staging};
 pub(crate) use flow::StoredFlow;
-pub(crate) use lane::Lanes;
+pub(crate) use lane::{Coming, Lanes, check_room};
 pub(crate) use outside::commit as commit_outside;
 pub(crate) use point::{ask, once, sleep};
+pub(crate) use seen::Keyed;
+use seen::Keys;
 pub(crate) use stage::{Stage, Whereto};
+pub(crate) use timer::{
+    StoredTimer, cancel as cancel_timer, cancel_staged as cancel_timer_staged, key_of as timer_key,
+    list as timers, set as set_timer, stage as stage_timer, whereto,
+};
 pub(crate) use wait::wait_for;
 
 /// The durable part of a space.
@@ -54,10 +71,16 @@ pub(crate) struct Durable {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) commits: Arc<Commits>,
     pub(crate) documents: Documents,
+    agenda: Arc<Agenda>,
+    keys: Keys,
     /// Tells the ids of this space from those of others, whatever its nodes are called.
     identity: OnceLock<[u8; 16]>,
     live: Mutex<HashMap<EventId, Vec<Live>>>,
     stopping: AtomicBool,
+    /// Whether the flows of the last process have their places.
+    resumed: AtomicBool,
+    /// Tells the flows of the last process that the space has started, or never will.
+    started: Notify,
     /// Flows that wait at a point of a step: they can be left there.
     at_points: AtomicUsize,
     pub(crate) waiters: Waiters,
@@ -97,6 +120,20 @@ pub(crate) struct Parked {
     place: Option<Arc<Place>>,
 }
 
+/// The durable part of a space, for what only that can remember.
+///
+/// # Errors
+///
+/// [`ErrorKind::Misuse`] in a space in memory.
+pub(crate) fn of(space: &SpaceInner) -> Result<&Arc<Durable>> {
+    space.durable.as_ref().ok_or_else(|| {
+        Error::misuse(
+            "a space in memory remembers no timers and no schedules; open one with `Space::open` or \
+             `Space::with_store`, or wait with `cx.sleep`",
+        )
+    })
+}
+
 impl Durable {
     pub(crate) fn new(
         store: Arc<dyn Store>,
@@ -107,10 +144,14 @@ impl Durable {
         Arc::new(Self {
             commits: Commits::new(Arc::clone(&store), Arc::clone(env)),
             documents: Documents::new(Arc::clone(&store), revisions_max),
+            agenda: Arc::default(),
+            keys: Keys::default(),
             store,
             identity: OnceLock::new(),
             live: Mutex::default(),
             stopping: AtomicBool::new(false),
+            resumed: AtomicBool::new(false),
+            started: Notify::new(),
             at_points: AtomicUsize::new(0),
             waiters: Waiters::default(),
             troubled: AtomicBool::new(false),
@@ -167,6 +208,16 @@ impl Durable {
             .map_or_else(Vec::new, |flows| flows.iter().map(|live| Arc::clone(&live.flow)).collect())
     }
 
+    /// The number of flows under way.
+    pub(crate) fn flows_len(&self) -> usize {
+        lock(&self.live).values().map(Vec::len).sum()
+    }
+
+    /// Waits until no pruning is under way, and keeps others from beginning.
+    pub(crate) async fn one_pruning(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.pruning.lock().await
+    }
+
     /// The flows under way at a node.
     pub(crate) fn flows_at(&self, node: &NodeInner) -> Vec<Arc<StoredFlow>> {
         let live = lock(&self.live);
@@ -185,7 +236,7 @@ impl Durable {
         let waiting = live
             .values()
             .flatten()
-            .filter(|live| live.place.strong_count() == 0 && lock(&live.flow.progress).recorded);
+            .filter(|live| live.place.strong_count() == 0 && live.flow.waits_its_turn());
         self.at_points.load(Ordering::SeqCst) + waiting.count()
     }
 
@@ -207,8 +258,19 @@ impl Durable {
     /// Has every flow leave its step: it goes on when the space is started again.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
+        self.agenda.end();
+        self.started.notify_waiters();
         let live: Vec<_> = lock(&self.live).values().flatten().map(|live| Arc::clone(&live.flow)).collect();
         in_order(live).into_iter().for_each(|flow| flow.interrupt());
+    }
+
+    /// Waits until the space has started, or has ended instead.
+    async fn until_started(&self, space: &SpaceInner) {
+        // Made first, so that it hears what happens after the look.
+        let started = self.started.notified();
+        if space.is_building() {
+            started.await;
+        }
     }
 
     /// Takes off what waits for a place.
@@ -241,8 +303,31 @@ impl Durable {
         }
     }
 
-    /// Waits for a batch that has the first record of an event. A store that fails may have taken it all the same, which the
-    /// log tells.
+    /// Finds out by looking into the store, however long it does not answer, unless the space ends.
+    ///
+    /// # Errors
+    ///
+    /// What the store says, when it is closed or the space ends.
+    async fn found_out<'l>(
+        &self,
+        space: &SpaceInner,
+        look: impl Fn() -> BoxFuture<'l, Result<bool>>,
+    ) -> Result<bool> {
+        let mut wait = limits::STORE_WAIT_MS;
+        loop {
+            match look().await {
+                Err(error) if !self.is_stopping() && !matches!(error.kind(), ErrorKind::Closed { .. }) => {
+                    tracing::warn!(target: "happen", code = error.code(), "the store does not answer: {error}");
+                    space.env.sleep(Duration::from_millis(wait)).await;
+                    wait = (wait * 2).min(limits::STORE_WAIT_MS_MAX);
+                }
+                found => return found,
+            }
+        }
+    }
+
+    /// Waits for a batch that has the first record of an event. A store that fails may have taken it all the same,
+    /// which the log tells.
     ///
     /// # Errors
     ///

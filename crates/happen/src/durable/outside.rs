@@ -1,14 +1,16 @@
-//! Changes of a durable node's state from outside its handlers: each a commit of its own, with a record that says so.
+//! Changes of documents from outside of steps: of a durable node's state, with a record that says so, and of the
+//! runtime's own documents, with what belongs to them. Each is a commit of its own.
 
 use std::sync::Arc;
 
 use happen_core::codec::{WireChange, WireRecord};
 use happen_core::limits::RECORD_BYTES_MAX;
 use happen_core::store::{Batch, NewRecord, Tag};
-use happen_core::{Error, Result};
+use happen_core::{Error, Result, State};
 
+use super::Durable;
 use super::commit::Ticket;
-use super::document::{Applied, Staged};
+use super::document::{Applied, Document, Staged, Staging, is_conflict};
 use crate::limits;
 use crate::node::NodeInner;
 
@@ -32,7 +34,7 @@ pub(crate) async fn commit(node: &Arc<NodeInner>, mut documents: Vec<Box<dyn Sta
         documents.iter_mut().for_each(|staged| staged.settle(result.is_ok()));
         match result {
             Ok(_) => return Ok(()),
-            Err(error) if super::document::is_conflict(&error) && tries < limits::COMMIT_TRIES_MAX => {
+            Err(error) if is_conflict(&error) && tries < limits::COMMIT_TRIES_MAX => {
                 tries += 1;
             }
             Err(error) => return Err(error),
@@ -75,5 +77,107 @@ fn build(node: &Arc<NodeInner>, documents: &mut [Box<dyn Staged>]) -> Result<Opt
         return Err(error);
     }
     held.iter_mut().for_each(|document| document.adopt());
+    Ok(Some(durable.commits.push(batch)))
+}
+
+/// A change of one document on its way, with what belongs to it.
+#[must_use = "nobody carries it unless it is waited for"]
+pub(super) struct Pending<S> {
+    staging: Staging<S>,
+    ticket: Ticket,
+}
+
+/// Changes one document of the runtime's own, and commits with it what `add` puts into the batch. It is told the change as
+/// a record tells it.
+///
+/// # Errors
+///
+/// [`ErrorKind::Conflict`](crate::ErrorKind::Conflict) when the document has another revision than is asked for, what the
+/// functions give, and what the store says.
+pub(super) async fn change<S: State>(
+    durable: &Arc<Durable>,
+    document: &Arc<Document<S>>,
+    at: Option<u64>,
+    change: impl Fn(S) -> Result<S> + Send + Sync + 'static,
+    mut add: impl FnMut(&mut Batch, WireChange<'_>) -> Result<()>,
+) -> Result<()> {
+    let change = Arc::new(change);
+    let mut tries = 0;
+    loop {
+        let again = Arc::clone(&change);
+        let pending = hand_on(durable, document, at, move |value| again(value), &mut add).await?;
+        match pending.settle(durable).await {
+            Err(error) if at.is_none() && is_conflict(&error) && tries < limits::COMMIT_TRIES_MAX => {
+                tries += 1;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Hands such a change on, behind all that were handed on before.
+///
+/// # Errors
+///
+/// As [`change`], but for what the store says to the commit.
+pub(super) async fn hand_on<S: State>(
+    durable: &Arc<Durable>,
+    document: &Arc<Document<S>>,
+    at: Option<u64>,
+    change: impl Fn(S) -> Result<S> + Send + Sync + 'static,
+    mut add: impl FnMut(&mut Batch, WireChange<'_>) -> Result<()>,
+) -> Result<Pending<S>> {
+    document.read().await?;
+    let mut staging = Staging::new(Arc::clone(document))?;
+    if let Some(revision) = at {
+        staging.expect(revision)?;
+    }
+    staging.change(Box::new(move |value, _| change(value)))?;
+    loop {
+        if let Some(ticket) = build_one(durable, &mut staging, &mut add)? {
+            return Ok(Pending { staging, ticket });
+        }
+        // A commit that failed meanwhile has left open what the store has.
+        document.read().await?;
+    }
+}
+
+impl<S: State> Pending<S> {
+    /// Waits until it is committed or not.
+    ///
+    /// # Errors
+    ///
+    /// What the store says.
+    pub(super) async fn settle(self, durable: &Arc<Durable>) -> Result<()> {
+        let Self { mut staging, ticket } = self;
+        let result = durable.commits.settle(ticket).await;
+        staging.settle(result.is_ok());
+        result.map(drop)
+    }
+}
+
+fn build_one<S: State>(
+    durable: &Durable,
+    staging: &mut Staging<S>,
+    add: &mut impl FnMut(&mut Batch, WireChange<'_>) -> Result<()>,
+) -> Result<Option<Ticket>> {
+    let key = Arc::clone(staging.key());
+    let mut held = staging.hold();
+    if !held.is_loaded() {
+        return Ok(None);
+    }
+    let mut batch = Batch::default();
+    let built = held.apply(&mut Vec::new()).and_then(|Applied { write, condition }| {
+        batch.conditions.extend(condition);
+        let revision = write.as_ref().map_or(0, |write| write.revision);
+        batch.documents.extend(write);
+        add(&mut batch, WireChange { key: (&*key).into(), revision })?;
+        batch.check()
+    });
+    if let Err(error) = built {
+        held.forget();
+        return Err(error);
+    }
+    held.adopt();
     Ok(Some(durable.commits.push(batch)))
 }

@@ -26,6 +26,7 @@ use super::stage::{Point, Stage, Whereto};
 use super::whole::Whole;
 use crate::dispatch::{self, Delivered, Joined, Reply, Want};
 use crate::flow::Outcome;
+use crate::limits;
 use crate::send::Sender;
 
 /// Asks a node from a step, and waits for the answer. The question is committed before it leaves; a step that is run
@@ -63,12 +64,14 @@ pub(crate) async fn ask(
     let answering = Answering { stage: &stage, point, answered: false };
     let (to_us, from) = oneshot::channel();
     // A question that was committed before the process ended may be answered already.
-    let asked = known.is_some() && attach(&flow, &answering.point, &to, to_us).await?;
+    let asked = known.is_some() && attach_to_question(&flow, &answering.point, &to, to_us).await?;
     let from = if asked {
         from
     } else {
         let (to_us, from) = oneshot::channel();
-        send_question(&stage, &answering.point, &event, &to, to_us).await?;
+        let sent = send_question(&stage, &answering.point, &event, &to, to_us).await;
+        stage.arrived(ordinal);
+        sent?;
         from
     };
     let place = flow.durable().place_of(&flow);
@@ -203,7 +206,7 @@ fn ask_elsewhere(
 }
 
 /// Waits for the answer to a question that was committed by an earlier run of the step. False when nobody got it.
-async fn attach(
+async fn attach_to_question(
     flow: &Arc<StoredFlow>,
     point: &Point,
     to: &Whereto,
@@ -213,21 +216,31 @@ async fn attach(
     if !node.is_durable() {
         return Ok(false);
     }
-    let durable = flow.durable();
-    let Some(accepted) = accepted_flows(durable, event, &node.name).await? else { return Ok(false) };
+    attach(flow.durable(), event, &node.name, to_us).await
+}
+
+/// Waits for the outcome of an event at a durable node: of the flows that are under way, or as the log has it. False when
+/// the log does not have the event there.
+pub(super) async fn attach(
+    durable: &Durable,
+    event: happen_core::EventId,
+    node: &str,
+    to_us: oneshot::Sender<Outcome>,
+) -> Result<bool> {
+    let Some(accepted) = accepted_flows(durable, event, node).await? else { return Ok(false) };
     let joined = Joined::new(accepted.len(), Reply::One(to_us));
     for (index, registration) in accepted.iter().enumerate() {
         let part = Reply::Part(Arc::clone(&joined), index);
         let live = durable
             .flows_of(event)
             .into_iter()
-            .find(|live| live.node.key == node.key && *live.registration == **registration);
+            .find(|live| *live.node.name == *node && *live.registration == **registration);
         let part = match live {
             Some(live) => live.tell(part),
             None => Some(part),
         };
         if let Some(part) = part {
-            part.send(outcome_of(durable, event, &node.name, registration).await?);
+            part.send(outcome_of(durable, event, node, registration).await?);
         }
     }
     Ok(true)
@@ -374,6 +387,10 @@ pub(crate) async fn sleep(stage: Arc<Stage>, time: Duration) -> Result<()> {
     let flow = Arc::clone(&stage.flow);
     let env = &flow.node.space.env;
     let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    if millis < limits::SLEEP_REMEMBERED_MS {
+        env.sleep(time).await;
+        return Ok(());
+    }
     let due_unix_ms = match stage.point(PointKind::Sleep, ordinal, "")? {
         Some(known) if known.kind == PointKind::Sleep => known.due_unix_ms,
         Some(known) => return Err(diverged_to(&stage, &known, "slept")),

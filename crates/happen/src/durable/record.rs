@@ -384,6 +384,9 @@ impl StoredFlow {
         self.stored();
         effects.after.into_iter().for_each(|after| crate::sync::kept_going("a hook", after));
         self.durable().release(space, done);
+        // What functions of users captured, whose drop is theirs.
+        let (documents, values, points) = (effects.documents, effects.values, effects.points);
+        crate::sync::kept_going("a change of a state", || drop(documents));
         let mut progress = lock(&self.progress);
         progress.recorded = true;
         let outcome = match end {
@@ -393,7 +396,7 @@ impl StoredFlow {
                 progress.attempt = 1;
                 progress.reruns = 0;
                 progress.at_unix_ms = at_unix_ms;
-                progress.values = effects.values;
+                progress.values = values;
                 progress.points.clear();
                 progress.expected.clear();
                 progress.retry = None;
@@ -402,12 +405,17 @@ impl StoredFlow {
             End::Retry(error, due) => {
                 progress.attempt += 1;
                 progress.reruns = 0;
-                progress.points = kept_points(&effects.points);
+                progress.points = kept_points(&points);
                 progress.retry = Some((due, error));
                 return Turn::Again;
             }
             End::Done(value) => Ok(Some(value)),
             End::Finished => Ok(None),
+            End::Dropped(error) => {
+                drop(progress);
+                self.settle(Err(error));
+                return Turn::Over;
+            }
             End::Failed(error) => Err(error),
         };
         drop(progress);
@@ -432,12 +440,12 @@ impl StoredFlow {
     }
 
     /// An event that this flow sends, as bytes.
-    pub(super) fn frame_effect(&self, event: &dyn ErasedEvent) -> Result<Framed> {
+    pub(crate) fn frame_effect(&self, event: &dyn ErasedEvent) -> Result<Framed> {
         let own = self.framed()?;
         self.node.space.framed(event, |single| Ok(self.node.space.causes_in(single, &own.hashes)))
     }
 
-    fn wire_flow(&self) -> WireFlow<'_> {
+    pub(super) fn wire_flow(&self) -> WireFlow<'_> {
         WireFlow { node: (&*self.node.name).into(), registration: (&*self.registration).into() }
     }
 
@@ -463,6 +471,7 @@ impl StoredFlow {
         step.number = progress.number;
         step.attempt = progress.attempt;
         step.at_unix_ms = progress.at_unix_ms;
+        step.due_unix_ms = progress.due_unix_ms;
         step.values =
             values.iter().map(|(name, value)| (Cow::Borrowed(&**name), Cow::Borrowed(&**value))).collect();
         step.changes = changes;
@@ -532,7 +541,7 @@ impl StoredFlow {
                 step.points = kept.iter().map(Point::wire).collect();
                 Ok(vec![self.write(revision, Some(self.form(FLOWS, step)?))])
             }
-            End::Done(_) | End::Finished => Ok(self.deletion(progress)),
+            End::Done(_) | End::Finished | End::Dropped(_) => Ok(self.deletion(progress)),
             End::Failed(error) => {
                 let mut writes = self.deletion(progress);
                 if !matches!(error.kind(), ErrorKind::Cancelled) {
@@ -621,7 +630,7 @@ fn encode_end(flow: &StoredFlow, end: &End) -> Result<StepOutcome<'static>> {
         End::Retry(error, due_unix_ms) => {
             StepOutcome::Retry { due_unix_ms: *due_unix_ms, error: encode_error(flow, error)?.into() }
         }
-        End::Failed(error) => StepOutcome::Failed(encode_error(flow, error)?.into()),
+        End::Failed(error) | End::Dropped(error) => StepOutcome::Failed(encode_error(flow, error)?.into()),
     })
 }
 

@@ -2,21 +2,22 @@
 //! program, and begun again. And dead letters, which begin again when somebody says so.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use happen_core::codec;
 use happen_core::codec::{StepOutcome, WireParcel, WireRecord, WireReply};
 use happen_core::limits::{PAGE_RECORDS_MAX, RECORD_BYTES_MAX};
-use happen_core::store::{
-    Batch, Content, Document, Key, List, NewRecord, Past, Position, Read, Select, Tag, Write,
-};
+use happen_core::store::{Batch, Content, Document, Key, List, Past, Position, Read, Select, Tag, Write};
 use happen_core::{ErasedEvent, Error, ErrorKind, EventId, Result};
+use serde_json::Value as Json;
 
-use super::Durable;
+use super::control::{self, Hold};
 use super::flow::{Progress, StoredFlow};
-use super::keys::{DEAD, FLOWS, FlowName, IDENTITY};
+use super::keys::{DEAD, FLOWS, FlowName, IDENTITY, INBOX, SCHEDULES, SEEN, TIMERS};
 use super::lane::Lanes;
 use super::stage::Point;
 use super::wait::Expected;
+use super::{Durable, accept, by_hand, schedule, timer};
 use crate::config::UnfitFlows;
 use crate::space::SpaceInner;
 use crate::sync::isolated;
@@ -27,6 +28,8 @@ use crate::wire::Framed;
 pub(crate) struct Resumable {
     flow: Arc<StoredFlow>,
     position: Position,
+    /// Whether it has done something already.
+    begun: bool,
 }
 
 impl Durable {
@@ -37,6 +40,7 @@ impl Durable {
     /// [`ErrorKind::Unfit`] when flows do not fit this program, unless those are to be left alone; what the store says.
     pub(crate) async fn recover(self: &Arc<Self>, space: &Arc<SpaceInner>) -> Result<Vec<Resumable>> {
         self.identify(space).await?;
+        self.take_in(space).await?;
         let mut found = Vec::new();
         let mut unfit = Vec::new();
         let mut after: Option<Key> = None;
@@ -52,6 +56,12 @@ impl Durable {
                 }
             }
         }
+        self.recover_times(space, &mut unfit).await?;
+        for node in space.all_nodes() {
+            if node.is_durable() {
+                control::recover(self, &node).await?;
+            }
+        }
         if !unfit.is_empty() {
             let error = Error::new(ErrorKind::Unfit { flows: unfit });
             match space.config.unfit_flows {
@@ -59,22 +69,66 @@ impl Durable {
                 UnfitFlows::Park => space.problem(error),
             }
         }
-        // In the order in which they were accepted, which is the order of starting.
-        found.sort_by_key(|resumable| resumable.position);
+        // In the order in which they were accepted, which is the order of starting; but what had begun goes first, or
+        // something else would come between its steps.
+        found.sort_by_key(|resumable| (!resumable.begun, resumable.position));
         Ok(found)
     }
 
-    /// Lets the flows go on.
-    pub(crate) fn start(self: &Arc<Self>, space: &Arc<SpaceInner>, found: Vec<Resumable>) {
-        self.resume(found);
+    /// Lets go what has its place, and keeps the times.
+    pub(crate) fn start(self: &Arc<Self>, space: &Arc<SpaceInner>) {
+        self.started.notify_waiters();
+        self.agenda.start(space);
         super::retention::keep_pruning(space);
+    }
+
+    /// Gives the flows of the last process their places, before anything new can take one. They go on when the space has
+    /// started.
+    pub(crate) fn enter_found(self: &Arc<Self>, found: Vec<Resumable>) {
+        if !self.resumed.swap(true, Ordering::SeqCst) {
+            self.resume(found);
+        }
     }
 
     fn resume(self: &Arc<Self>, found: Vec<Resumable>) {
         for Resumable { flow, .. } in &found {
             self.begun(flow);
         }
-        found.into_iter().for_each(|resumable| Lanes::enter(resumable.flow));
+        let superseded = control::superseded_among(found.iter().map(|resumable| &resumable.flow));
+        let mut waiting = Vec::new();
+        for Resumable { flow, begun, .. } in found {
+            match superseded.get(&flow.key) {
+                Some(by) => flow.give_way(*by),
+                None if begun => Lanes::enter(&flow),
+                None => waiting.push(flow),
+            }
+        }
+        Lanes::enter_all(waiting);
+    }
+
+    /// Notes when timers and schedules are due, and that keys are to be forgotten.
+    async fn recover_times(&self, space: &Arc<SpaceInner>, unfit: &mut Vec<String>) -> Result<()> {
+        for prefix in [TIMERS, SCHEDULES] {
+            let mut after: Option<Key> = None;
+            loop {
+                let list =
+                    List { prefix: prefix.into(), after: after.take(), documents_max: PAGE_RECORDS_MAX };
+                let page = self.store.list(list).await?;
+                let Some(last) = page.last() else { break };
+                after = Some(Arc::clone(&last.key));
+                for document in &page {
+                    unfit.extend(match prefix {
+                        TIMERS => timer::recover(space, self, document)?,
+                        _ => schedule::recover(space, self, document)?,
+                    });
+                }
+            }
+        }
+        let one_key = List { prefix: SEEN.into(), after: None, documents_max: 1 };
+        if !self.store.list(one_key).await?.is_empty() {
+            self.sweep_soon(space.env.unix_ms());
+        }
+        Ok(())
     }
 
     /// Reads who the space is, or makes it somebody.
@@ -148,6 +202,7 @@ impl Durable {
             _ => None,
         };
         let points: Vec<_> = step.points.iter().map(Point::of).collect();
+        let begun = step.number > 0 || step.attempt > 1 || !points.is_empty();
         let progress = Progress {
             expected: points.iter().filter_map(|point| Expected::of(self, point)).collect(),
             revision: document.revision,
@@ -156,6 +211,7 @@ impl Durable {
             number: step.number,
             attempt: step.attempt,
             at_unix_ms: step.at_unix_ms,
+            due_unix_ms: step.due_unix_ms,
             values: step
                 .values
                 .iter()
@@ -167,15 +223,20 @@ impl Durable {
         };
         let lane = match &table.lane {
             Lane::Concurrent => None,
-            Lane::ByKey(key_of) => isolated("the key of a serial node", || key_of(&*arrived)).ok(),
+            Lane::ByKey(key_of, _) => isolated("the key of a serial node", || key_of(&*arrived)).ok(),
         };
-        let flow = StoredFlow::new(&node, Arc::from(&**registration), arrived, lane, None, progress);
+        // A key that cannot be had was told when the flow was accepted; now it runs without.
+        let hold = match step.number {
+            0 => control::admit_again(&node, &table, &*arrived, step.due_unix_ms).unwrap_or_default(),
+            _ => Hold::default(),
+        };
+        let flow = StoredFlow::new(&node, Arc::from(&**registration), arrived, (lane, hold), None, progress);
         flow.set_framed(framed);
-        Ok(Ok(Resumable { flow, position }))
+        Ok(Ok(Resumable { flow, position, begun }))
     }
 
     /// An event of the log, with its bytes and its place.
-    async fn event_of(
+    pub(super) async fn event_of(
         &self,
         space: &Arc<SpaceInner>,
         event: EventId,
@@ -203,24 +264,6 @@ impl Durable {
         Ok(None)
     }
 
-    /// The dead letters of an event, or of all events.
-    pub(crate) async fn dead(&self, event: Option<EventId>) -> Result<Vec<Document>> {
-        let mut all = Vec::new();
-        let mut after: Option<Key> = None;
-        loop {
-            let list = List { prefix: DEAD.into(), after: after.take(), documents_max: PAGE_RECORDS_MAX };
-            let page = self.store.list(list).await?;
-            let Some(last) = page.last() else { return Ok(all) };
-            after = Some(Arc::clone(&last.key));
-            let wanted = |document: &Document| {
-                event.is_none_or(|event| {
-                    FlowName::of(&document.key, DEAD).is_some_and(|name| name.event == event)
-                })
-            };
-            all.extend(page.into_iter().filter(wanted));
-        }
-    }
-
     /// Begins the flows of an event anew that failed for good: at the step that failed, with its first attempt and nothing
     /// known of what it had waited for. False when there are none.
     ///
@@ -228,69 +271,104 @@ impl Durable {
     ///
     /// When the program has no such node or step any more, and what the store says.
     pub(crate) async fn redrive(self: &Arc<Self>, space: &Arc<SpaceInner>, event: EventId) -> Result<bool> {
-        let letters = self.dead(Some(event)).await?;
+        let letters = by_hand::documents_of(&self.store, DEAD, event, None).await?;
         let mut any = false;
         for letter in letters {
-            any |= self.redrive_one(space, &letter).await?;
+            self.redrive_one(space, &letter).await?;
+            any = true;
         }
         Ok(any)
     }
 
-    async fn redrive_one(self: &Arc<Self>, space: &Arc<SpaceInner>, letter: &Document) -> Result<bool> {
-        let (Some(name), Some(content)) = (FlowName::of(&letter.key, DEAD), &letter.content) else {
-            return Ok(false);
-        };
-        let key = name.key(FLOWS);
-        let mut form = WireRecord::decode(&content.bytes, RECORD_BYTES_MAX)?;
-        let Some(step) = &mut form.step else { return Ok(false) };
-        step.outcome = StepOutcome::Waits;
-        step.attempt = 1;
-        step.points = Vec::new();
-        step.at_unix_ms = space.env.unix_ms();
-        let record = WireRecord { step: Some(step.clone()), ..WireRecord::default() };
-        let mut bytes = Vec::new();
-        record.encode_into(&mut bytes, RECORD_BYTES_MAX)?;
-        let bytes: Arc<[u8]> = bytes.into();
-        let revision = self.revision_of(&key).await? + 1;
-        let content = Content { name: "flow".into(), version: 1, bytes: Arc::clone(&bytes) };
-        let begins = Write { key: Arc::clone(&key), revision, content: Some(content), past: Past::Dropped };
-        let ends = Write {
-            key: Arc::clone(&letter.key),
-            revision: letter.revision + 1,
-            content: None,
-            past: Past::Dropped,
-        };
+    /// Begins one dead letter anew.
+    ///
+    /// # Errors
+    ///
+    /// As [`Durable::redrive`].
+    pub(crate) async fn redrive_one(
+        self: &Arc<Self>,
+        space: &Arc<SpaceInner>,
+        letter: &Document,
+    ) -> Result<()> {
+        let begins = by_hand::redriven(&self.store, letter, space.env.unix_ms()).await?;
         // Checked before anything is written: a letter that fits nothing stays where it is.
-        let document = Document {
-            key: Arc::clone(&key),
-            revision,
-            position: letter.position,
-            at_unix_ms: letter.at_unix_ms,
-            content: begins.content.clone(),
-        };
-        let resumable = match self.resumable(space, &document).await? {
+        let resumable = match self.resumable(space, &begins.flow).await? {
             Ok(resumable) => resumable,
             Err(why) => {
-                return Err(Error::new(ErrorKind::Unfit { flows: vec![why] }).at_event(name.event));
+                return Err(Error::new(ErrorKind::Unfit { flows: vec![why] }).at_event(begins.event));
             }
         };
-        let mut tags = super::record::tags_of(space, &*resumable.flow.event)?;
-        tags.push(Tag::Node(Arc::from(&*name.node)));
-        let batch = Batch {
-            records: vec![NewRecord { tags, bytes }],
-            documents: vec![ends, begins],
-            conditions: Vec::new(),
-        };
-        if let Err(error) = self.commits.commit(batch).await {
-            // A store that fails may have taken it all the same.
-            let begun =
-                self.store.documents(vec![Arc::clone(&key)]).await.ok().and_then(|mut found| found.pop()?);
-            if begun.is_none_or(|begun| begun.revision != revision || begun.content.is_none()) {
-                return Err(error.at_event(name.event));
+        self.begin(begins.batch, &begins.flow).await.map_err(|error| error.at_event(begins.event))?;
+        self.resume(vec![resumable]);
+        Ok(())
+    }
+
+    /// Handles the event of a dead letter anew, with another payload and under the id that it gives.
+    ///
+    /// # Errors
+    ///
+    /// As [`Durable::redrive`], and what [`by_hand::edited`] refuses.
+    pub(crate) async fn redrive_with(
+        self: &Arc<Self>,
+        space: &Arc<SpaceInner>,
+        letter: &Document,
+        payload: &Json,
+    ) -> Result<EventId> {
+        let begins = by_hand::edited(&self.store, &space.env, letter, payload).await?;
+        let name = FlowName::of(&begins.flow.key, FLOWS);
+        let fits = name.as_ref().is_some_and(|name| {
+            let node = space.find(&name.node).filter(|node| node.is_durable());
+            node.is_some_and(|node| node.table.load().registered(&name.registration).is_some())
+        });
+        if !fits {
+            let why = format!("`{}`, whose node or registration is not there", letter.key);
+            return Err(Error::new(ErrorKind::Unfit { flows: vec![why] }));
+        }
+        self.begin(begins.batch, &begins.flow).await?;
+        match self.resumable(space, &begins.flow).await? {
+            Ok(resumable) => self.resume(vec![resumable]),
+            Err(why) => {
+                return Err(Error::new(ErrorKind::Unfit { flows: vec![why] }).at_event(begins.event));
             }
         }
-        self.resume(vec![resumable]);
-        Ok(true)
+        Ok(begins.event)
+    }
+
+    /// Commits a batch that begins a flow. A store that fails may have taken it all the same, which the flow's document
+    /// tells.
+    async fn begin(&self, batch: Batch, flow: &Document) -> Result<()> {
+        let Err(error) = self.commits.commit(batch).await else { return Ok(()) };
+        let begun = self.store.documents(vec![Arc::clone(&flow.key)]).await;
+        let begun = begun.ok().and_then(|mut found| found.pop()?);
+        if begun.is_some_and(|begun| begun.revision == flow.revision && begun.content == flow.content) {
+            return Ok(());
+        }
+        Err(error)
+    }
+
+    /// Takes the events that were kept while no process was there: each begins its flows and leaves the inbox in one
+    /// batch. One that cannot be taken stays, and is told among the problems of the space.
+    ///
+    /// # Errors
+    ///
+    /// What the store says.
+    async fn take_in(self: &Arc<Self>, space: &Arc<SpaceInner>) -> Result<()> {
+        let mut after = None;
+        loop {
+            let list = List { prefix: INBOX.into(), after, documents_max: PAGE_RECORDS_MAX };
+            let page = self.store.list(list).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(Arc::clone(&last.key));
+            for document in &page {
+                match accept::taken_in(space, document) {
+                    Ok(batch) => drop(self.commits.commit(batch).await?),
+                    Err(error) => space.problem(error.context(format!(
+                        "document `{}`: the event was sent while the space was stopped, and stays there",
+                        document.key
+                    ))),
+                }
+            }
+        }
     }
 }
 

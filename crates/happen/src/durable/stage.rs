@@ -13,8 +13,9 @@ use happen_core::limits::{RECORD_EFFECTS_MAX, RECORD_POINTS_MAX, RECORD_VALUES_M
 use happen_core::store::{Bytes, Key};
 use happen_core::{ErasedEvent, Error, EventId, Result, State};
 
-use super::document::{Document, Staged, Staging};
+use super::document::{Change, Document, Made, Staged, Staging};
 use super::flow::StoredFlow;
+use super::lane::Coming;
 use crate::node::NodeInner;
 use crate::sync::{Mutex, lock};
 
@@ -36,6 +37,8 @@ pub(crate) struct Effects {
     pub(super) documents: Vec<Box<dyn Staged>>,
     pub(super) values: BTreeMap<String, Bytes>,
     pub(super) points: Vec<Point>,
+    /// Room that is kept at other nodes for what was sent.
+    coming: Vec<(u32, Coming)>,
     /// What is done once it is committed: hooks after a change.
     pub(super) after: Vec<Box<dyn FnOnce() + Send>>,
     /// Why the step cannot end well, whatever its function returns.
@@ -243,16 +246,51 @@ impl Stage {
         document: &Document<S>,
         read: impl FnOnce(&S) -> R,
     ) -> Result<R> {
-        {
-            let mut effects = lock(&self.effects);
-            if let Some(staging) = effects.staging::<S>(key) {
-                return Ok(read(staging.view()));
-            }
+        let staged = lock(&self.effects).staging::<S>(key).map(|staging| staging.view());
+        // Without the lock: the function may look at further documents, and change some.
+        match staged {
+            Some(view) => Ok(read(&view)),
+            None => Ok(read(&document.committed()?.value)),
         }
-        Ok(read(&document.committed()?.value))
     }
 
-    /// Works on what the step does to a document.
+    /// Changes a document in this step, when the function agrees to what the step sees of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stage::stage`], what the function refuses with, and [`ErrorKind::Conflict`](crate::ErrorKind::Conflict)
+    /// when the document has another revision than the expected one.
+    pub(crate) fn change<S: State>(
+        &self,
+        key: &Key,
+        document: &Arc<Document<S>>,
+        expected: Option<u64>,
+        change: Change<S>,
+    ) -> Result<()> {
+        let mut change = Some(change);
+        while let Some(trying) = change.take() {
+            let (view, len) = self.stage(key, document, |staging: &mut Staging<S>| {
+                if let Some(expected) = expected {
+                    staging.expect(expected)?;
+                }
+                Ok((staging.view(), staging.len()))
+            })?;
+            // Without the lock: the function may look at other documents, and at this one.
+            let made = Made::<S>::of(&view, &trying)?;
+            let replaced = self.stage(key, document, |staging: &mut Staging<S>| {
+                if staging.len() == len {
+                    return Ok(Some(staging.add(made, trying)));
+                }
+                // Somebody else of this step was faster.
+                change = Some(trying);
+                Ok(None)
+            })?;
+            drop((view, replaced));
+        }
+        Ok(())
+    }
+
+    /// Works on what the step does to a document; runs no code of users.
     ///
     /// # Errors
     ///
@@ -263,9 +301,14 @@ impl Stage {
         document: &Arc<Document<S>>,
         work: impl FnOnce(&mut Staging<S>) -> Result<R>,
     ) -> Result<R> {
+        let known = lock(&self.effects).staging::<S>(key).is_some();
+        // Without the lock, as reading copies a value of users.
+        let mut fresh = if known { None } else { Some(Staging::new(Arc::clone(document))?) };
         self.with(|effects| {
-            if effects.staging::<S>(key).is_none() {
-                effects.documents.push(Box::new(Staging::new(Arc::clone(document))?));
+            if effects.staging::<S>(key).is_none()
+                && let Some(fresh) = fresh.take()
+            {
+                effects.documents.push(Box::new(fresh));
             }
             match effects.staging::<S>(key) {
                 Some(staging) => work(staging),
@@ -296,6 +339,31 @@ impl Stage {
             };
             Ok(effects.points.iter().find(is_it).cloned())
         })
+    }
+
+    /// Keeps the room at another node for what this effect sends there, until it has arrived or comes to nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stage::with`].
+    pub(crate) fn expects(&self, ordinal: u32, coming: Coming) -> Result<()> {
+        self.with(|effects| {
+            effects.coming.push((ordinal, coming));
+            Ok(())
+        })
+    }
+
+    /// What this effect sent has arrived.
+    pub(super) fn arrived(&self, ordinal: u32) {
+        lock(&self.effects).coming.retain(|(of, _)| *of != ordinal);
+    }
+
+    /// Whether an earlier run of the step has asked something as this effect.
+    pub(crate) fn has_asked(&self, ordinal: u32) -> bool {
+        lock(&self.effects)
+            .points
+            .iter()
+            .any(|known| known.kind == PointKind::Ask && known.ordinal == ordinal)
     }
 
     /// Notes a point, or what came of it.

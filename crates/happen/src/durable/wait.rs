@@ -19,7 +19,6 @@ use super::record::encode_outcome;
 use super::recover::error_in;
 use super::stage::{Point, Stage};
 use crate::dispatch::as_dynamic;
-use crate::limits;
 use crate::space::SpaceInner;
 use crate::sync::{Mutex, isolated, lock};
 
@@ -39,7 +38,9 @@ pub(crate) struct Expected {
 struct Waiter {
     number: u64,
     pattern: Pattern,
-    to: mpsc::Sender<Offered>,
+    wanted: Arc<Wanted>,
+    /// Has room for one: the first that is wanted is the one that is waited for.
+    to: mpsc::Sender<Result<Offered>>,
 }
 
 /// An event on its way to a flow that waits. The flow counts as none while it waits, so this counts for it.
@@ -67,7 +68,7 @@ impl Drop for Counted {
 struct Waiting<'w> {
     waiters: &'w Waiters,
     number: u64,
-    from: mpsc::Receiver<Offered>,
+    from: mpsc::Receiver<Result<Offered>>,
 }
 
 /// Looks at an event and says whether it is the one that is waited for.
@@ -80,30 +81,39 @@ impl Waiters {
             && lock(&self.all).iter().any(|waiter| waiter.pattern.matches(event_type.as_str()))
     }
 
-    /// Shows an event to those who wait for its type.
+    /// Shows an event to those who wait for its type. They say here whether it is the one, so that however many come
+    /// beside it, it is never too late for it.
     pub(super) fn offer(&self, space: &Arc<SpaceInner>, event: &Arc<dyn ErasedEvent>) {
         if self.count.load(Ordering::Relaxed) == 0 {
             return;
         }
         let event_type = &event.envelope().event_type;
-        for waiter in lock(&self.all).iter() {
-            if waiter.pattern.matches(event_type.as_str()) {
-                let offered = Offered { event: Arc::clone(event), _counted: Counted::new(space) };
-                // One that does not keep up is woken all the same by those that it has.
-                drop(waiter.to.try_send(offered));
-            }
+        let matching: Vec<_> = lock(&self.all)
+            .iter()
+            .filter(|waiter| waiter.pattern.matches(event_type.as_str()))
+            .map(|waiter| (Arc::clone(&waiter.wanted), waiter.to.clone()))
+            .collect();
+        // Without the lock, for it is a function of users.
+        for (wanted, to) in matching {
+            let offered = match is_wanted(&**event, &wanted) {
+                Ok(false) => continue,
+                Ok(true) => Ok(Offered { event: Arc::clone(event), _counted: Counted::new(space) }),
+                Err(error) => Err(error),
+            };
+            // One that has its event already needs no other.
+            drop(to.try_send(offered));
         }
     }
 
-    fn wait(&self, pattern: Pattern) -> Waiting<'_> {
-        let (to, from) = mpsc::channel(limits::WAIT_EVENTS_MAX);
-        Waiting { waiters: self, number: self.add(pattern, to), from }
+    fn wait(&self, pattern: Pattern, wanted: &Arc<Wanted>) -> Waiting<'_> {
+        let (to, from) = mpsc::channel(1);
+        Waiting { waiters: self, number: self.add(pattern, Arc::clone(wanted), to), from }
     }
 
-    fn add(&self, pattern: Pattern, to: mpsc::Sender<Offered>) -> u64 {
+    fn add(&self, pattern: Pattern, wanted: Arc<Wanted>, to: mpsc::Sender<Result<Offered>>) -> u64 {
         let mut all = lock(&self.all);
         let number = all.last().map_or(1, |last| last.number + 1);
-        all.push(Waiter { number, pattern, to });
+        all.push(Waiter { number, pattern, wanted, to });
         self.count.store(all.len(), Ordering::Relaxed);
         number
     }
@@ -124,7 +134,8 @@ impl Expected {
         let pattern = Pattern::parse(&point.name).ok()?;
         // Nobody reads there: that events are kept is enough.
         let (to, _) = mpsc::channel(1);
-        Some(Self { number: durable.waiters.add(pattern, to), durable: Arc::clone(durable) })
+        let number = durable.waiters.add(pattern, Arc::new(|_: &Event| false), to);
+        Some(Self { number, durable: Arc::clone(durable) })
     }
 }
 
@@ -157,8 +168,11 @@ pub(crate) async fn wait_for(
     let env = Arc::clone(&flow.node.space.env);
     let durable = Arc::clone(flow.durable());
     let text = pattern.to_string();
+    // The event of the flow itself came before, though it may be stored with the waiting.
+    let own = flow.event.envelope().id;
+    let wanted: Arc<Wanted> = Arc::new(move |event: &Event| event.id() != own && wanted(event));
     // Before the waiting is committed, so that nothing comes between.
-    let mut waiting = durable.waiters.wait(pattern.clone());
+    let mut waiting = durable.waiters.wait(pattern.clone(), &wanted);
     let known = stage.point(PointKind::Wait, ordinal, "")?;
     let mut point = match known {
         Some(known) if known.kind != PointKind::Wait || known.name != text => {
@@ -194,7 +208,7 @@ pub(crate) async fn wait_for(
     let after = Position::from_number(point.digest.into());
     let found = match find(&flow, &pattern, (after, point.due_unix_ms), &wanted).await? {
         Some(found) => Some(found),
-        None => next(&flow, &mut waiting, point.due_unix_ms, &wanted).await?,
+        None => next(&flow, &mut waiting, point.due_unix_ms).await?,
     };
     let Some(event) = found else {
         let error = Error::new(ErrorKind::TimedOut { after: within.unwrap_or_default() })
@@ -250,37 +264,32 @@ async fn find(
     }
 }
 
-/// The next wanted event that comes; `None` when the time is over.
+/// The wanted event when it comes; `None` when the time is over.
 async fn next(
     flow: &Arc<StoredFlow>,
     waiting: &mut Waiting<'_>,
     due_unix_ms: u64,
-    wanted: &Arc<Wanted>,
 ) -> Result<Option<Arc<dyn ErasedEvent>>> {
     let env = &flow.node.space.env;
     let parked = flow.durable().parked(flow);
     let mut late = (due_unix_ms > 0)
         .then(|| env.sleep(Duration::from_millis(due_unix_ms.saturating_sub(env.unix_ms()))));
-    loop {
-        let come = std::future::poll_fn(|task| {
-            if let Poll::Ready(event) = waiting.from.poll_recv(task) {
-                return Poll::Ready(event);
-            }
-            if let Some(late) = &mut late
-                && late.as_mut().poll(task).is_ready()
-            {
-                return Poll::Ready(None);
-            }
-            Poll::Pending
-        })
-        .await;
-        let Some(offered) = come else { return Ok(None) };
-        if is_wanted(&*offered.event, wanted)? {
-            // The flow counts again before what counted for it goes.
-            drop(parked);
-            return Ok(Some(Arc::clone(&offered.event)));
+    let come = std::future::poll_fn(|task| {
+        if let Poll::Ready(event) = waiting.from.poll_recv(task) {
+            return Poll::Ready(event);
         }
-    }
+        if let Some(late) = &mut late
+            && late.as_mut().poll(task).is_ready()
+        {
+            return Poll::Ready(None);
+        }
+        Poll::Pending
+    })
+    .await;
+    let Some(offered) = come.transpose()? else { return Ok(None) };
+    // The flow counts again before what counted for it goes.
+    drop(parked);
+    Ok(Some(Arc::clone(&offered.event)))
 }
 
 fn is_wanted(event: &dyn ErasedEvent, wanted: &Arc<Wanted>) -> Result<bool> {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use happen_core::codec::{StepOutcome, WireRecord, WireStep};
+use happen_core::codec::{PointKind, StepOutcome, WireRecord, WireStep};
 use happen_core::limits::RECORD_BYTES_MAX;
 use happen_core::store::{Document, Key, List, Position};
 use happen_core::{Dynamic, Error, ErrorKind, EventId, Result};
@@ -70,7 +70,7 @@ pub struct FlowUnderWay {
 pub enum Standing {
     /// Nothing: its step may run, or runs.
     Ready,
-    /// The point that it reached last.
+    /// The point that it reached last: an answer, an event, an effect, or the time until which it sleeps.
     Waiting(Point),
     /// The next attempt at a step that failed.
     Retrying {
@@ -247,9 +247,12 @@ impl FlowUnderWay {
     fn of(document: &Document, step: &WireStep<'_>) -> Result<Self> {
         let points: Vec<Point> = step.points.iter().map(Point::of).collect();
         let standing = match &step.outcome {
-            StepOutcome::Waits => match points.last().filter(|last| !last.is_settled) {
-                Some(last) => Standing::Waiting(last.clone()),
-                None => Standing::Ready,
+            // A sleep needs nothing to come, so its point is stored with its result.
+            StepOutcome::Waits => match points.last() {
+                Some(last) if !last.is_settled || last.kind == PointKind::Sleep => {
+                    Standing::Waiting(last.clone())
+                }
+                _ => Standing::Ready,
             },
             StepOutcome::Retry { due_unix_ms, error } => {
                 Standing::Retrying { due_unix_ms: *due_unix_ms, error: Arc::new(entry::told(error)?) }

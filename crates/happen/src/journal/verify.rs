@@ -13,6 +13,7 @@ use happen_core::{Error, ErrorKind, EventId, Result};
 use super::entry;
 use super::walk::Walk;
 use super::{Journal, limits};
+use crate::retention::Anchor;
 
 /// What a verification counted, and the first record that does not fit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -122,7 +123,7 @@ impl Journal {
             journal: self,
             found: Verification::default(),
             hashes: Hashes::default(),
-            is_pruned: self.is_pruned().await?,
+            pruned: self.pruned().await?,
             last: (Position::START, 0),
         };
         let mut start = Start::Edge;
@@ -148,10 +149,14 @@ impl Journal {
         Ok(check.found)
     }
 
-    /// Whether something was pruned: who prunes leaves an anchor.
-    async fn is_pruned(&self) -> Result<bool> {
-        let anchors = List { prefix: ANCHOR.into(), after: None, documents_max: 1 };
-        Ok(!self.store.list(anchors).await?.is_empty())
+    /// What was pruned, as the anchor tells it that whoever prunes leaves.
+    async fn pruned(&self) -> Result<ForgottenUntil> {
+        let anchors = List { prefix: ANCHORS.into(), after: None, documents_max: 1 };
+        let anchors = self.store.list(anchors).await?;
+        let until =
+            anchors.first().map(|anchor| Anchor::of(anchor).map_or(u64::MAX, |told| told.newest_unix_ms));
+        // An id may be ahead of the store's clock by what the clocks of two processes differ.
+        Ok(ForgottenUntil(until.map(|until| until.saturating_add(limits::JOURNAL_PREFIX_EARLY_MS))))
     }
 
     /// The hash of an event, from the record that has it; `None` when no record has it.
@@ -175,12 +180,23 @@ struct Stored {
     hash: Option<EventHash>,
 }
 
+/// The time up to which events may have been forgotten, in milliseconds since 1970; `None` when none was.
+#[derive(Debug, Clone, Copy)]
+struct ForgottenUntil(Option<u64>);
+
+impl ForgottenUntil {
+    /// Whether the record that has this event may have been forgotten: it was not committed before the event was made.
+    fn covers(self, event: EventId) -> bool {
+        self.0.is_some_and(|until| event.unix_ms() <= until)
+    }
+}
+
 /// A verification under way.
 struct Check<'j> {
     journal: &'j Journal,
     found: Verification,
     hashes: Hashes,
-    is_pruned: bool,
+    pruned: ForgottenUntil,
     /// Position and time of the record before.
     last: (Position, u64),
 }
@@ -301,7 +317,7 @@ impl Check<'_> {
         }
         match self.journal.stored(event).await {
             Ok(Some(_)) => {}
-            Ok(None) if self.is_pruned => self.found.forgotten += 1,
+            Ok(None) if self.pruned.covers(event) => self.found.forgotten += 1,
             Ok(None) => {
                 let what = "it tells of a step, and no record has the event".to_owned();
                 self.misfit(record.position, Some(event), what);
@@ -354,7 +370,7 @@ fn told(error: &Error) -> String {
 }
 
 /// What the keys of documents begin with that tell what was pruned.
-const ANCHOR: &str = "anchor/";
+const ANCHORS: &str = "anchor/";
 
 #[cfg(test)]
 mod tests {

@@ -5,6 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio::sync::oneshot;
 
 use super::{Reply, Sender, Sending, Sent};
 use crate::context::Yielding;
+use crate::durable::Keyed;
 use crate::flow::Outcome;
 use crate::local;
 use crate::space;
@@ -43,6 +45,8 @@ pub(super) enum Answered<R> {
 /// An answer that is on its way.
 pub(super) struct Later<R> {
     event: EventId,
+    /// Tells which event it is, once that is known.
+    keyed: Option<Arc<Keyed>>,
     waiting: Yielding<Waiting>,
     answer: PhantomData<fn() -> R>,
 }
@@ -51,7 +55,22 @@ impl<R> Later<R> {
     #[cold]
     pub(super) fn new(sender: Sender<'_>, event: EventId, from: Answering, within: Option<Duration>) -> Self {
         let waiting = Yielding::new(Waiting::new(sender, from, within));
-        Self { event, waiting, answer: PhantomData }
+        Self { event, keyed: None, waiting, answer: PhantomData }
+    }
+
+    /// The same for an event with a key, which may stand for an earlier one.
+    #[cold]
+    pub(super) fn known_by(self, keyed: Arc<Keyed>) -> Self {
+        Self { keyed: Some(keyed), ..self }
+    }
+}
+
+impl Later<()> {
+    /// Says that the event was taken instead of what came of it.
+    #[cold]
+    pub(super) fn into_acceptance(self) -> Acceptance {
+        let sent = async move { self.await.map(|taken| Sent { event: taken.event_id() }) };
+        Acceptance { state: Accepted::Later(Box::pin(sent)) }
     }
 }
 
@@ -59,7 +78,10 @@ impl<R: Answer> Future for Later<R> {
     type Output = Result<Reply<R>>;
 
     fn poll(mut self: Pin<&mut Self>, task: &mut std::task::Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.waiting).poll(task).map(|outcome| answer(self.event, outcome))
+        Pin::new(&mut self.waiting).poll(task).map(|outcome| {
+            let first = self.keyed.as_ref().and_then(|keyed| keyed.first());
+            answer(first.unwrap_or(self.event), outcome)
+        })
     }
 }
 

@@ -6,6 +6,7 @@
               (docs/performance.md)"
 )]
 
+mod after;
 mod asking;
 mod broadcast;
 mod staged;
@@ -24,10 +25,12 @@ use happen_core::{
     Answer, Batch, ErasedEvent, Error, ErrorKind, Event, EventId, NodeKey, Outgoing, Parcel, Payload, Result,
 };
 use serde_json::Value as Json;
+use tokio::sync::oneshot;
 
 use crate::context::Context;
 use crate::current;
 use crate::dispatch::{self, Delivered, Want};
+use crate::durable::Keyed;
 use crate::flow::{Held, Outcome};
 use crate::lent::Way;
 use crate::link::Away;
@@ -40,6 +43,7 @@ use crate::web;
 use asking::{Accepted, Answered, Answering, Later, answer, worse};
 use target::{To, one_destination};
 
+pub use after::{After, CancellingTimer};
 pub use asking::{Acceptance, Asking};
 pub use broadcast::Broadcasting;
 pub(crate) use broadcast::{Reach, spread};
@@ -69,6 +73,8 @@ pub(crate) struct Extras {
     pub(crate) within: Option<Duration>,
     /// The number of the effect among those of its step, of a durable node: given when the call was made.
     pub(crate) ordinal: Option<u32>,
+    /// By what the event is known when it is sent again.
+    pub(crate) idempotency_key: Option<Arc<str>>,
 }
 
 /// An event on its way to nodes that was not sent yet. Awaiting it sends and says whether it was taken; `reply` waits
@@ -96,6 +102,8 @@ enum Begun {
     Away(Option<Box<Away>>),
     /// From a step of a durable node that waits for the answer.
     Asked(BoxFuture<'static, Outcome>),
+    /// To a durable node, under a key that says which event it stands for.
+    Keyed(oneshot::Receiver<Outcome>, Arc<Keyed>),
 }
 
 /// Says that an event was taken, and which.
@@ -223,6 +231,45 @@ impl<'s, T: Payload> Sending<'s, T> {
         self.metadata("priority", priority)
     }
 
+    /// Gives the event a key by which it is known when it is sent to the same node once more, for callers from outside that
+    /// do not know whether they got through. The second event is not handled: its reply is that of the first, also when
+    /// that one is still under way, and the id that is told is that of the first. Of two that are sent at once one is the
+    /// first.
+    ///
+    /// The key is stored with the acceptance of the event, for as long as
+    /// [`idempotency_window_ms`](crate::Config::idempotency_window_ms) says. Another event under a known key is refused
+    /// with [`ErrorKind::Conflict`]. Only durable nodes have such keys; steps of durable nodes need none, for what they
+    /// send has an id that follows from the step.
+    ///
+    /// # Cost
+    ///
+    /// The acceptance is a commit before the first step; without a key an event whose only step ends at once has one commit
+    /// in all.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen::{Context, Event, Space};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// let space = Space::open(folder.path()).await?;
+    /// let payments = space.node("payments");
+    /// payments.on("u64", |cents: &Event<u64>, _: &Context| **cents);
+    /// space.start().await?;
+    ///
+    /// let first = space.send(&payments, 700u64).idempotency_key("order-7").reply::<u64>().await?;
+    /// let again = space.send(&payments, 700u64).idempotency_key("order-7").reply::<u64>().await?;
+    /// assert_eq!(first, again);
+    /// # space.stop().await
+    /// # }
+    /// ```
+    pub fn idempotency_key(mut self, key: impl Into<Arc<str>>) -> Self {
+        self.extras().idempotency_key = Some(key.into());
+        self
+    }
+
     /// Limits how long the sender waits. The deadline travels with the event: nobody starts on it when it has passed,
     /// and what it causes inherits it.
     pub fn within(mut self, time: Duration) -> Self {
@@ -279,7 +326,7 @@ impl<'s, T: Payload> Sending<'s, T> {
                 }
             }
             // Beyond a link no answer is there at once, and a step has to commit its question first.
-            Begun::Away(_) | Begun::Asked(_) => {}
+            Begun::Away(_) | Begun::Asked(_) | Begun::Keyed(..) => {}
         }
         let cannot_wait = "the answer is not there at once and this caller cannot wait; use `.reply().await`";
         Err(Error::new(ErrorKind::Cancelled).context(cannot_wait).at_event(event))
@@ -343,7 +390,9 @@ impl<'s, T: Payload> Sending<'s, T> {
             Err(error) => Items::failed(error),
             Ok((_, Begun::Away(Some(away)))) => Items::from_away(away),
             Ok((event, Begun::Here(Delivered::Later(end)))) => Items::from_handler(items, end, event),
-            Ok((event, Begun::Asked(_))) => Items::failed(staged::no_stream().at_event(event)),
+            Ok((event, Begun::Asked(_) | Begun::Keyed(..))) => {
+                Items::failed(staged::no_stream().at_event(event))
+            }
             Ok((event, Begun::Here(Delivered::Now) | Begun::Away(None))) => {
                 Items::ended(items, outcome, event)
             }
@@ -374,6 +423,11 @@ impl<'s, T: Payload> Sending<'s, T> {
             if let Err(error) = kept {
                 lost(sender, to.name(), &copy, &error);
             }
+            return;
+        }
+        if extras.is_some_and(|extras| extras.idempotency_key.is_some()) {
+            let error = "an idempotency key is for a sender who waits; use `.await` or `.reply()`";
+            lost(sender, to.name(), &copy, &Error::misuse(error));
             return;
         }
         let node = match resolve(space, &to) {
@@ -475,6 +529,11 @@ impl<'s, T: Payload> Sending<'s, T> {
                 let stored = async { stored.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Cancelled))) };
                 Acceptance::later(sender, event, Box::pin(stored), within)
             }
+            Ok((event, Begun::Keyed(stored, keyed))) => {
+                Later::<()>::new(sender, event, Answering::Here(stored), within)
+                    .known_by(keyed)
+                    .into_acceptance()
+            }
             Ok((event, _)) => Acceptance::now(Ok(Sent { event })),
         }
     }
@@ -517,6 +576,11 @@ impl<'s, T: Payload> Sending<'s, T> {
             }
             Ok((event, Begun::Away(Some(away)))) => {
                 self.answered_later(event, Answering::Away(Box::pin(away.outcome())))
+            }
+            Ok((event, Begun::Keyed(receiver, keyed))) => {
+                let within = self.extras.as_ref().and_then(|extras| extras.within);
+                let later = Later::new(self.sender, event, Answering::Here(receiver), within);
+                Answered::Later(later.known_by(keyed))
             }
             // It keeps the time itself, for a step that is run again has to give up where it gave up before.
             Ok((event, Begun::Asked(answer))) => {
@@ -561,12 +625,18 @@ impl<'s, T: Payload> Sending<'s, T> {
                     &held
                 }
                 Err(error) if away(space, &error) => {
+                    if extras.is_some_and(|extras| extras.idempotency_key.is_some()) {
+                        return Err(unknown_key(to.name()));
+                    }
                     let (event, away) = send_away(sender, to.name(), parcel, purpose, extras, told)?;
                     return Ok((event, Begun::Away(away)));
                 }
                 Err(error) => return Err(nowhere(sender, parcel, purpose, extras, error)),
             },
         };
+        if let Some(key) = extras.and_then(|extras| extras.idempotency_key.as_ref()) {
+            return bring_keyed(sender, node, (parcel, purpose), extras, want, key);
+        }
         let payload = match parcel {
             Parcel::One(payload) => payload,
             Parcel::Batch(payloads) => {
@@ -705,6 +775,48 @@ fn send_away<T: Payload>(
     Ok((event, away.map(Box::new)))
 }
 
+/// Stamps an event that has a key and brings it to its node.
+#[cold]
+fn bring_keyed<T: Payload>(
+    sender: Sender<'_>,
+    node: &Arc<NodeInner>,
+    (parcel, purpose): (Parcel<T>, Purpose),
+    extras: Option<&Extras>,
+    want: Want,
+    key: &Arc<str>,
+) -> Result<(EventId, Begun)> {
+    let payload = match parcel {
+        Parcel::One(payload) if purpose != Purpose::Stream => payload,
+        _ => {
+            return Err(Error::misuse(
+                "an idempotency key belongs to one event and its outcome; send the events of a batch one by one, each with \
+                 a key of its own, and read a stream without one",
+            ));
+        }
+    };
+    if !node.is_durable() {
+        return Err(unknown_key(&node.name));
+    }
+    if key.is_empty() {
+        return Err(Error::misuse("an idempotency key is empty, and so would be the same for all"));
+    }
+    let event = stamped(sender, payload, purpose, extras)?;
+    let keyed = Keyed::new(key);
+    let want = want.held_by(sender.with_cause(held_by)).known_by(&keyed);
+    match bring(sender.space(), node, &event, want, &mut Ok(None))? {
+        Delivered::Later(Some(told)) => Ok((event.id(), Begun::Keyed(told, keyed))),
+        delivered => Ok((event.id(), Begun::Here(delivered))),
+    }
+}
+
+#[cold]
+fn unknown_key(node: &str) -> Error {
+    Error::misuse(format!(
+        "an event with an idempotency key was sent to node `{node}`, which is not a durable one of this space and would \
+         forget the key"
+    ))
+}
+
 /// Remembers the event, brings it to its node, and remembers what became of it.
 #[inline(always)]
 fn bring(
@@ -834,6 +946,7 @@ impl Extras {
             metadata: self.metadata.clone(),
             within: self.within,
             ordinal: None,
+            idempotency_key: self.idempotency_key.clone(),
         }
     }
 }

@@ -4,12 +4,12 @@
 use std::sync::Arc;
 
 use happen_core::event::Purpose;
-use happen_core::{Batch, ErasedEvent, Error, EventId, EventType, Parcel, Payload, Result};
+use happen_core::{Batch, ErasedEvent, Error, ErrorKind, EventId, EventType, Parcel, Payload, Result};
 
 use super::target::To;
 use super::{Begun, Extras, Sender, Told, away, empty_batch, mixed_batch, resolve, unknown_parcel};
 use crate::dispatch::{self, Delivered, Want};
-use crate::durable::{self, Stage, Whereto};
+use crate::durable::{self, Coming, Stage, Whereto};
 use crate::flow::FlowInner;
 use crate::stamp;
 
@@ -26,10 +26,19 @@ pub(super) fn begin<T: Payload>(
     _told: Told,
 ) -> Result<(EventId, Begun)> {
     let (_, _, stage) = within;
+    if extras.is_some_and(|extras| extras.idempotency_key.is_some()) {
+        return Err(Error::misuse(
+            "what a step of a durable node sends has an id that follows from the step, and needs no idempotency key",
+        ));
+    }
     let ordinal = ordinal(stage, extras);
     let event = stamped(within, parcel, purpose, extras, ordinal)?;
     let id = event.envelope().id;
-    let whereto = whereto(within.0, to, &event).map_err(|error| error.at_event(id))?;
+    let known = purpose == Purpose::Ask && stage.has_asked(ordinal);
+    let (whereto, coming) = whereto(within.0, to, &event, known).map_err(|error| error.at_event(id))?;
+    if let Some(coming) = coming {
+        stage.expects(ordinal, coming)?;
+    }
     match purpose {
         Purpose::Stream => Err(no_stream().at_event(id)),
         Purpose::Ask => {
@@ -125,18 +134,32 @@ fn stamped<T: Payload>(
     }
 }
 
-/// Where an event goes, when it will be taken there: what keeps a node from it is told now, and not after the commit.
-fn whereto(sender: Sender<'_>, to: &To<'_>, event: &Arc<dyn ErasedEvent>) -> Result<Whereto> {
+/// Where an event goes, when it will be taken there: what keeps a node from it is told now, and not after the commit. A
+/// question that an earlier run of the step has asked is not asked again, so nothing keeps a node from it.
+fn whereto(
+    sender: Sender<'_>,
+    to: &To<'_>,
+    event: &Arc<dyn ErasedEvent>,
+    known: bool,
+) -> Result<(Whereto, Option<Coming>)> {
     let space = sender.space();
     match resolve(space, to) {
+        Ok(node) if known => Ok((Whereto::Node(node), None)),
+        Err(error) if known && matches!(error.kind(), ErrorKind::NoSuchNode { .. }) => {
+            Ok((Whereto::Away(to.name().into()), None))
+        }
         Ok(node) => {
             let table = node.table.load();
             let mut uncached = None;
             dispatch::admissible(&node, &table, &**event, &mut uncached)
                 .map_err(|error| error.at_node(&node.name))?;
-            Ok(Whereto::Node(node))
+            let coming = match node.is_durable() {
+                true => Some(durable::check_room(&node, &table)?),
+                false => None,
+            };
+            Ok((Whereto::Node(node), coming))
         }
-        Err(error) if away(space, &error) => Ok(Whereto::Away(to.name().into())),
+        Err(error) if away(space, &error) => Ok((Whereto::Away(to.name().into()), None)),
         Err(error) => Err(error),
     }
 }

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use happen_core::Error;
+use happen_core::{Error, Result};
 
 use crate::node::Node;
+use crate::space::SpaceInner;
 
 /// Where an event goes: a node, the id of one, or several of either.
 #[diagnostic::on_unimplemented(
@@ -38,6 +39,21 @@ pub(super) enum Rare<'t> {
 }
 
 impl<'t> Destination<'t> {
+    /// The id of the one node that is meant.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Misuse`](crate::ErrorKind::Misuse) when it is several, or one of another space.
+    pub(crate) fn one_name(&self, space: &SpaceInner) -> Result<String> {
+        match &self.0 {
+            To::Node(node) if node.inner().space.id != space.id => {
+                Err(Error::misuse(format!("node `{}` belongs to another space", node.id())))
+            }
+            many if many.is_many() => Err(one_destination()),
+            one => Ok(one.name().to_owned()),
+        }
+    }
+
     pub(crate) fn many(all: impl Iterator<Item = Self>) -> Self {
         Self(To::many(all.map(|one| one.0).collect()))
     }

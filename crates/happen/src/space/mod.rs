@@ -22,8 +22,15 @@ use happen_core::{
 use tokio::sync::Notify;
 
 use crate::config::{Config, Durability, NodeOptions};
+#[cfg(feature = "embedded")]
+use crate::control::Listening;
 use crate::dispatch::{self, Job, Want};
-use crate::durable::{self, Durable, OwnedStore, Whereto};
+#[cfg(feature = "embedded")]
+use crate::durable::OwnedStore;
+use crate::durable::cron::IntoTiming;
+use crate::durable::schedule::{Schedules, Scheduling};
+use crate::durable::timer::Timer;
+use crate::durable::{self, Durable, Whereto};
 use crate::env::RealEnv;
 use crate::failure::{DeadLetter, DeadLetters};
 use crate::gate::Gate;
@@ -38,7 +45,7 @@ use crate::local::{self};
 use crate::names::Names;
 use crate::node::{Node, NodeInner, Registration};
 use crate::published::Readers;
-use crate::send::{Broadcasting, Sender, Sending, Target};
+use crate::send::{After, Broadcasting, CancellingTimer, Sender, Sending, Target};
 use crate::state::Home;
 use crate::store::{Document, Key, Pruned, SpaceStore, Store};
 use crate::sync::{Mutex, lock};
@@ -113,6 +120,9 @@ pub(crate) struct SpaceInner {
     flows: AtomicUsize,
     idle: Notify,
     pressed: Mutex<HashSet<u32>>,
+    /// Where other processes ask for something, in a space that was opened in a folder.
+    #[cfg(feature = "embedded")]
+    control: OnceLock<Listening>,
     pub(crate) link: OnceLock<Linked>,
     pub(crate) remote_names: RemoteNames,
     pub(crate) hashes: Hashes,
@@ -176,6 +186,9 @@ impl Space {
     /// A space on a store in a folder, which is made if it is not there. Its nodes are durable unless they are made
     /// [`ephemeral`](Node::ephemeral): every step of their flows is committed, and what a crash interrupts goes on when the
     /// space is opened and started again.
+    ///
+    /// Other processes of the same user reach it by a Unix domain socket in the folder, as long as it is open: see
+    /// [`control`](crate::control). Where none can be made, the space does without, and says so in a warning.
     ///
     /// # Errors
     ///
@@ -247,7 +260,9 @@ impl Space {
             Some(owned),
         );
         let states = Arc::new(SpaceStore::new(Arc::clone(&env)));
-        Ok(Self::over(config, env, states, store, Some(durable)))
+        let space = Self::over(config, env, states, Arc::clone(&store) as Arc<dyn Store>, Some(durable));
+        space.inner().listen(store.folder());
+        Ok(space)
     }
 
     /// A space on this store, with this configuration and environment. Its nodes are durable, as in [`Space::open`]; the
@@ -311,6 +326,8 @@ impl Space {
             flows: AtomicUsize::new(0),
             idle: Notify::new(),
             pressed: Mutex::default(),
+            #[cfg(feature = "embedded")]
+            control: OnceLock::new(),
             link: OnceLock::new(),
             remote_names: RemoteNames::default(),
             hashes: Hashes::default(),
@@ -371,12 +388,20 @@ impl Space {
     /// # Errors
     ///
     /// The first mistake made while the space was built: a pattern that cannot be understood, an id given twice. The
-    /// others are its causes' neighbours in [`Space::problems`]. [`ErrorKind::Unfit`] when the store has flows under way that
-    /// do not fit these nodes and steps. And whatever keeps the link from being attached or the store from being read.
+    /// others are its causes' neighbours in [`Space::problems`]. [`ErrorKind::Unfit`] when the store has flows under
+    /// way that do not fit these nodes and steps. And whatever keeps the link from being attached or the store from
+    /// being read.
     pub async fn start(&self) -> Result<()> {
         let inner = self.inner();
         if let Some(first) = lock(&inner.problems).first() {
             return Err(first.duplicate());
+        }
+        if let Some(node) = inner.all_nodes().iter().find(|node| node.holds_back_in_vain()) {
+            return Err(Error::misuse(format!(
+                "node `{}` is to hold flows back and is not durable, so they would be gone with the process; leave out \
+                 `rate_by` or `debounce_by`, or open the space on a store",
+                node.name
+            )));
         }
         // Looked up before anything is delivered, and let go once everything can be.
         let resumable = match &inner.durable {
@@ -384,6 +409,9 @@ impl Space {
             _ => Vec::new(),
         };
         inner.attach_link().await?;
+        if let Some(durable) = &inner.durable {
+            durable.enter_found(resumable);
+        }
         let started = inner.phase.compare_exchange(BUILDING, RUNNING, Ordering::SeqCst, Ordering::SeqCst);
         if started == Err(STOPPED) {
             return Err(closed_space());
@@ -392,7 +420,7 @@ impl Space {
             inner.presence_changed();
             let nodes = inner.by_name.pin().len();
             if let Some(durable) = &inner.durable {
-                durable.start(inner, resumable);
+                durable.start(inner);
             }
             inner.announce("system.started", serde_json::json!({ "nodes": nodes }));
         }
@@ -445,6 +473,101 @@ impl Space {
     #[inline]
     pub fn send<'s, T: Outgoing>(&'s self, to: impl Target<'s>, event: T) -> Sending<'s, T::Payload> {
         Sending::new(Sender::Space(self.inner()), to.into_destination(), event)
+    }
+
+    /// Sends an event after a while: a timer, which outlives the process. Only a space with a store has them.
+    ///
+    /// # Errors
+    ///
+    /// Of `.await`: [`ErrorKind::Misuse`] in a space in memory, [`ErrorKind::NoSuchNode`], and what the store says.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen::{Context, Event, Space, secs};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// let space = Space::open(folder.path()).await?;
+    /// let orders = space.node("orders");
+    /// orders.on("remind", |_: &Event, _: &Context| {});
+    /// space.start().await?;
+    ///
+    /// let remind = Event::new("remind", serde_json::json!({ "order": 7 }));
+    /// space.after(secs(86_400), &orders, remind).key("reminder:order-7").await?;
+    /// assert!(space.cancel_timer("reminder:order-7").await?);
+    /// # space.stop().await
+    /// # }
+    /// ```
+    pub fn after<'s, T: Payload>(&'s self, time: Duration, to: impl Target<'s>, event: T) -> After<'s, T> {
+        After::new(Sender::Space(self.inner()), time, to.into_destination(), event)
+    }
+
+    /// Takes the timer with this key back. False when there is none, or no more.
+    ///
+    /// # Errors
+    ///
+    /// Of `.await`: [`ErrorKind::Misuse`] in a space in memory, and what the store says.
+    pub fn cancel_timer(&self, key: &str) -> CancellingTimer<'_> {
+        CancellingTimer::new(Sender::Space(self.inner()), key)
+    }
+
+    /// The timers that are set, by when they are due.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Misuse`] in a space in memory, and what the store says.
+    ///
+    /// # Cost
+    ///
+    /// All of them are read, their events included.
+    pub async fn timers(&self) -> Result<Vec<Timer>> {
+        durable::timers(durable::of(self.inner())?).await
+    }
+
+    /// Sends an event again and again, at the times of a text of cron or [`every`](crate::every) so often. Only a space
+    /// with a store has schedules; they outlive the process, and a program defines its own at each start.
+    ///
+    /// # Errors
+    ///
+    /// Of `.await`: [`ErrorKind::Misuse`] in a space in memory, for a name that is empty and for a text that tells no
+    /// times, whose [`CronError`](crate::CronError) is the source; and what the store says.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen::{Context, Event, Missed, Space};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// let space = Space::open(folder.path()).await?;
+    /// let reports = space.node("reports");
+    /// reports.on("make", |make: &Event, _: &Context| println!("{:?}", make.metadata("due_unix_ms")));
+    /// let make = Event::new("make", serde_json::json!({}));
+    /// space.schedule("nightly-report", "0 3 * * *", &reports, make).missed(Missed::Once).await?;
+    /// space.start().await?;
+    ///
+    /// space.schedules().trigger("nightly-report").await?;
+    /// space.schedules().pause("nightly-report").await?;
+    /// # space.stop().await
+    /// # }
+    /// ```
+    pub fn schedule<'s, T: Payload>(
+        &'s self,
+        name: &str,
+        timing: impl IntoTiming,
+        to: impl Target<'s>,
+        event: T,
+    ) -> Scheduling<'s, T> {
+        Scheduling::new(self.inner(), name, timing, &to.into_destination(), event)
+    }
+
+    /// The schedules: to list, pause, resume, trigger, make up for and remove them.
+    #[must_use]
+    pub fn schedules(&self) -> Schedules<'_> {
+        Schedules::of(self.inner())
     }
 
     /// Sends an event to every node that listens.
@@ -621,9 +744,25 @@ impl SpaceInner {
         }
     }
 
+    pub(crate) fn is_building(&self) -> bool {
+        self.phase.load(Ordering::SeqCst) == BUILDING
+    }
+
     #[inline]
     pub(crate) fn is_running(&self) -> bool {
         self.phase.load(Ordering::Relaxed) == RUNNING
+    }
+
+    /// Listens for what other processes ask for. A space that cannot goes on without.
+    #[cfg(feature = "embedded")]
+    fn listen(self: &Arc<Self>, folder: &std::path::Path) {
+        match Listening::open(self, folder) {
+            Ok(listening) => drop(self.control.set(listening)),
+            Err(error) => {
+                let why = error.chain().join(": ");
+                tracing::warn!(target: "happen", code = error.code(), "the space has no control channel: {why}");
+            }
+        }
     }
 
     pub(crate) fn store(&self) -> Arc<dyn Store> {
@@ -958,6 +1097,10 @@ impl SpaceInner {
     fn close(&self) {
         if self.phase.swap(STOPPED, Ordering::SeqCst) == STOPPED {
             return;
+        }
+        #[cfg(feature = "embedded")]
+        if let Some(control) = self.control.get() {
+            control.close();
         }
         // First, so that whoever waits beyond the link learns that it closed, and not of flows that were cancelled.
         drop(self.leave_link());

@@ -168,8 +168,8 @@ impl<'n, S: State> StateOf<'n, S> {
     ///
     /// # Cost
     ///
-    /// No allocation. An entity that was never set is made by `S::default()` for this call. A document that is not in memory
-    /// is read from the store, on this thread.
+    /// No allocation. An entity that was never set is made by `S::default()` for this call. A document that is not in
+    /// memory is read from the store, on this thread.
     ///
     /// # Examples
     ///
@@ -384,7 +384,9 @@ impl<'n, S: State> StateOf<'n, S> {
     /// # shop.on("u32", sell);
     /// # let seen = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
     /// # let sees = seen.clone();
-    /// # shop.on("stock.low", move |_: &Event<Low>, _: &Context| { sees.fetch_add(1, std::sync::atomic::Ordering::SeqCst); });
+    /// # shop.on("stock.low", move |_: &Event<Low>, _: &Context| {
+    /// #     sees.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+    /// # });
     /// # space.start().await?;
     /// # shop.state::<Stock>().set(|_| Stock { apples: 9 })?;
     /// # space.send(&shop, 2u32).await?;
@@ -471,7 +473,8 @@ impl<'n, S: State> StateOf<'n, S> {
         if let Some(expected) = self.expected {
             staging.expect(expected).map_err(|error| self.placed(error))?;
         }
-        staging.change(Box::new(move |state, _| change(state))).map_err(|error| self.placed(error))?;
+        let change = with_checks(table.hooks.as_ref(), Box::new(move |state, _| change(state)));
+        staging.change(change).map_err(|error| self.placed(error))?;
         let node = Arc::clone(self.node);
         // In a task of its own, for whoever waits may stop waiting while others build on the change.
         let (told, tells) = tokio::sync::oneshot::channel();
@@ -558,12 +561,7 @@ impl<'n, S: State> StateOf<'n, S> {
         let change = with_checks(table.hooks.as_ref(), change);
         let staged = self.with_stage(|stage| {
             let Some(stage) = stage else { return Err(outside_of_a_step::<S>()) };
-            stage.stage(key, document, |staging| {
-                if let Some(expected) = self.expected {
-                    staging.expect(expected)?;
-                }
-                staging.change(change)
-            })?;
+            stage.change(key, document, self.expected, change)?;
             let (node, key) = (Arc::clone(self.node), Arc::clone(key));
             let event = stage.durable_flow().event.envelope().clone();
             stage.afterwards(move || {
@@ -758,6 +756,23 @@ fn run_hooks<S: State>(
     hooks.run(moment, &seen)
 }
 
+/// Writes a document of a durable node as somebody says by hand who saw it in this revision.
+///
+/// # Errors
+///
+/// As [`StateOf::try_commit`].
+pub(crate) async fn set_by_hand<S: State>(
+    node: &Arc<NodeInner>,
+    key: Key,
+    document: Arc<Document<S>>,
+    value: S,
+    expected: u64,
+) -> Result<()> {
+    let place = Place::Stored(key, document);
+    let state = StateOf { node, flow: None, place, expected: Some(expected), sees: Sees::Committed };
+    state.try_commit(move |_| Ok::<_, Error>(value.clone())).await
+}
+
 /// A change with the checks of its node around it.
 fn with_checks<S: State>(hooks: Option<&Arc<Hooks>>, change: Change<S>) -> Change<S> {
     let Some(hooks) = hooks.filter(|hooks| !hooks.state_checks().is_empty()) else { return change };
@@ -777,8 +792,8 @@ fn durable_of(node: &NodeInner) -> Option<&Durable> {
 #[cold]
 fn outside_of_a_step<S: State>() -> Error {
     Error::misuse(format!(
-        "state `{}` belongs to a durable node, and its handlers change it; from outside use `.commit(..).await`, or send an \
-         event",
+        "state `{}` belongs to a durable node, and its handlers change it; from outside use `.commit(..).await`, or \
+         send an event",
         S::NAME
     ))
 }

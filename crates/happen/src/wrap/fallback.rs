@@ -80,7 +80,7 @@ impl Wrap for Fallback {
         let failing = match start(&*self.inner, event, context) {
             Running::Ended(Ok(step)) => return Running::Ended(Ok(step)),
             Running::Ended(Err(error)) => {
-                let context = context.after(context.attempt(), Some(error));
+                let context = context.once_more(context.attempt(), Some(error));
                 match go_on(&*other, event, &context) {
                     Running::Ended(result) => return Running::Ended(told(result, &context)),
                     Running::Future(future) => {
@@ -96,7 +96,7 @@ impl Wrap for Fallback {
                 Ok(step) => return Ok(step),
                 Err(error) => error,
             };
-            let context = context.after(context.attempt(), Some(error));
+            let context = context.once_more(context.attempt(), Some(error));
             let result = go_on(&*other, &*event, &context).end().await;
             told(result, &context)
         })

@@ -216,7 +216,7 @@ impl Wrap for Retry {
                 }
                 env.sleep(wait).await;
                 attempt += 1;
-                running = go_on(&*inner, &*event, &context.after(attempt, Some(error)));
+                running = go_on(&*inner, &*event, &context.once_more(attempt, Some(error)));
             }
         })
     }

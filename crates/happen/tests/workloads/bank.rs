@@ -280,7 +280,7 @@ pub(crate) fn transfer(id: u64, mut dice: impl FnMut() -> u64) -> Transfer {
     let roll = dice();
     // Half of all go over two hot accounts.
     let account = |roll: u64| {
-        if roll % 2 == 0 { (roll / 2 % 2) as u32 } else { (roll / 2 % u64::from(ACCOUNTS)) as u32 }
+        if roll.is_multiple_of(2) { (roll / 2 % 2) as u32 } else { (roll / 2 % u64::from(ACCOUNTS)) as u32 }
     };
     let (from, to) = (account(roll), account(dice()));
     let cents = if roll % 23 == 22 { 0 } else { (dice() % 80) as i64 + 1 };

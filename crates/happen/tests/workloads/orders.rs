@@ -168,7 +168,8 @@ async fn approve(order: Event<Place>, cx: Context) -> happen::Result<Step> {
         assert!(wanted(&approved));
         see(&cx, order.id, "approved")?;
     }
-    cx.sleep(millis(150)).await;
+    // The longer one is remembered, the shorter one begins anew.
+    cx.sleep(if order.pieces > LARGE { secs(1) } else { millis(150) }).await;
     next(ship)
 }
 
@@ -242,7 +243,7 @@ fn sort_one(parcel: &Event<Parcel>, cx: &Context) -> happen::Result<()> {
 
 async fn open_line(_: (), note: Event<Note>, cx: Context) -> happen::Result<Step> {
     write(&cx, &note, "open")?;
-    if note.number % 3 == 0 {
+    if note.number.is_multiple_of(3) {
         cx.sleep(millis(15)).await;
     }
     happen::next_with(close_line, ())
@@ -368,7 +369,7 @@ pub(crate) fn order(id: u64, mut dice: impl FnMut() -> u64) -> Place {
         1 => LARGE + 1 + dice() % 3,
         _ => 1 + dice() % LARGE,
     };
-    Place { id, pieces, looks: (dice() % 4) as u32, gift: dice() % 4 == 0 }
+    Place { id, pieces, looks: (dice() % 4) as u32, gift: dice().is_multiple_of(4) }
 }
 
 /// Whether an order waits for a person.
