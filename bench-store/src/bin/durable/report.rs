@@ -265,8 +265,8 @@ impl Report {
         let (record, document) = self.step_bytes;
         let _ = writeln!(
             text,
-            "One at a time, in microseconds; a step writes one record of {record} bytes and a state of {document}, and keeps \
-             the state's last revision.\n"
+            "One at a time, in microseconds; a step writes one record of {record} bytes and a state of {document}, and \
+             keeps the state's last revision.\n"
         );
         text.push_str(
             "| operation | p50 (min–max) | p99 (min–max) | p50 × raw | p99 × raw |\n|---|---|---|---|---|\n",
@@ -282,7 +282,10 @@ impl Report {
             let Percentiles { half, late, half_ratio, late_ratio } = of;
             let _ = writeln!(text, "| {name} | {half} | {late} | {half_ratio} | {late_ratio} |");
         }
-        text.push_str("\nSteps a second.\n\n| flows in flight | Happen (min–max) | raw SQLite in groups of as many |\n|---|---|---|\n");
+        text.push_str(
+            "\nSteps a second.\n\n| flows in flight | Happen (min–max) | raw SQLite in groups of as many |\n\
+             |---|---|---|\n",
+        );
         let _ = writeln!(text, "| 1 | {} | |", self.one);
         for (flows, rates) in [(16, &self.few), (128, &self.many)] {
             let _ = writeln!(text, "| {flows} | {} | {} |", rates.ours, rates.raw);

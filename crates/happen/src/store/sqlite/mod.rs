@@ -285,7 +285,7 @@ impl Store for SqliteStore {
                 return writer::closed(len);
             }
             drop(calls);
-            answered.await.unwrap_or_else(|_| writer::closed(len))
+            answered.await.map_or_else(|_| writer::closed(len), |(results, _)| results)
         })
     }
 

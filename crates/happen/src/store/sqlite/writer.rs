@@ -30,8 +30,9 @@ pub(super) enum Call {
     Prune { prune: Prune, answer: oneshot::Sender<Result<Pruned>> },
 }
 
-/// Whom to tell what became of the batches of a call.
-type Answer = oneshot::Sender<Vec<Result<Committed>>>;
+/// Whom to tell what became of the batches of a call. They go back to where they were made, because memory that another
+/// thread frees makes both wait for each other.
+type Answer = oneshot::Sender<(Vec<Result<Committed>>, Vec<Batch>)>;
 
 pub(super) struct Writer {
     queries: Queries,
@@ -209,9 +210,9 @@ impl Writer {
         match committed {
             Ok((results, swept)) => {
                 self.swept(swept);
-                for ((_, answer), results) in group.calls.into_iter().zip(results) {
+                for ((batches, answer), results) in group.calls.into_iter().zip(results) {
                     // Whoever does not wait any more needs no answer.
-                    drop(answer.send(results));
+                    drop(answer.send((results, batches)));
                 }
             }
             Err(GivenUp(error)) if group.calls.is_empty() => self.give_up_sweeping(&error),
@@ -225,7 +226,8 @@ impl Writer {
                         self.transaction(|writer| writer.batches(&batches))
                     };
                     let failed = |error: Error| batches.iter().map(|_| Err(fault::again(&error))).collect();
-                    drop(answer.send(again.unwrap_or_else(|GivenUp(error)| failed(error))));
+                    let results = again.unwrap_or_else(|GivenUp(error)| failed(error));
+                    drop(answer.send((results, batches)));
                 }
             }
         }
