@@ -27,6 +27,7 @@ use crate::store::doctor::DoctorArguments;
 use crate::store::flows::{DeadCommand, FlowsCommand};
 use crate::store::hand::SendArguments;
 use crate::store::nodes::NodesArguments;
+use crate::store::schedule::ScheduleCommand;
 use crate::store::state::StateCommand;
 use crate::store::tail::TailArguments;
 use crate::store::upkeep::StoreCommand;
@@ -65,6 +66,9 @@ enum Command {
     /// Look at flows that failed for good, begin them anew, or give them up
     #[command(subcommand)]
     Dead(DeadCommand),
+    /// Look at schedules, pause, resume, trigger, make up for, or remove them
+    #[command(subcommand)]
+    Schedule(ScheduleCommand),
     /// Read and change the documents of nodes
     #[command(subcommand)]
     State(StateCommand),
@@ -145,6 +149,7 @@ fn main() -> ExitCode {
         Command::Send(arguments) => run(store::hand::send(&arguments, &output)),
         Command::Flows(command) => run(store::flows::run(command, &output)),
         Command::Dead(command) => run(store::flows::run_dead(command, &output)),
+        Command::Schedule(command) => run(store::schedule::run(command, &output)),
         Command::Verify(arguments) => run(store::verify::run(&arguments, &output)),
         Command::State(command) => run(store::state::run(command, &output)),
         Command::Store(command) => run(store::upkeep::run(command, &output)),

@@ -980,6 +980,78 @@ struct Ground {
 
 #[cfg(unix)]
 #[test]
+fn schedules_are_looked_at_and_changed_over_a_space_that_runs_and_one_that_stopped() {
+    use happen::{Context, Event, Space};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    let shop = Shop::closed();
+    let taken = Arc::new(AtomicU32::new(0));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let space = runtime.block_on(async {
+        let space = Space::open(shop.path()).await.unwrap();
+        let takes = Arc::clone(&taken);
+        let reports = space.node("reports");
+        reports.on("report", move |_: &Event, _: &Context| {
+            takes.fetch_add(1, Ordering::SeqCst);
+        });
+        space.start().await.unwrap();
+        let report = happen::Dynamic::from_json(happen::EventType::new("report"), json!({ "of": "July" }));
+        space.schedule("new-year", "0 0 1 1 *", &reports, report).await.unwrap();
+        space
+    });
+    let listed = json(&shop, &["schedule", "ls"]);
+    assert_eq!((&listed["name"], &listed["paused"]), (&"new-year".into(), &false.into()));
+    assert_eq!(
+        (&listed["times"], &listed["node"], &listed["type"]),
+        (&"0 0 1 1 *".into(), &"reports".into(), &"report".into())
+    );
+    assert!(listed["due"].as_str().unwrap().contains("-01-01T00:00:00"), "{listed}");
+    let line = text(&shop, &["schedule", "ls"]);
+    assert!(line.starts_with("new-year  0 0 1 1 *  reports  due 20"), "{line}");
+
+    let triggered = json(&shop, &["schedule", "trigger", "new-year"]);
+    let event = triggered["events"][0].as_str().unwrap();
+    assert_eq!(text(&shop, &["schedule", "pause", "new-year"]), "new-year  paused\n");
+    assert!(text(&shop, &["schedule", "ls"]).ends_with("reports  paused\n"));
+    assert_eq!(runtime.block_on(space.schedules().list()).unwrap()[0].due_unix_ms(), None);
+    let span = ["schedule", "backfill", "new-year", "--from", "2020-06-01", "--until", "2023-01-01"];
+    let lines = text(&shop, &span);
+    assert_eq!(lines.lines().filter(|line| line.ends_with("  new-year  made up for")).count(), 2, "{lines}");
+    assert_eq!(text(&shop, &span), "", "what was made up for once is not made up for again");
+    runtime.block_on(async {
+        space.settled(happen::secs(10)).await.unwrap();
+        space.stop().await.unwrap();
+    });
+    assert_eq!(taken.load(Ordering::SeqCst), 3);
+    assert!(text(&shop, &["trace", event]).contains("report"));
+
+    assert_eq!(text(&shop, &["schedule", "resume", "new-year"]), "new-year  resumed\n");
+    assert!(text(&shop, &["schedule", "ls"]).contains("due 20"));
+    text(&shop, &["schedule", "pause", "new-year"]);
+    for arguments in [&["schedule", "trigger", "new-year"][..], &span] {
+        let told = failure(&run(&shop, arguments), 1);
+        assert!(told.starts_with("no process has the store"), "{told}");
+    }
+    let space = runtime.block_on(async {
+        let space = Space::open(shop.path()).await.unwrap();
+        space.node("reports").on("report", |_: &Event, _: &Context| {});
+        space.start().await.unwrap();
+        space
+    });
+    assert!(runtime.block_on(space.schedules().list()).unwrap()[0].is_paused());
+    runtime.block_on(space.stop()).unwrap();
+    for act in ["pause", "resume", "rm", "trigger"] {
+        let told = failure(&run(&shop, &["schedule", act, "moon"]), if act == "trigger" { 1 } else { 4 });
+        assert!(act == "trigger" || told == "no schedule `moon` is there", "{told}");
+    }
+    assert_eq!(text(&shop, &["schedule", "rm", "new-year"]), "new-year  removed\n");
+    assert_eq!(text(&shop, &["schedule", "ls"]), "");
+    text(&shop, &["verify"]);
+    assert_eq!(run(&shop, &["schedule", "backfill", "a"]).status.code(), Some(2));
+}
+
+#[cfg(unix)]
+#[test]
 fn what_is_asked_for_by_hand_is_done_by_the_space_that_runs() {
     use happen::{Context, Error, Event, Space, secs};
     use std::sync::Arc;

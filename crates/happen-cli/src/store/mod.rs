@@ -10,6 +10,7 @@ pub(crate) mod ids;
 pub(crate) mod key;
 pub(crate) mod moment;
 pub(crate) mod nodes;
+pub(crate) mod schedule;
 pub(crate) mod state;
 pub(crate) mod table;
 pub(crate) mod tail;

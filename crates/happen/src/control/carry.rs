@@ -20,12 +20,13 @@ use tokio::sync::oneshot;
 
 use super::{
     Answer, Became, FlowBecame, FlowByHand, FlowsOf, Histories, LetterByHand, Letters, LettersByHand, Mode,
-    NodeStats, Phase, PruneBefore, PrunedByHand, Redrive, Refused, Request, SendEvent, SentByHand, SetState,
-    Stats, Wait, Written,
+    NodeStats, OfSchedule, Phase, PruneBefore, PrunedByHand, Redrive, Refused, Request, ScheduleAct,
+    ScheduledByHand, SendEvent, SentByHand, SetState, Stats, Wait, Written,
 };
 use crate::dispatch::Reply;
 use crate::durable::by_hand::{self, Incoming};
 use crate::durable::keys::{DEAD, FLOWS, FlowName};
+use crate::durable::schedule::{self, Edit, Schedules};
 use crate::durable::{Durable, StoredFlow};
 use crate::limits;
 use crate::node::NodeInner;
@@ -135,6 +136,7 @@ impl<'h> Hands<'h> {
             Request::Drop(letters) => self.drop_letters(&letters).await.map(Answer::Letters),
             Request::SetState(set) => self.set_state(&set).await.map(Answer::Written),
             Request::Prune(prune) => self.prune(&prune).await.map(Answer::Pruned),
+            Request::Schedule(of) => self.schedule(of).await.map(Answer::Scheduled),
             Request::Stats => self.stats().await.map(Answer::Stats),
         }
     }
@@ -438,6 +440,39 @@ impl<'h> Hands<'h> {
             Mode::CarryOut => pruning.carry_out(self.store).await?,
         };
         Ok(PrunedByHand { records: pruned.records, revisions: pruned.revisions, events_kept })
+    }
+
+    async fn schedule(&self, OfSchedule { name, act }: OfSchedule) -> Result<ScheduledByHand> {
+        let Some(Live { space, .. }) = self.live else {
+            let edit = match act {
+                ScheduleAct::Pause => Edit::Pause,
+                ScheduleAct::Resume => Edit::Resume,
+                ScheduleAct::Remove => Edit::Remove,
+                ScheduleAct::Trigger | ScheduleAct::Backfill { .. } => {
+                    return Err(Error::misuse(
+                        "no process has the store, so nobody takes the events of a schedule; start the space first",
+                    ));
+                }
+            };
+            let batch = schedule::edited(self.store, &name, edit, self.env.unix_ms()).await?;
+            self.commit(batch).await?;
+            return Ok(ScheduledByHand { name, events: Vec::new() });
+        };
+        let schedules = Schedules::of(space);
+        let events = match act {
+            ScheduleAct::Pause => schedules.pause(&name).await.map(|()| Vec::new()),
+            ScheduleAct::Resume => schedules.resume(&name).await.map(|()| Vec::new()),
+            ScheduleAct::Remove => match schedules.remove(&name).await {
+                Ok(true) => Ok(Vec::new()),
+                Ok(false) => Err(schedule::no_such(&name)),
+                Err(error) => Err(error),
+            },
+            ScheduleAct::Trigger => schedules.trigger(&name).await.map(|event| vec![event]),
+            ScheduleAct::Backfill { from_unix_ms, until_unix_ms } => {
+                schedules.backfill(&name, from_unix_ms, until_unix_ms).await
+            }
+        }?;
+        Ok(ScheduledByHand { name, events })
     }
 
     async fn stats(&self) -> Result<Stats> {

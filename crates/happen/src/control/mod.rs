@@ -23,6 +23,8 @@ use serde_json::Value as Json;
 #[cfg(feature = "embedded")]
 pub use client::Client;
 
+use crate::durable::schedule::{self, Schedule};
+
 pub(crate) use carry::Hands;
 #[cfg(feature = "embedded")]
 pub(crate) use listen::Listening;
@@ -61,6 +63,8 @@ pub enum Request {
     SetState(SetState),
     /// To forget what is old.
     Prune(PruneBefore),
+    /// To do something with a schedule.
+    Schedule(OfSchedule),
     /// To tell how the space is.
     Stats,
 }
@@ -203,6 +207,39 @@ pub enum Histories {
     Keep,
 }
 
+/// A schedule, and what is done with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(clippy::exhaustive_structs, reason = "it is made by whoever asks")]
+pub struct OfSchedule {
+    /// The name of the schedule.
+    pub name: String,
+    /// What is done with it.
+    pub act: ScheduleAct,
+}
+
+/// What is done with a schedule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum ScheduleAct {
+    /// As [`Schedules::pause`](crate::Schedules::pause).
+    Pause,
+    /// As [`Schedules::resume`](crate::Schedules::resume).
+    Resume,
+    /// As [`Schedules::remove`](crate::Schedules::remove).
+    Remove,
+    /// As [`Schedules::trigger`](crate::Schedules::trigger); only a space that runs can.
+    Trigger,
+    /// As [`Schedules::backfill`](crate::Schedules::backfill); only a space that runs can.
+    Backfill {
+        /// From this time on, in milliseconds since 1970.
+        from_unix_ms: u64,
+        /// Up to but without this one.
+        until_unix_ms: u64,
+    },
+}
+
 /// What came of a request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -218,6 +255,8 @@ pub enum Answer {
     Written(Written),
     /// Something was forgotten.
     Pruned(PrunedByHand),
+    /// Something was done with a schedule.
+    Scheduled(ScheduledByHand),
     /// How the space is.
     Stats(Stats),
 }
@@ -345,6 +384,17 @@ pub struct PrunedByHand {
     pub events_kept: u64,
 }
 
+/// A schedule that something was done with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct ScheduledByHand {
+    /// Its name.
+    pub name: String,
+    /// The events that its node took now.
+    pub events: Vec<EventId>,
+}
+
 /// How a space is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -428,6 +478,15 @@ pub struct NodeStats {
 /// ```
 pub async fn carry_out(store: &Arc<dyn Store>, env: &Arc<dyn Env>, request: Request) -> Result<Answer> {
     Hands::of_store(store, env).carry_out(request).await
+}
+
+/// All schedules of a store, by name; of a running space too.
+///
+/// # Errors
+///
+/// What the store says.
+pub async fn schedules(store: &Arc<dyn Store>) -> Result<Vec<Schedule>> {
+    schedule::all_in(store).await
 }
 
 /// A payload that is there, also when it is `null`.

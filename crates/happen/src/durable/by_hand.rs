@@ -316,6 +316,7 @@ fn name_of(letter: &Document) -> Result<FlowName<'_>> {
     })
 }
 
+/// The end of a document that keeps no past.
 pub(super) fn deletion(document: &Document) -> Write {
     Write {
         key: Arc::clone(&document.key),

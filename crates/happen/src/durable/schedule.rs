@@ -10,8 +10,8 @@ use happen_core::event::Purpose;
 use happen_core::hash::digest;
 use happen_core::limits::PAGE_RECORDS_MAX;
 use happen_core::payload::ErasedPayload;
-use happen_core::store::{Document as Stored, Key, List};
-use happen_core::{Dynamic, Error, Event, EventId, EventType, Payload, Result, State};
+use happen_core::store::{Batch, Content, Document as Stored, Key, List, Store};
+use happen_core::{Dynamic, Error, ErrorKind, Event, EventId, EventType, Payload, Result, State};
 use serde::{Deserialize, Serialize};
 
 use super::cron::{IntoTiming, Timing};
@@ -156,29 +156,14 @@ impl<'s> Schedules<'s> {
     ///
     /// What the store says.
     pub async fn list(&self) -> Result<Vec<Schedule>> {
-        let durable = super::of(self.space)?;
-        let mut all = Vec::new();
-        let mut after: Option<Key> = None;
-        loop {
-            let list =
-                List { prefix: SCHEDULES.into(), after: after.take(), documents_max: PAGE_RECORDS_MAX };
-            let page = durable.store.list(list).await?;
-            let Some(last) = page.last() else { break };
-            after = Some(Arc::clone(&last.key));
-            for document in &page {
-                let Some(stored) = decode(document)? else { continue };
-                all.push(Schedule { name: name_of(&document.key, SCHEDULES).into_owned(), stored });
-            }
-        }
-        all.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(all)
+        all_in(&super::of(self.space)?.store).await
     }
 
     /// Lets due times pass, also over restarts, until [`Schedules::resume`].
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Misuse`](crate::ErrorKind::Misuse) when there is no schedule of this name; what the store says.
+    /// [`ErrorKind::NotFound`] when there is no schedule of this name; what the store says.
     pub async fn pause(&self, name: &str) -> Result<()> {
         self.change(name, |schedule| schedule.paused = true).await
     }
@@ -191,11 +176,7 @@ impl<'s> Schedules<'s> {
     /// As [`Schedules::pause`].
     pub async fn resume(&self, name: &str) -> Result<()> {
         let now = self.space.env.unix_ms();
-        self.change(name, move |schedule| {
-            schedule.paused = false;
-            schedule.due_unix_ms = schedule.next_after(now);
-        })
-        .await
+        self.change(name, move |schedule| schedule.resumes(now)).await
     }
 
     /// Takes a schedule away. False when there is none of this name.
@@ -237,7 +218,7 @@ impl<'s> Schedules<'s> {
     ///
     /// # Errors
     ///
-    /// As [`Schedules::trigger`], and [`ErrorKind::Misuse`](crate::ErrorKind::Misuse) when there are more than
+    /// As [`Schedules::trigger`], and [`ErrorKind::Misuse`] when there are more than
     /// [`SCHEDULE_BACKFILL_MAX`](crate::limits::SCHEDULE_BACKFILL_MAX) due times. After an error the same call goes on
     /// where this one stood.
     pub async fn backfill(&self, name: &str, from_unix_ms: u64, until_unix_ms: u64) -> Result<Vec<EventId>> {
@@ -394,6 +375,11 @@ enum Why {
 impl StoredSchedule {
     fn is_none(&self) -> bool {
         self.timing.is_empty()
+    }
+
+    fn resumes(&mut self, now: u64) {
+        self.paused = false;
+        self.due_unix_ms = self.next_after(now);
     }
 
     fn says_the_same(&self, other: &Self) -> bool {
@@ -591,8 +577,58 @@ fn decode(stored: &Stored) -> Result<Option<StoredSchedule>> {
 }
 
 #[cold]
-fn no_such(name: &str) -> Error {
-    Error::misuse(format!("there is no schedule `{name}`"))
+pub(crate) fn no_such(name: &str) -> Error {
+    Error::new(ErrorKind::NotFound { what: format!("no schedule `{name}` is there") })
+}
+
+/// All schedules of a store, by name.
+///
+/// # Errors
+///
+/// What the store says.
+pub(crate) async fn all_in(store: &Arc<dyn Store>) -> Result<Vec<Schedule>> {
+    let mut all = Vec::new();
+    let mut after: Option<Key> = None;
+    loop {
+        let list = List { prefix: SCHEDULES.into(), after: after.take(), documents_max: PAGE_RECORDS_MAX };
+        let page = store.list(list).await?;
+        let Some(last) = page.last() else { break };
+        after = Some(Arc::clone(&last.key));
+        for document in &page {
+            let Some(stored) = decode(document)? else { continue };
+            all.push(Schedule { name: name_of(&document.key, SCHEDULES).into_owned(), stored });
+        }
+    }
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(all)
+}
+
+/// What is done to the document of a schedule in a store that no process has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Edit {
+    Pause,
+    Resume,
+    Remove,
+}
+
+/// The batch that does it.
+///
+/// # Errors
+///
+/// [`ErrorKind::NotFound`] when there is no schedule of this name; what the store says.
+pub(crate) async fn edited(store: &Arc<dyn Store>, name: &str, edit: Edit, now: u64) -> Result<Batch> {
+    let found = store.document(&named(SCHEDULES, name)).await?.ok_or_else(|| no_such(name))?;
+    let mut schedule = decode(&found)?.ok_or_else(|| no_such(name))?;
+    let mut write = super::by_hand::deletion(&found);
+    match edit {
+        Edit::Pause => schedule.paused = true,
+        Edit::Resume => schedule.resumes(now),
+        Edit::Remove => return Ok(Batch { documents: vec![write], ..Batch::default() }),
+    }
+    let bytes = happen_core::state::encode(&schedule)?;
+    let (name, version) = (StoredSchedule::NAME.into(), StoredSchedule::VERSION);
+    write.content = Some(Content { name, version, bytes: bytes.into() });
+    Ok(Batch { documents: vec![write], ..Batch::default() })
 }
 
 impl<T> fmt::Debug for Scheduling<'_, T> {
