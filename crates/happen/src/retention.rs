@@ -13,7 +13,7 @@ use happen_core::store::{
 use happen_core::{Error, ErrorKind, EventId, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::durable::keys::{ANCHOR, DEAD, FLOWS, FlowName, INBOX, SCHEDULES, SEEN, TIMERS};
+use crate::durable::keys::{ANCHOR, DEAD, FLOWS, FlowKey, INBOX, SCHEDULES, SEEN, TIMERS};
 use crate::limits;
 
 /// A plan of what a store forgets: all that is before a time, but what has to stay.
@@ -368,7 +368,7 @@ async fn events_named(store: &Arc<dyn Store>) -> Result<Vec<EventId>> {
             let documents = store.list(list).await?;
             let Some(last) = documents.last() else { break };
             for document in &documents {
-                let name = FlowName::of(&document.key, prefix).ok_or_else(|| nameless(&document.key))?;
+                let name = FlowKey::of(&document.key, prefix).ok_or_else(|| nameless(&document.key))?;
                 events.push(name.event);
             }
             after = Some(Key::clone(&last.key));

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::dispatch::Reply;
 use crate::durable::by_hand::{self, Incoming};
-use crate::durable::keys::{DEAD, FLOWS, FlowName};
+use crate::durable::keys::{DEAD, FLOWS, FlowKey};
 use crate::durable::schedule::{self, Edit, Schedules};
 use crate::durable::{Durable, StoredFlow};
 use crate::limits;
@@ -290,7 +290,7 @@ impl<'h> Hands<'h> {
         loop {
             let (page, next) = by_hand::page_of(self.store, DEAD, letters.node.as_deref(), after).await?;
             for document in &page {
-                let Some(name) = FlowName::of(&document.key, DEAD) else { continue };
+                let Some(name) = FlowKey::of(&document.key, DEAD) else { continue };
                 if letters.event.is_some_and(|event| event != name.event) {
                     continue;
                 }
@@ -540,7 +540,7 @@ fn check_durable(node: &NodeInner, key: &str) -> Result<()> {
 }
 
 fn by_hand_of(document: &Document, became: FlowBecame) -> Option<FlowByHand> {
-    let name = FlowName::of(&document.key, FLOWS)?;
+    let name = FlowKey::of(&document.key, FLOWS)?;
     let (node, registration) = (name.node.into_owned(), name.registration.into_owned());
     Some(FlowByHand { event: name.event, node, registration, became })
 }

@@ -21,7 +21,7 @@ use happen_core::store::{
 use happen_core::{Error, ErrorKind, EventId, Result};
 use serde_json::Value as Json;
 
-use super::keys::{DEAD, FLOWS, FlowName, INBOX};
+use super::keys::{DEAD, FLOWS, FlowKey, INBOX};
 use crate::keys::escaped;
 
 /// A batch, and the document of the flow that begins with it.
@@ -81,7 +81,7 @@ pub(crate) async fn documents_of(
     loop {
         let (page, next) = page_of(store, prefix, node, after).await?;
         let wanted =
-            |document: &Document| FlowName::of(&document.key, prefix).is_some_and(|name| name.event == event);
+            |document: &Document| FlowKey::of(&document.key, prefix).is_some_and(|name| name.event == event);
         found.extend(page.into_iter().filter(wanted));
         match next {
             Some(next) => after = Some(next),
@@ -252,7 +252,7 @@ pub(crate) async fn edited(
         WireStep::new(event, &name.node, &name.registration, &name.registration, StepOutcome::Waits);
     step.at_unix_ms = now_unix_ms;
     let form = encoded(&WireRecord { step: Some(step), ..WireRecord::default() }, DOCUMENT_BYTES_MAX)?;
-    let key = FlowName { event, ..name.clone() }.key(FLOWS);
+    let key = FlowKey { event, ..name.clone() }.key(FLOWS);
     let (begins, flow) = begins(&key, 1, letter, form);
     let batch = Batch {
         records: vec![NewRecord { tags, bytes: encoded(&first, RECORD_BYTES_MAX)? }],
@@ -309,8 +309,8 @@ pub(crate) fn kept(env: &Arc<dyn Env>, incoming: &Incoming<'_>) -> Result<(Event
     Ok((id, Batch { documents: vec![write], ..Batch::default() }))
 }
 
-fn name_of(letter: &Document) -> Result<FlowName<'_>> {
-    FlowName::of(&letter.key, DEAD).ok_or_else(|| {
+fn name_of(letter: &Document) -> Result<FlowKey<'_>> {
+    FlowKey::of(&letter.key, DEAD).ok_or_else(|| {
         let what = format!("document `{}`, whose key names no flow", letter.key);
         Error::new(ErrorKind::Damaged { what })
     })

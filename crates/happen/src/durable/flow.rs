@@ -19,7 +19,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::Durable;
 use super::control::{Hold, superseded};
-use super::keys::{FLOWS, FlowName};
+use super::keys::{FLOWS, FlowKey};
 use super::lane::Lanes;
 use super::record::Done;
 use super::stage::{Effects, Point, Stage};
@@ -147,7 +147,7 @@ impl StoredFlow {
         progress: Progress,
     ) -> Arc<Self> {
         let id = event.envelope().id;
-        let name = FlowName { node: (&*node.name).into(), event: id, registration: (&*registration).into() };
+        let name = FlowKey { node: (&*node.name).into(), event: id, registration: (&*registration).into() };
         let flow = Self {
             key: name.key(FLOWS),
             node: Arc::clone(node),
@@ -180,8 +180,8 @@ impl StoredFlow {
         }
     }
 
-    pub(super) fn name(&self) -> FlowName<'_> {
-        FlowName {
+    pub(super) fn name(&self) -> FlowKey<'_> {
+        FlowKey {
             node: (&*self.node.name).into(),
             event: self.event.envelope().id,
             registration: (&*self.registration).into(),

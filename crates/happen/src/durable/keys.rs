@@ -37,13 +37,13 @@ pub(crate) const IDENTITY: &str = "space/identity";
 /// A flow, as its documents are called: `<node>/<event>/<registration>` behind their prefix, with `/` in names as `%2F`
 /// and `%` as `%25`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct FlowName<'k> {
+pub(crate) struct FlowKey<'k> {
     pub(crate) node: Cow<'k, str>,
     pub(crate) event: EventId,
     pub(crate) registration: Cow<'k, str>,
 }
 
-impl<'k> FlowName<'k> {
+impl<'k> FlowKey<'k> {
     pub(crate) fn key(&self, prefix: &str) -> Key {
         let (node, registration) = (escaped(&self.node), escaped(&self.registration));
         format!("{prefix}{node}/{}/{registration}", self.event).into()
@@ -76,13 +76,13 @@ mod tests {
     fn names_of_any_text_come_back_from_their_keys() {
         let event: EventId = "0197a5d0-7c00-7000-8000-000000000001".parse().unwrap();
         for text in ["a", "a/b", "%2F", "validate#2", "tenant:acme/ä", "{{closure}}"] {
-            let name = FlowName { node: text.into(), event, registration: text.into() };
+            let name = FlowKey { node: text.into(), event, registration: text.into() };
             for prefix in [FLOWS, DEAD] {
-                assert_eq!(FlowName::of(&name.key(prefix), prefix).as_ref(), Some(&name), "{text}");
+                assert_eq!(FlowKey::of(&name.key(prefix), prefix).as_ref(), Some(&name), "{text}");
             }
         }
         for other in ["", "flow/", "flow/a/b/c", "flow/a/0197a5d0-7c00-7000-8000-000000000001", "state/a/b"] {
-            assert_eq!(FlowName::of(other, FLOWS), None, "{other}");
+            assert_eq!(FlowKey::of(other, FLOWS), None, "{other}");
         }
     }
 }

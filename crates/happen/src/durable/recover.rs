@@ -13,7 +13,7 @@ use serde_json::Value as Json;
 
 use super::control::{self, Hold};
 use super::flow::{Progress, StoredFlow};
-use super::keys::{DEAD, FLOWS, FlowName, IDENTITY, INBOX, SCHEDULES, SEEN, TIMERS};
+use super::keys::{DEAD, FLOWS, FlowKey, IDENTITY, INBOX, SCHEDULES, SEEN, TIMERS};
 use super::lane::Lanes;
 use super::stage::Point;
 use super::wait::Expected;
@@ -166,7 +166,7 @@ impl Durable {
         space: &Arc<SpaceInner>,
         document: &Document,
     ) -> Result<Result<Resumable, String>> {
-        let Some(name) = FlowName::of(&document.key, FLOWS) else {
+        let Some(name) = FlowKey::of(&document.key, FLOWS) else {
             return Ok(Err(format!("`{}`, which is no flow", document.key)));
         };
         let Some(content) = &document.content else { return Ok(Err(format!("`{}`, ended", document.key))) };
@@ -179,7 +179,7 @@ impl Durable {
             return Ok(Err(format!("{} waits for node `{}`, which is not there", name.event, name.node)));
         };
         let table = node.table.load();
-        let FlowName { event, registration, .. } = &name;
+        let FlowKey { event, registration, .. } = &name;
         if table.registered(registration).is_none() {
             return Ok(Err(format!(
                 "{event} waits for registration `{registration}` of node `{}`, which is not there",
@@ -315,7 +315,7 @@ impl Durable {
         payload: &Json,
     ) -> Result<EventId> {
         let begins = by_hand::edited(&self.store, &space.env, letter, payload).await?;
-        let name = FlowName::of(&begins.flow.key, FLOWS);
+        let name = FlowKey::of(&begins.flow.key, FLOWS);
         let fits = name.as_ref().is_some_and(|name| {
             let node = space.find(&name.node).filter(|node| node.is_durable());
             node.is_some_and(|node| node.table.load().registered(&name.registration).is_some())
