@@ -731,7 +731,7 @@ fn a_schedule_is_paused_resumed_triggered_made_up_for_and_removed() {
             schedules.trigger("h").await.unwrap_err(),
             schedules.backfill("h", 0, 1).await.unwrap_err(),
         ] {
-            assert_eq!(error.code(), "misuse");
+            assert_eq!(error.code(), "not-found");
         }
         space.stop().await.unwrap();
     });

@@ -21,7 +21,7 @@ pub(crate) struct Listener {
     straight: Option<Straight>,
 }
 
-/// The only registration of a node for a type, when nothing stands before it: no acceptance, no hook, no lane, no guard.
+/// The only registration of a node for a type, when nothing stands before it: no acceptance, no hook, no lane, no guard, no store.
 /// In force as long as the node has the table it had.
 struct Straight {
     entry: Arc<Entry>,
@@ -36,7 +36,7 @@ impl Listener {
         let table = node.table.load();
         let mut uncached = None;
         let only = table.route(event_type, &mut uncached).only(false).filter(|entry| entry.plain);
-        let straight = only.filter(|_| table.is_straight()).map(|entry| Straight {
+        let straight = only.filter(|_| table.is_straight() && !node.is_durable()).map(|entry| Straight {
             entry: Arc::clone(entry),
             version,
             max_concurrent: table.max_concurrent(),
@@ -80,6 +80,12 @@ impl Listener {
     }
 }
 
+/// Out of the way of those that are not durable.
+#[cold]
+fn gather(durable: &mut Vec<Arc<NodeInner>>, node: &Arc<NodeInner>) {
+    durable.push(Arc::clone(node));
+}
+
 /// Brings an event to everyone who listens; durable nodes are gathered, for the store comes first there. What becomes of it
 /// is remembered for each listener. True when what is known of a listener is old.
 pub(crate) fn publish(
@@ -100,12 +106,12 @@ pub(crate) fn publish(
     let ring = local::with_local(&first.node.space, |local| Arc::clone(&local.ring));
     for listener in listeners {
         let node = &listener.node;
-        if node.is_durable() {
-            durable.push(Arc::clone(node));
-            continue;
-        }
         if straight && let Some(what) = listener.run_straight(&mut way, event, envelope) {
             ring.handled(id, node.key, what);
+            continue;
+        }
+        if node.is_durable() {
+            gather(durable, node);
             continue;
         }
         old |= listener.is_old();

@@ -7,7 +7,6 @@ use happen_core::event::{Delegation, Purpose, User};
 use happen_core::{Event, EventId, NodeKey, Payload, Result};
 use serde_json::Value as Json;
 
-use super::staged::Staged;
 use super::{Extras, Sender, extras};
 use crate::stamp::stamped;
 use crate::stream::Outlet;
@@ -64,22 +63,9 @@ impl<'s, T: Payload> Broadcasting<'s, T> {
         reach: Reach,
     ) -> Result<EventId> {
         let Self { sender, payload, extras } = self;
-        if reach == Reach::Everywhere {
-            match super::staged::publish(sender, payload, source, extras.as_deref()) {
-                Staged::Kept(id) => return id,
-                Staged::No(same) => return Self { sender, payload: same, extras }.publish_now(source, reach),
-            }
+        if reach == Reach::Everywhere && super::staged::is_step(sender) {
+            return super::staged::publish(sender, payload, source, extras.as_deref());
         }
-        Self { sender, payload, extras }.publish_now(source, reach)
-    }
-
-    #[inline]
-    fn publish_now(
-        self,
-        source: Option<&tokio::sync::broadcast::Sender<happen_core::Value>>,
-        reach: Reach,
-    ) -> Result<EventId> {
-        let Self { sender, payload, extras } = self;
         let space = sender.space();
         space.check_running()?;
         let event = stamped(sender, payload, Purpose::Broadcast, extras.as_deref())?;

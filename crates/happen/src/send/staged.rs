@@ -69,35 +69,33 @@ pub(super) fn forget<T: Payload>(
     })
 }
 
-/// What became of a broadcast.
-pub(super) enum Staged<T> {
-    Kept(Result<EventId>),
-    /// It is sent by no step of a durable node; here it is again.
-    No(T),
+/// Whether a step of a durable node sends.
+#[inline]
+pub(super) fn is_step(sender: Sender<'_>) -> bool {
+    sender.with_cause(|cause| cause.is_some_and(|flow| flow.stage().is_some()))
 }
 
-/// Stages a broadcast, when a step of a durable node sends it.
+/// Stages a broadcast of a step of a durable node.
+#[cold]
 pub(super) fn publish<T: Payload>(
     sender: Sender<'_>,
     payload: T,
     source: Option<&tokio::sync::broadcast::Sender<happen_core::Value>>,
     extras: Option<&Extras>,
-) -> Staged<T> {
+) -> Result<EventId> {
     sender.with_cause(|cause| {
         let Some((flow, stage)) = cause.and_then(|flow| Some((flow, flow.stage()?))) else {
-            return Staged::No(payload);
+            return Err(Error::misuse("no step of a durable node sends this; please report this"));
         };
         if source.is_some() {
-            return Staged::Kept(Err(no_stream()));
+            return Err(no_stream());
         }
         let ordinal = ordinal(stage, extras);
         let within = (sender, flow, stage);
-        let staged = stamped(within, Parcel::One(payload), Purpose::Broadcast, extras, ordinal);
-        Staged::Kept(staged.and_then(|event| {
-            let id = event.envelope().id;
-            stage.send(ordinal, event, Whereto::Everyone)?;
-            Ok(id)
-        }))
+        let event = stamped(within, Parcel::One(payload), Purpose::Broadcast, extras, ordinal)?;
+        let id = event.envelope().id;
+        stage.send(ordinal, event, Whereto::Everyone)?;
+        Ok(id)
     })
 }
 
