@@ -21,8 +21,8 @@ pub(crate) struct Listener {
     straight: Option<Straight>,
 }
 
-/// The only registration of a node for a type, when nothing stands before it: no acceptance, no hook, no lane, no guard, no store.
-/// In force as long as the node has the table it had.
+/// The only registration of a node for a type, when nothing stands before it: no acceptance, no hook, no lane, no guard,
+/// no store. In force as long as the node has the table it had.
 struct Straight {
     entry: Arc<Entry>,
     version: u32,
