@@ -714,6 +714,40 @@ fn a_serial_node_keeps_its_order_over_a_restart() {
 }
 
 #[test]
+fn a_flow_whose_key_cannot_be_had_after_a_restart_goes_on_and_that_is_told() {
+    let world = World::new(17);
+    let outside = Outside::default();
+    let build = |space: &Space, has_key: bool| {
+        let outside = outside.clone();
+        let key = move |n: &u64| if has_key { *n } else { panic!("no key") };
+        space.node("line").serial_by(key).on(
+            "u64",
+            with(outside, async |outside: Outside, n: Event<u64>, cx: Context| {
+                cx.sleep(secs(10)).await;
+                outside.does(&n.to_string());
+            }),
+        );
+    };
+    world.sim.run(async {
+        let space = world.space();
+        build(&space, true);
+        space.start().await.unwrap();
+        let sent = space.send("line", 7u64).await.unwrap().event_id();
+        world.sim.env().sleep(secs(5)).await;
+        space.stop().await.unwrap();
+        let space = world.space();
+        build(&space, false);
+        space.start().await.unwrap();
+        world.sim.env().sleep(secs(60)).await;
+        let problems = space.problems();
+        assert_eq!((problems.len(), problems[0].event_id()), (1, Some(sent)), "{problems:?}");
+        assert!(problems[0].to_string().contains("no key"), "{problems:?}");
+        space.stop().await.unwrap();
+        assert_eq!(outside.done(), ["7"]);
+    });
+}
+
+#[test]
 fn an_ephemeral_node_beside_durable_ones_is_asked_and_told() {
     let world = World::new(12);
     let heard = Arc::new(AtomicU32::new(0));

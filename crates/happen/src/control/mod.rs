@@ -485,6 +485,25 @@ pub async fn carry_out(store: &Arc<dyn Store>, env: &Arc<dyn Env>, request: Requ
 /// # Errors
 ///
 /// What the store says.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> happen::Result<()> {
+/// # let folder = tempfile::tempdir().unwrap();
+/// let space = happen::Space::open(folder.path()).await?;
+/// let reports = space.node("reports");
+/// reports.on("u32", |_: &happen::Event<u32>, _: &happen::Context| {});
+/// space.start().await?;
+/// space.schedule("nightly", "0 3 * * *", &reports, 7u32).await?;
+///
+/// let schedules = happen::control::schedules(&space.store()).await?;
+/// assert_eq!((schedules[0].name(), schedules[0].node_id()), ("nightly", "reports"));
+/// # space.stop().await?;
+/// # Ok(())
+/// # }
+/// ```
 pub async fn schedules(store: &Arc<dyn Store>) -> Result<Vec<Schedule>> {
     schedule::all_in(store).await
 }

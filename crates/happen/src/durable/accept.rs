@@ -10,8 +10,8 @@ use happen_core::{ErasedEvent, Error, ErrorKind, Result};
 use tokio::sync::oneshot;
 
 use super::commit::Ticket;
-use super::control::{self, Hold};
 use super::flow::StoredFlow;
+use super::hold::{self, Hold};
 use super::keys::INBOX;
 use super::lane::{Lanes, check_room};
 use super::record::event_record;
@@ -305,7 +305,7 @@ fn flows_for(
     let runs = dispatch::runs(node, entries, event)?;
     let flows = runs.into_iter().map(|(entry, single, guarded)| {
         let event = single.and_then(|index| event.single(index)).unwrap_or(event);
-        let admitted = guarded.and_then(|()| Ok((lane(event)?, control::admit(node, table, event)?)));
+        let admitted = guarded.and_then(|()| Ok((lane(event)?, hold::admit(node, table, event)?)));
         let mut progress = StoredFlow::beginning(event);
         let (lane, (due_unix_ms, hold)) = admitted.unwrap_or_else(|error| {
             progress.spoilt = Some(error);

@@ -18,7 +18,7 @@ use happen_core::{ErasedEvent, Error, ErrorKind, EventId, Function, Result, Step
 use tokio::sync::{Notify, oneshot};
 
 use super::Durable;
-use super::control::{Hold, superseded};
+use super::hold::{Hold, superseded};
 use super::keys::{FLOWS, FlowKey};
 use super::lane::Lanes;
 use super::record::Done;

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use happen_core::{Error, ErrorKind, Result};
 
-use super::control::Held;
 use super::flow::StoredFlow;
+use super::hold::Held;
 use crate::config::QueueOrder;
 use crate::dispatch::priority_of;
 use crate::node::NodeInner;

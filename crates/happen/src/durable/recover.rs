@@ -11,8 +11,8 @@ use happen_core::store::{Batch, Content, Document, Key, List, Past, Position, Re
 use happen_core::{ErasedEvent, Error, ErrorKind, EventId, Result};
 use serde_json::Value as Json;
 
-use super::control::{self, Hold};
 use super::flow::{Progress, StoredFlow};
+use super::hold::{self, Hold};
 use super::keys::{DEAD, FLOWS, FlowKey, IDENTITY, INBOX, SCHEDULES, SEEN, TIMERS};
 use super::lane::Lanes;
 use super::stage::Point;
@@ -59,7 +59,7 @@ impl Durable {
         self.recover_times(space, &mut unfit).await?;
         for node in space.all_nodes() {
             if node.is_durable() {
-                control::recover(self, &node).await?;
+                hold::recover(self, &node).await?;
             }
         }
         if !unfit.is_empty() {
@@ -94,7 +94,7 @@ impl Durable {
         for Resumable { flow, .. } in &found {
             self.begun(flow);
         }
-        let superseded = control::superseded_among(found.iter().map(|resumable| &resumable.flow));
+        let superseded = hold::superseded_among(found.iter().map(|resumable| &resumable.flow));
         let mut waiting = Vec::new();
         for Resumable { flow, begun, .. } in found {
             match superseded.get(&flow.key) {
@@ -221,13 +221,19 @@ impl Durable {
             retry,
             ..Progress::default()
         };
+        // The event was taken with a key. When this program makes none of it, the flow goes on without, and that is told.
+        let id = arrived.envelope().id;
+        let tell = |error: Error| node.space.problem(error.at_event(id).at_node(&node.name));
         let lane = match &table.lane {
             Lane::Concurrent => None,
-            Lane::ByKey(key_of, _) => isolated("the key of a serial node", || key_of(&*arrived)).ok(),
+            Lane::ByKey(key_of, _) => {
+                isolated("the key of a serial node", || key_of(&*arrived)).map_err(tell).ok()
+            }
         };
-        // A key that cannot be had was told when the flow was accepted; now it runs without.
         let hold = match step.number {
-            0 => control::admit_again(&node, &table, &*arrived, step.due_unix_ms).unwrap_or_default(),
+            0 => hold::admit_again(&node, &table, &*arrived, step.due_unix_ms)
+                .map_err(tell)
+                .unwrap_or_default(),
             _ => Hold::default(),
         };
         let flow = StoredFlow::new(&node, Arc::from(&**registration), arrived, (lane, hold), None, progress);

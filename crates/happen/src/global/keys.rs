@@ -45,7 +45,7 @@ impl Keys {
             let mut expired = false;
             for document in &documents {
                 let Some(content) = &document.content else { continue };
-                let name = format::entry_name(&document.key).unwrap_or_default();
+                let Some(name) = format::entry_name(&document.key) else { continue };
                 let kept = Kept::of_content(content)
                     .map_err(|error| error.context(format!("reading global `{name}`")))?;
                 if kept.has_expired(now) {

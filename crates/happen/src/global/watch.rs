@@ -202,7 +202,7 @@ impl Watch {
     fn there(&self, document: Document, now_unix_ms: u64) -> Result<Option<Change>> {
         let Document { key, revision, position, at_unix_ms, content } = document;
         let Some(content) = content.filter(|_| position <= self.since) else { return Ok(None) };
-        let name = format::entry_name(&key).unwrap_or_default();
+        let Some(name) = format::entry_name(&key) else { return Ok(None) };
         let kept =
             Kept::of_content(&content).map_err(|error| error.context(format!("reading global `{name}`")))?;
         if kept.has_expired(now_unix_ms) {
