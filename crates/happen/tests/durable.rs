@@ -353,6 +353,27 @@ fn a_flow_sleeps_through_restarts_and_holds_nobody_up() {
     });
 }
 
+#[test]
+fn a_sleep_is_remembered_from_a_second_on() {
+    let limit = happen::limits::SLEEP_REMEMBERED_MS;
+    for (time_ms, commits) in [(limit - 1, 1), (limit, 2), (limit + 1, 2)] {
+        let world = World::new(18);
+        world.sim.run(async {
+            let store = world.store();
+            let space = world.space_over(&store);
+            space.node("sleeper").on("u64", |ms: Event<u64>, cx: Context| async move {
+                cx.sleep(millis(*ms)).await;
+                Ok::<_, Error>(true)
+            });
+            space.start().await.unwrap();
+            let before = store.commits();
+            assert!(space.send("sleeper", time_ms).reply::<bool>().await.unwrap().into_inner());
+            assert_eq!(store.commits() - before, commits, "{time_ms} ms");
+            space.stop().await.unwrap();
+        });
+    }
+}
+
 async fn approve(order: Event<Create>, cx: Context) -> happen::Result<String> {
     let id = order.id.clone();
     let approval = cx

@@ -642,3 +642,23 @@ impl fmt::Debug for Schedules<'_> {
         f.write_str("the schedules of a space")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_due_time_is_missed_when_it_is_over_by_more_than_the_limit() {
+        let timing = Timing::parse("@hourly").unwrap();
+        let (hour, late) = (3_600_000, limits::SCHEDULE_LATE_MS_MAX);
+        for (now, fires) in [
+            (hour, Some(hour)),
+            (hour + late - 1, Some(hour)),
+            (hour + late, Some(hour)),
+            (hour + late + 1, None),
+        ] {
+            assert_eq!(plan(&timing, Missed::Skip, hour, now), Plan { fires, next: 2 * hour }, "{now}");
+            assert_eq!(plan(&timing, Missed::Once, hour, now), Plan { fires: Some(hour), next: 2 * hour });
+        }
+    }
+}
