@@ -8,6 +8,7 @@ mod bench;
 mod examples;
 mod instructions;
 mod process;
+mod setup;
 mod tidy;
 
 use std::env;
@@ -19,7 +20,10 @@ use process::{Failure, cargo, heading, run};
 const HELP: &str = "\
 cargo xtask <command>
 
-  test             runs all tests and doctests, builds and runs all examples, then tidy
+  setup            installs the servers that tests talk to into .tools, unless
+                   they are on the path
+  test             does the setup, runs all tests and doctests, builds and runs
+                   all examples, then tidy
   lint             checks the format, clippy and the documentation, with warnings denied
   tidy             checks the sources, the documents and the dependency budget
   bench            measures Happen and its rivals and prints tables; takes
@@ -32,12 +36,13 @@ cargo xtask <command>
                    bench/instructions.txt, which --bless writes anew
   help             prints this text
 
-Nothing but the Rust toolchain and git is needed, and valgrind for instructions. The first failure ends a command.
+Nothing but the Rust toolchain, git and Python with pip is needed, and valgrind for instructions. The first failure ends a command.
 ";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let done = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["setup"] => root().and_then(|root| setup::setup(&root)),
         ["test"] => root().and_then(|root| test(&root)),
         ["lint"] => root().and_then(|root| lint(&root)),
         ["tidy"] => root().and_then(|root| tidy::run(&root)),
@@ -59,6 +64,7 @@ fn main() -> ExitCode {
 }
 
 fn test(root: &Path) -> Result<(), Failure> {
+    setup::setup(root)?;
     heading("tests and doctests");
     run(cargo(root).args(["test", "--workspace", "--all-features"]))?;
     heading("examples");

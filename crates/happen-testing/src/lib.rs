@@ -9,6 +9,7 @@ mod contract;
 mod faulty_store;
 pub mod link;
 mod migrations;
+mod nats_server;
 mod panic_text;
 mod seeds;
 mod simulator;
@@ -16,5 +17,6 @@ pub mod store_contract;
 
 pub use faulty_store::{Dies, FaultyStore};
 pub use migrations::Migrations;
+pub use nats_server::{NatsCluster, NatsServer};
 pub use seeds::{SeedOutcome, check_seeds};
 pub use simulator::{RunError, RunErrorKind, Simulator};

@@ -1,0 +1,1 @@
+//! Happen across machines: NATS JetStream as link and store.

@@ -1,0 +1,269 @@
+//! A real NATS server for tests: started in a folder of its own on a port that the system chooses, killed, paused and
+//! started again at will, gone with the value. Owns the process and its configuration; knows no client.
+#![expect(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "what is missing fails the test that asks for it"
+)]
+#![expect(clippy::disallowed_methods, reason = "a process is real, and so is the time it takes to start")]
+
+use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use std::{env, fs, thread};
+
+use crate::limits;
+
+/// A server with JetStream that syncs every write, on loopback, in a temporary folder.
+///
+/// # Panics
+///
+/// Everything here panics when the server is not installed or does not do what it is told, and says what to do.
+///
+/// # Examples
+///
+/// ```no_run
+/// let mut server = happen_testing::NatsServer::start();
+/// println!("{}", server.url());
+/// server.kill();
+/// server.restart();
+/// ```
+#[derive(Debug)]
+pub struct NatsServer {
+    name: String,
+    folder: PathBuf,
+    port: u16,
+    /// What the configuration has beside the port.
+    config: String,
+    child: Option<Child>,
+    /// Gone with the last server that uses it.
+    _temporary: Option<tempfile::TempDir>,
+}
+
+/// Servers that form a cluster.
+#[derive(Debug)]
+pub struct NatsCluster {
+    /// The servers, in the order of their names.
+    pub servers: Vec<NatsServer>,
+    _temporary: tempfile::TempDir,
+}
+
+impl NatsServer {
+    /// Starts a server.
+    #[must_use]
+    pub fn start() -> Self {
+        Self::with("")
+    }
+
+    /// Starts a server with further lines of configuration.
+    #[must_use]
+    pub fn with(config: &str) -> Self {
+        let temporary = tempfile::tempdir().expect("a temporary folder");
+        let mut server = Self::new("alone", temporary.path(), config);
+        server._temporary = Some(temporary);
+        // Somebody else may take the port between the choice and the start.
+        for _ in 1..STARTS_MAX {
+            server.launch();
+            if server.is_ready() {
+                return server;
+            }
+            server.port = free_port();
+        }
+        server.restart();
+        server
+    }
+
+    fn new(name: &str, folder: &Path, config: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            folder: folder.to_owned(),
+            port: free_port(),
+            config: config.to_owned(),
+            child: None,
+            _temporary: None,
+        }
+    }
+
+    /// The address for clients.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// The port for clients.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What the server wrote to its log so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_file()).unwrap_or_default()
+    }
+
+    /// Kills the process at once: nothing is written or said any more.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("the server can be killed");
+            child.wait().expect("the server has ended");
+        }
+    }
+
+    /// Has the server stand still, as a machine does that lost its processor: its connections stay.
+    pub fn pause(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets a paused server go on.
+    pub fn go_on(&self) {
+        self.signal("-CONT");
+    }
+
+    /// Starts the server again, on the same port and folder, after killing the one that runs. Ends when it takes clients.
+    pub fn restart(&mut self) {
+        self.launch();
+        self.until_ready();
+    }
+
+    fn until_ready(&mut self) {
+        assert!(self.is_ready(), "the NATS server ended: {}", self.log());
+    }
+
+    fn launch(&mut self) {
+        self.kill();
+        let program = program();
+        let store = self.folder.join("jetstream");
+        let config = format!(
+            "server_name: {name}\nlisten: \"127.0.0.1:{port}\"\njetstream {{ store_dir: {store:?}, sync_interval: always }}\n{more}\n",
+            name = self.name,
+            port = self.port,
+            more = self.config,
+        );
+        let file = self.folder.join("server.conf");
+        fs::create_dir_all(&self.folder).expect("a folder for the server");
+        fs::write(&file, config).expect("the configuration can be written");
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file()).expect("a log file");
+        let started = Command::new(&program)
+            .arg("-c")
+            .arg(&file)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn();
+        self.child =
+            Some(started.unwrap_or_else(|error| panic!("{} does not start: {error}", program.display())));
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.folder.join("server.log")
+    }
+
+    /// Waits until a client is greeted. False when the process has ended.
+    fn is_ready(&mut self) -> bool {
+        for _ in 0..limits::LOOKS_MAX {
+            let child = self.child.as_mut().expect("the server was started");
+            if child.try_wait().expect("the server can be asked").is_some() {
+                return false;
+            }
+            if greeting(self.port).is_some_and(|info| info.contains("\"jetstream\":true")) {
+                return true;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        panic!("the NATS server takes no clients: {}", self.log());
+    }
+
+    fn signal(&self, signal: &str) {
+        let id = self.child.as_ref().expect("the server runs").id().to_string();
+        let sent = Command::new("kill").args([signal, &id]).status().expect("`kill` is there");
+        assert!(sent.success(), "`kill {signal} {id}` failed");
+    }
+}
+
+impl Drop for NatsServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+impl NatsCluster {
+    /// Starts so many servers that know each other. They may take a moment longer to agree on who leads.
+    #[must_use]
+    pub fn start(count: usize) -> Self {
+        let temporary = tempfile::tempdir().expect("a temporary folder");
+        let ports: Vec<u16> = (0..count).map(|_| free_port()).collect();
+        let mut routes = String::new();
+        for port in &ports {
+            write!(routes, "\"nats://127.0.0.1:{port}\", ").unwrap();
+        }
+        let mut servers = Vec::with_capacity(count);
+        for (index, port) in ports.iter().enumerate() {
+            let name = format!("server-{index}");
+            let config =
+                format!("cluster {{ name: happen, listen: \"127.0.0.1:{port}\", routes: [{routes}] }}");
+            let mut server = NatsServer::new(&name, &temporary.path().join(&name), &config);
+            server.launch();
+            servers.push(server);
+        }
+        servers.iter_mut().for_each(NatsServer::until_ready);
+        Self { servers, _temporary: temporary }
+    }
+
+    /// The addresses of all servers for clients, separated by commas.
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.servers.iter().map(NatsServer::url).collect::<Vec<_>>().join(",")
+    }
+
+    /// The server with this name, such as the one that a stream's information calls its leader.
+    #[must_use]
+    pub fn named(&mut self, name: &str) -> Option<&mut NatsServer> {
+        self.servers.iter_mut().find(|server| server.name == name)
+    }
+}
+
+/// The first line that a server says to a client, if it takes any.
+fn greeting(port: u16) -> Option<String> {
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let stream = TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).ok()?;
+    Some(line)
+}
+
+/// A port that nobody listens on at this moment. A server that is started again needs the one it had.
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port on loopback");
+    listener.local_addr().expect("the port's number").port()
+}
+
+/// The program: the one in the project's tools folder, else one on the path.
+fn program() -> PathBuf {
+    let named = env::var_os(PROGRAM_VARIABLE).map(PathBuf::from);
+    let mut folder = env::current_dir().ok();
+    let mut candidates: Vec<PathBuf> = named.into_iter().collect();
+    while let Some(here) = folder {
+        candidates.push(here.join(".tools/nats/bin/nats-server"));
+        folder = here.parent().map(Path::to_owned);
+    }
+    let paths = env::var_os("PATH").unwrap_or_default();
+    candidates.extend(env::split_paths(&paths).map(|folder| folder.join("nats-server")));
+    let found = candidates.into_iter().find(|path| path.is_file());
+    found.unwrap_or_else(|| {
+        panic!(
+            "no NATS server is installed; install one into the project with `cargo xtask setup`, put `nats-server` \
+             2.15 or later on the path, or name one in {PROGRAM_VARIABLE}"
+        )
+    })
+}
+
+/// How often a new server tries a port.
+const STARTS_MAX: usize = 5;
+
+/// The environment variable that names the server's program.
+const PROGRAM_VARIABLE: &str = "HAPPEN_NATS_SERVER";
