@@ -30,7 +30,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::follow::{Follower, LogWatch};
 use self::query::Queries;
 use self::readers::Readers;
-use self::writer::{Call, Writer};
+use self::writer::{At, Call, Writer};
 use crate::limits;
 use crate::sync::{Mutex, lock};
 
@@ -110,13 +110,14 @@ pub struct SqliteOptions {
     env: Arc<dyn Env>,
     readers: usize,
     bytes_max: Option<u64>,
+    synced: bool,
 }
 
 impl SqliteOptions {
     /// The defaults, with times from this environment.
     #[must_use]
     pub fn new(env: Arc<dyn Env>) -> Self {
-        Self { env, readers: limits::STORE_READERS, bytes_max: None }
+        Self { env, readers: limits::STORE_READERS, bytes_max: None, synced: true }
     }
 
     /// The same with so many threads that read; at least one.
@@ -130,6 +131,13 @@ impl SqliteOptions {
     #[must_use]
     pub fn bytes_max(self, bytes: u64) -> Self {
         Self { bytes_max: Some(bytes), ..self }
+    }
+
+    /// The same without syncing: for a copy of what is kept elsewhere. It outlives its process, and may be damaged after
+    /// the loss of power.
+    #[must_use]
+    pub fn unsynced(self) -> Self {
+        Self { synced: false, ..self }
     }
 }
 
@@ -188,7 +196,7 @@ impl SqliteStore {
         schema::create(&folder)?;
         log_file::check(&folder.join(schema::WRITE_AHEAD_LOG))?;
         let pages_max = options.bytes_max.map(|bytes| bytes / PAGE_BYTES);
-        let connection = schema::writer(&folder, pages_max)?;
+        let connection = schema::writer(&folder, pages_max, options.synced)?;
         let (calls, waiting) = mpsc::channel(limits::STORE_CALLS_MAX);
         let (tell, news) = watch::channel(0);
         let writer = Writer::new(connection, Arc::clone(&options.env), waiting, tell)?;
@@ -223,6 +231,55 @@ impl SqliteStore {
             access: Access::ReadOnly,
             lock: Mutex::default(),
         })
+    }
+
+    /// Commits as [`Store::commit`] does, but at this time, in milliseconds since 1970: for a copy of a log that is kept
+    /// elsewhere and tells when it took what the copy takes now. Calls are committed in the order in which their futures
+    /// were polled first.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::commit`].
+    pub async fn commit_at(&self, unix_ms: u64, batches: Vec<Batch>) -> Vec<Result<Committed>> {
+        self.call_to_commit(batches, Some(unix_ms)).await
+    }
+
+    /// Prunes as [`Store::prune`] does, in the order of the calls of [`SqliteStore::commit_at`] and at this time.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::prune`].
+    pub async fn prune_at(&self, unix_ms: u64, prune: Prune) -> Result<Pruned> {
+        self.call_to_prune(prune, Some(unix_ms)).await
+    }
+
+    async fn call_to_commit(&self, batches: Vec<Batch>, at: At) -> Vec<Result<Committed>> {
+        let len = batches.len();
+        if len == 0 {
+            return Vec::new();
+        }
+        let calls = match self.calls() {
+            Ok(calls) => calls,
+            Err(error) => return (0..len).map(|_| Err(fault::again(&error))).collect(),
+        };
+        let (answer, answered) = oneshot::channel();
+        let bytes = writer::bytes_of(&batches);
+        // Stands in line when it is polled first, also when the task has done much already: calls keep their order.
+        let sent = tokio::task::unconstrained(calls.send(Call::Commit { batches, bytes, at, answer })).await;
+        if sent.is_err() {
+            return writer::closed(len);
+        }
+        drop(calls);
+        answered.await.map_or_else(|_| writer::closed(len), |(results, _)| results)
+    }
+
+    async fn call_to_prune(&self, prune: Prune, at: At) -> Result<Pruned> {
+        let calls = self.calls()?;
+        let (answer, answered) = oneshot::channel();
+        let sent = tokio::task::unconstrained(calls.send(Call::Prune { prune, at, answer })).await;
+        sent.map_err(|_| fault::closed())?;
+        drop(calls);
+        answered.await.unwrap_or_else(|_| Err(fault::closed()))
     }
 
     /// Who to call to write.
@@ -268,25 +325,7 @@ impl Ending {
 
 impl Store for SqliteStore {
     fn commit(&self, batches: Vec<Batch>) -> BoxFuture<'_, Vec<Result<Committed>>> {
-        Box::pin(async move {
-            let len = batches.len();
-            if len == 0 {
-                return Vec::new();
-            }
-            let calls = match self.calls() {
-                Ok(calls) => calls,
-                Err(error) => return (0..len).map(|_| Err(fault::again(&error))).collect(),
-            };
-            let (answer, answered) = oneshot::channel();
-            let bytes = writer::bytes_of(&batches);
-            // Stands in line when it is polled first, also when the task has done much already: calls keep their order.
-            let sent = tokio::task::unconstrained(calls.send(Call::Commit { batches, bytes, answer })).await;
-            if sent.is_err() {
-                return writer::closed(len);
-            }
-            drop(calls);
-            answered.await.map_or_else(|_| writer::closed(len), |(results, _)| results)
-        })
+        Box::pin(self.call_to_commit(batches, None))
     }
 
     /// The writer takes calls as they come.
@@ -334,13 +373,7 @@ impl Store for SqliteStore {
     ///
     /// A record that cannot be read is left, and told at the end by [`ErrorKind::Damaged`]: all else was pruned.
     fn prune(&self, prune: Prune) -> BoxFuture<'_, Result<Pruned>> {
-        Box::pin(async move {
-            let calls = self.calls()?;
-            let (answer, answered) = oneshot::channel();
-            calls.send(Call::Prune { prune, answer }).await.map_err(|_| fault::closed())?;
-            drop(calls);
-            answered.await.unwrap_or_else(|_| Err(fault::closed()))
-        })
+        Box::pin(self.call_to_prune(prune, None))
     }
 }
 

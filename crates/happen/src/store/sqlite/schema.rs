@@ -199,8 +199,8 @@ fn flags(mode: OpenFlags, create: bool) -> OpenFlags {
     mode | create | OpenFlags::SQLITE_OPEN_NO_MUTEX
 }
 
-/// The connection that writes; there is one.
-pub(super) fn writer(folder: &Path, pages_max: Option<u64>) -> Result<Connection> {
+/// The connection that writes; there is one. One that does not sync leaves it to the system when its writes reach the disk.
+pub(super) fn writer(folder: &Path, pages_max: Option<u64>, synced: bool) -> Result<Connection> {
     let connection = connect(folder, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     let what = || format!("open the store in {}", folder.display());
     let mode: String =
@@ -209,9 +209,10 @@ pub(super) fn writer(folder: &Path, pages_max: Option<u64>) -> Result<Connection
         let what = format!("SQLite cannot keep a write-ahead log in {}", folder.display());
         return Err(Error::misuse(format!("{what}; choose a folder on a disk of this machine")));
     }
+    let synchronous = if synced { "FULL" } else { "OFF" };
     connection
         .execute_batch(&format!(
-            "PRAGMA synchronous = FULL; PRAGMA cache_size = -{WRITER_CACHE_KIB}; \
+            "PRAGMA synchronous = {synchronous}; PRAGMA cache_size = -{WRITER_CACHE_KIB}; \
              PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}; PRAGMA journal_size_limit = {LOG_BYTES_KEPT};"
         ))
         .during(what)?;

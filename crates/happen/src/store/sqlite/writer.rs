@@ -26,9 +26,12 @@ use crate::limits;
 
 /// What the writer is asked for.
 pub(super) enum Call {
-    Commit { batches: Vec<Batch>, bytes: usize, answer: Answer },
-    Prune { prune: Prune, answer: oneshot::Sender<Result<Pruned>> },
+    Commit { batches: Vec<Batch>, bytes: usize, at: At, answer: Answer },
+    Prune { prune: Prune, at: At, answer: oneshot::Sender<Result<Pruned>> },
 }
+
+/// When something is committed, in milliseconds since 1970; none stands for the time at which it is written.
+pub(super) type At = Option<u64>;
 
 /// Whom to tell what became of the batches of a call. They go back to where they were made, because memory that another
 /// thread frees makes both wait for each other.
@@ -66,7 +69,7 @@ struct Patience {
 /// Calls that are committed together.
 #[derive(Default)]
 struct Group {
-    calls: Vec<(Vec<Batch>, Answer)>,
+    calls: Vec<(Vec<Batch>, At, Answer)>,
     bytes: usize,
 }
 
@@ -130,7 +133,7 @@ impl Writer {
         let mut waiting = VecDeque::new();
         while self.wait(&mut waiting) {
             match waiting.pop_front() {
-                Some(Call::Prune { prune, answer }) => self.begin_prune(&prune, answer),
+                Some(Call::Prune { prune, at, answer }) => self.begin_prune(&prune, at, answer),
                 Some(commit) => {
                     waiting.push_front(commit);
                     self.groups += 1;
@@ -181,8 +184,8 @@ impl Writer {
     fn take(&mut self, waiting: &mut VecDeque<Call>, group: &mut Group) {
         while group.calls.len() < limits::STORE_CALLS_MAX && group.bytes < limits::STORE_GROUP_BYTES_MAX {
             match waiting.pop_front().or_else(|| self.calls.try_recv().ok()) {
-                Some(Call::Commit { batches, bytes, answer }) => {
-                    group.calls.push((batches, answer));
+                Some(Call::Commit { batches, bytes, at, answer }) => {
+                    group.calls.push((batches, at, answer));
                     group.bytes += bytes;
                 }
                 Some(prune) => return waiting.push_front(prune),
@@ -200,8 +203,8 @@ impl Writer {
             loop {
                 writer.take(waiting, &mut group);
                 let Some(new) = group.calls.get(results.len()..).filter(|new| !new.is_empty()) else { break };
-                for (batches, _) in new {
-                    results.push(writer.batches(batches)?);
+                for (batches, at, _) in new {
+                    results.push(writer.batches(batches, *at)?);
                 }
             }
             let swept = slice.map_or(Ok(None), |slice| writer.sweep(slice))?;
@@ -210,7 +213,7 @@ impl Writer {
         match committed {
             Ok((results, swept)) => {
                 self.swept(swept);
-                for ((batches, answer), results) in group.calls.into_iter().zip(results) {
+                for ((batches, _, answer), results) in group.calls.into_iter().zip(results) {
                     // Whoever does not wait any more needs no answer.
                     drop(answer.send((results, batches)));
                 }
@@ -219,11 +222,11 @@ impl Writer {
             // One of them may be what cannot be written, or the sweep, so each has a transaction of its own.
             Err(GivenUp(error)) => {
                 let alone = group.calls.len() == 1 && (slice.is_none() || self.sweeps.is_empty());
-                for (batches, answer) in group.calls {
+                for (batches, at, answer) in group.calls {
                     let again = if alone {
                         Err(GivenUp(fault::again(&error)))
                     } else {
-                        self.transaction(|writer| writer.batches(&batches))
+                        self.transaction(|writer| writer.batches(&batches, at))
                     };
                     let failed = |error: Error| batches.iter().map(|_| Err(fault::again(&error))).collect();
                     let results = again.unwrap_or_else(|GivenUp(error)| failed(error));
@@ -262,8 +265,8 @@ impl Writer {
         done
     }
 
-    fn batches(&mut self, batches: &[Batch]) -> Result<Vec<Result<Committed>>, GivenUp> {
-        let now = self.env.unix_ms();
+    fn batches(&mut self, batches: &[Batch], at: At) -> Result<Vec<Result<Committed>>, GivenUp> {
+        let now = at.unwrap_or_else(|| self.env.unix_ms());
         batches.iter().map(|batch| self.batch(batch, now)).collect()
     }
 
@@ -449,12 +452,12 @@ impl Writer {
     }
 
     /// Makes a pruning true for everybody; what it forgets is deleted later.
-    fn begin_prune(&mut self, prune: &Prune, answer: oneshot::Sender<Result<Pruned>>) {
+    fn begin_prune(&mut self, prune: &Prune, at: At, answer: oneshot::Sender<Result<Pruned>>) {
         let begun = self.transaction(|writer| {
             if !prune.documents.is_empty() {
                 // A pruning may leave no more anchors than a batch has documents.
                 let anchors = Batch { documents: prune.documents.clone(), ..Batch::default() };
-                let now = writer.env.unix_ms();
+                let now = at.unwrap_or_else(|| writer.env.unix_ms());
                 if let Err(error) = writer.batch(&anchors, now)? {
                     return Ok(Err(error));
                 }
@@ -613,7 +616,7 @@ mod tests {
     use super::*;
 
     fn call() -> Call {
-        Call::Commit { batches: Vec::new(), bytes: 0, answer: oneshot::channel().0 }
+        Call::Commit { batches: Vec::new(), bytes: 0, at: None, answer: oneshot::channel().0 }
     }
 
     /// How many waits go by without looking after the next look, which is in vain.

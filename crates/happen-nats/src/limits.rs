@@ -1,0 +1,82 @@
+//! Every limit of this crate with its reason. Owns the numbers; does not know what is done when one is reached.
+
+/// How many bytes an entry of the log may have, put together from its messages: 64 MiB.
+///
+/// A batch has at most a thousand parts of a mebibyte or, as records, eight, and hardly ever more than a few kilobytes;
+/// whoever writes more than this at once is told so.
+pub const ENTRY_BYTES_MAX: usize = 64 << 20;
+
+/// How many bytes of batches go into one message of the log, unless a single batch has more: 256 KiB.
+///
+/// What waits while messages are on their way leaves together. A server takes a mebibyte, and copies a message several
+/// times; beyond a quarter of that nothing is won.
+pub const MESSAGE_BYTES_MAX: usize = 256 << 10;
+
+/// How many calls to commit wait to leave before further ones have to wait to be taken.
+pub const LOG_CALLS_MAX: usize = 1_024;
+
+/// How many entries are on their way to the log at once.
+///
+/// Three servers that sync every write take 64 at once at their full rate; what comes meanwhile goes with the next.
+pub const LOG_FLIGHTS_MAX: usize = 64;
+
+/// How many entries of the log are being taken into the copy at once, before reading waits.
+pub const LOG_AHEAD_MAX: usize = 256;
+
+/// How long a commit waits for its answer before it is told that nobody knows, in milliseconds.
+///
+/// Longer than three servers take to choose another leader, 4 to 8 seconds measured.
+pub const COMMIT_WAIT_MS: u64 = 10_000;
+
+/// How long a server may take to acknowledge a message before it is sent again, in milliseconds.
+pub const ACKNOWLEDGE_WAIT_MS: u64 = 2_000;
+
+/// How long a message waits before it is sent again, in milliseconds, doubled up to [`RESEND_WAIT_MS_MAX`].
+pub const RESEND_WAIT_MS: u64 = 20;
+
+/// The longest wait before a message is sent again, in milliseconds.
+pub const RESEND_WAIT_MS_MAX: u64 = 500;
+
+/// How often whoever waits for a server looks whether the connection was made anew, in milliseconds.
+pub const CONNECTION_LOOK_MS: u64 = 25;
+
+/// How long a log may stand still while it is opened, in milliseconds, before that is an error.
+pub const OPEN_WAIT_MS: u64 = 10_000;
+
+/// How often a server that follows with nothing to tell says so, in milliseconds. After twice that it is asked anew.
+pub const HEARTBEAT_MS: u64 = 500;
+
+/// How long a server keeps the reader of a process that has gone, in milliseconds.
+pub const READER_KEPT_MS: u64 = 60_000;
+
+/// After which time in milliseconds a process that wrote nothing is forgotten: a week.
+///
+/// A message of a process that is forgotten has no effect, so no message may be on its way for so long.
+pub const WRITER_AGE_MS: u64 = 7 * 24 * 3_600_000;
+
+/// After how many messages of the log it is looked whose writers are to be forgotten.
+pub const WRITER_LOOK_MESSAGES: u64 = 1_024;
+
+/// How many of the last standings of a copy are kept, to be compared with those of others.
+pub const STANDINGS_KEPT: usize = 4_096;
+
+/// How often a message that does not come is asked for before it counts as gone.
+pub const READ_AGAIN_MAX: u32 = 5;
+
+/// How often it is looked for an entry that the log has acknowledged and does not give before it is read anew: with
+/// [`CONNECTION_LOOK_MS`] between two looks, after half a second.
+pub const SILENT_LOOKS_MAX: u32 = 20;
+
+/// How many bytes the batches of one call to commit may have: 32 MiB.
+pub const CALL_BYTES_MAX: usize = 32 << 20;
+
+/// The oldest server that a store runs on: its major and minor version.
+///
+/// Since 2.15 servers that sync every write do so for many messages at once; before, three of them took a tenth.
+pub const SERVER_VERSION_MIN: (i64, i64) = (2, 15);
+
+/// How long a server remembers the ids of messages, in milliseconds. The log does not use them.
+pub const SERVER_WINDOW_MS: u64 = 1_000;
+
+/// How long to wait before a server is asked again that could not open the log, in milliseconds.
+pub const OPEN_AGAIN_MS: u64 = 50;

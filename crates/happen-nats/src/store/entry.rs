@@ -1,0 +1,365 @@
+//! What is written into the log of a space: commits and prunings as bytes. Owns their form, which `docs/format.md`
+//! describes; does not know how entries travel or what they do.
+
+use std::sync::Arc;
+
+use happen_core::limits::BATCH_PARTS_MAX;
+use happen_core::store::{
+    Batch, Condition, Content, Key, NewRecord, Past, Position, Prune, Select, Tag, Write,
+};
+use happen_core::{EventId, Result};
+
+use crate::bytes::{Put, Take, unreadable};
+
+/// One entry of the log.
+#[derive(Debug, Clone)]
+pub(crate) enum Entry {
+    /// Batches to be committed in this order, each by itself.
+    Commit(Vec<Batch>),
+    /// Something to be forgotten.
+    Prune(Prune),
+}
+
+/// How the writer's copy stood, so that one that stands otherwise finds out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// The sequence of the last entry that the copy took.
+    pub(crate) sequence: u64,
+    /// The digest of all that came of the log up to there.
+    pub(crate) digest: Digest,
+}
+
+/// What says in a few bytes what came of a log.
+pub(crate) type Digest = [u8; 16];
+
+/// The bytes of batches that are committed by one call.
+#[derive(Debug, Default)]
+pub(crate) struct BatchBytes {
+    bytes: Vec<u8>,
+    count: u32,
+}
+
+impl BatchBytes {
+    pub(crate) fn push(&mut self, batch: &Batch) {
+        put_batch(&mut self.bytes, batch);
+        self.count += 1;
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count as usize
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// The bytes of a commit, begun before its batches are all known.
+#[derive(Debug)]
+pub(crate) struct CommitBytes {
+    bytes: Vec<u8>,
+    batches: u32,
+}
+
+impl CommitBytes {
+    pub(crate) fn new(standing: Standing) -> Self {
+        let mut bytes = Vec::with_capacity(COMMIT_BYTES);
+        put_standing(&mut bytes, standing);
+        bytes.put_u8(COMMIT);
+        bytes.put_u32(0);
+        Self { bytes, batches: 0 }
+    }
+
+    pub(crate) fn push(&mut self, batches: &BatchBytes) {
+        self.bytes.extend(&batches.bytes);
+        self.batches += batches.count;
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub(crate) fn finish(mut self) -> Vec<u8> {
+        if let Some(count) = self.bytes.get_mut(COUNT_AT..COUNT_AT + 4) {
+            count.copy_from_slice(&self.batches.to_le_bytes());
+        }
+        self.bytes
+    }
+}
+
+pub(crate) fn prune_bytes(standing: Standing, prune: &Prune) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    put_standing(&mut bytes, standing);
+    bytes.put_u8(PRUNE);
+    bytes.put_u128(prune.before.number());
+    match &prune.records {
+        Select::All => bytes.put_u8(0),
+        Select::Tagged(tags) => {
+            bytes.put_u8(1);
+            put_tags(&mut bytes, tags);
+        }
+    }
+    put_tags(&mut bytes, &prune.keep);
+    bytes.put_count(prune.histories.len());
+    prune.histories.iter().for_each(|key| bytes.put_bytes(key.as_bytes()));
+    put_writes(&mut bytes, &prune.documents);
+    bytes
+}
+
+impl Entry {
+    /// # Errors
+    ///
+    /// When the bytes are no entry.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<(Standing, Self)> {
+        let mut take = Take::new(bytes);
+        let standing = Standing { sequence: take.u64()?, digest: take.array()? };
+        let entry = match take.u8()? {
+            COMMIT => Self::Commit(take.list(batch)?),
+            PRUNE => Self::Prune(prune(&mut take)?),
+            kind => return Err(unreadable(&format!("an entry of kind {kind} is not known"))),
+        };
+        take.end()?;
+        Ok((standing, entry))
+    }
+}
+
+fn put_standing(bytes: &mut Vec<u8>, standing: Standing) {
+    bytes.put_u64(standing.sequence);
+    bytes.extend(standing.digest);
+}
+
+fn put_batch(bytes: &mut Vec<u8>, batch: &Batch) {
+    bytes.put_count(batch.records.len());
+    for record in &batch.records {
+        put_tags(bytes, &record.tags);
+        bytes.put_bytes(&record.bytes);
+    }
+    put_writes(bytes, &batch.documents);
+    bytes.put_count(batch.conditions.len());
+    for condition in &batch.conditions {
+        match condition {
+            Condition::Revision { key, revision } => {
+                bytes.put_u8(0);
+                bytes.put_bytes(key.as_bytes());
+                bytes.put_u64(*revision);
+            }
+            Condition::NoneAfter { tag, after } => {
+                bytes.put_u8(1);
+                bytes.put_bytes(tag.as_bytes());
+                bytes.put_u128(after.number());
+            }
+        }
+    }
+}
+
+fn batch(take: &mut Take<'_>) -> Result<Batch> {
+    let records = take.list(|take| Ok(NewRecord { tags: take.list(tag)?, bytes: take.bytes()?.into() }))?;
+    let documents = take.list(write)?;
+    let conditions = take.list(|take| {
+        Ok(match take.u8()? {
+            0 => Condition::Revision { key: take.text()?.into(), revision: take.u64()? },
+            1 => {
+                Condition::NoneAfter { tag: take.text()?.into(), after: Position::from_number(take.u128()?) }
+            }
+            kind => return Err(unreadable(&format!("a condition of kind {kind} is not known"))),
+        })
+    })?;
+    if records.len() + documents.len() + conditions.len() > BATCH_PARTS_MAX {
+        return Err(unreadable("a batch has too many parts"));
+    }
+    Ok(Batch { records, documents, conditions })
+}
+
+fn prune(take: &mut Take<'_>) -> Result<Prune> {
+    Ok(Prune {
+        before: Position::from_number(take.u128()?),
+        records: match take.u8()? {
+            0 => Select::All,
+            1 => Select::Tagged(take.list(tag)?),
+            kind => return Err(unreadable(&format!("a selection of kind {kind} is not known"))),
+        },
+        keep: take.list(tag)?,
+        histories: take.list(|take| Ok(Key::from(take.text()?)))?,
+        documents: take.list(write)?,
+    })
+}
+
+fn put_tags(bytes: &mut Vec<u8>, tags: &[Tag]) {
+    bytes.put_count(tags.len());
+    for tag in tags {
+        let (kind, text): (u8, &Arc<str>) = match tag {
+            Tag::Event(id) | Tag::Cause(id) => {
+                bytes.put_u8(u8::from(matches!(tag, Tag::Cause(_))));
+                bytes.extend(id.to_bytes());
+                continue;
+            }
+            Tag::Correlation(text) => (2, text),
+            Tag::Node(text) => (3, text),
+            Tag::Type(text) => (4, text),
+            Tag::Sender(text) => (5, text),
+            Tag::Declared(text) => (6, text),
+            // What this version does not know it cannot have been given to write.
+            _ => continue,
+        };
+        bytes.put_u8(kind);
+        bytes.put_bytes(text.as_bytes());
+    }
+}
+
+fn tag(take: &mut Take<'_>) -> Result<Tag> {
+    let id = |take: &mut Take<'_>| {
+        EventId::from_bytes(take.array()?).ok_or_else(|| unreadable("an event's id is none"))
+    };
+    Ok(match take.u8()? {
+        0 => Tag::Event(id(take)?),
+        1 => Tag::Cause(id(take)?),
+        2 => Tag::Correlation(take.text()?.into()),
+        3 => Tag::Node(take.text()?.into()),
+        4 => Tag::Type(take.text()?.into()),
+        5 => Tag::Sender(take.text()?.into()),
+        6 => Tag::Declared(take.text()?.into()),
+        kind => return Err(unreadable(&format!("a tag of kind {kind} is not known"))),
+    })
+}
+
+fn put_writes(bytes: &mut Vec<u8>, writes: &[Write]) {
+    bytes.put_count(writes.len());
+    for write in writes {
+        bytes.put_bytes(write.key.as_bytes());
+        bytes.put_u64(write.revision);
+        let (past, count) = match write.past {
+            Past::Dropped => (0, 0),
+            Past::Kept => (1, 0),
+            Past::Last(count) => (2, count),
+        };
+        bytes.put_u8(past);
+        bytes.put_u32(count);
+        match &write.content {
+            None => bytes.put_u8(0),
+            Some(content) => {
+                bytes.put_u8(1);
+                bytes.put_bytes(content.name.as_bytes());
+                bytes.put_u32(content.version);
+                bytes.put_bytes(&content.bytes);
+            }
+        }
+    }
+}
+
+fn write(take: &mut Take<'_>) -> Result<Write> {
+    let (key, revision) = (take.text()?.into(), take.u64()?);
+    let past = match (take.u8()?, take.u32()?) {
+        (0, _) => Past::Dropped,
+        (1, _) => Past::Kept,
+        (2, count) => Past::Last(count),
+        (kind, _) => return Err(unreadable(&format!("a past of kind {kind} is not known"))),
+    };
+    let content = match take.u8()? {
+        0 => None,
+        _ => Some(Content { name: take.text()?.into(), version: take.u32()?, bytes: take.bytes()?.into() }),
+    };
+    Ok(Write { key, revision, content, past })
+}
+
+const COMMIT: u8 = 0;
+const PRUNE: u8 = 1;
+
+/// Where the number of batches stands: behind the standing and the kind.
+const COUNT_AT: usize = 8 + size_of::<Digest>() + 1;
+
+/// What a commit of a step takes, about.
+const COMMIT_BYTES: usize = 2_048;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batches() -> Vec<Batch> {
+        let id = |byte| EventId::from_bytes([byte; 16]).unwrap();
+        let content = Content { name: "counter".into(), version: 3, bytes: [1, 2, 3].into() };
+        let write = |past, content| Write { key: "state/a".into(), revision: 7, content, past };
+        vec![
+            Batch {
+                records: vec![
+                    NewRecord {
+                        tags: vec![
+                            Tag::Event(id(1)),
+                            Tag::Cause(id(2)),
+                            Tag::Correlation("order-7".into()),
+                            Tag::Node("orders".into()),
+                            Tag::Type("placed".into()),
+                            Tag::Sender("shop".into()),
+                            Tag::Declared("größer".into()),
+                        ],
+                        bytes: [9; 300].into(),
+                    },
+                    NewRecord { tags: Vec::new(), bytes: [].into() },
+                ],
+                documents: vec![
+                    write(Past::Kept, Some(content.clone())),
+                    write(Past::Last(5), None),
+                    write(Past::Dropped, Some(content)),
+                ],
+                conditions: vec![
+                    Condition::Revision { key: "owner".into(), revision: u64::MAX },
+                    Condition::NoneAfter { tag: "seat".into(), after: Position::from_number(u128::MAX) },
+                ],
+            },
+            Batch::default(),
+        ]
+    }
+
+    fn standing() -> Standing {
+        Standing { sequence: 12, digest: [5; 16] }
+    }
+
+    fn commit() -> Vec<u8> {
+        let mut entry = CommitBytes::new(standing());
+        for batch in &batches() {
+            let mut bytes = BatchBytes::default();
+            bytes.push(batch);
+            entry.push(&bytes);
+        }
+        entry.finish()
+    }
+
+    fn pruning() -> Prune {
+        let [first, _] = &batches()[..] else { unreachable!() };
+        Prune {
+            before: Position::from_number(8),
+            records: Select::tag(Tag::Declared("old".into())),
+            keep: first.records[0].tags.clone(),
+            histories: vec!["state/".into(), "".into()],
+            documents: first.documents.clone(),
+        }
+    }
+
+    #[test]
+    fn entries_are_read_as_they_were_written() {
+        let (read, entry) = Entry::decode(&commit()).unwrap();
+        assert_eq!(read, standing());
+        assert_eq!(format!("{entry:?}"), format!("{:?}", Entry::Commit(batches())));
+        let (read, entry) = Entry::decode(&prune_bytes(standing(), &pruning())).unwrap();
+        assert_eq!(read, standing());
+        assert_eq!(format!("{entry:?}"), format!("{:?}", Entry::Prune(pruning())));
+    }
+
+    #[test]
+    fn whatever_is_cut_or_changed_is_read_or_refused() {
+        for whole in [commit(), prune_bytes(standing(), &pruning())] {
+            for length in 0..whole.len() {
+                assert!(Entry::decode(&whole[..length]).is_err(), "{length} of {}", whole.len());
+            }
+            for index in 0..whole.len() {
+                for bit in 0..8 {
+                    let mut changed = whole.clone();
+                    changed[index] ^= 1 << bit;
+                    drop(Entry::decode(&changed));
+                }
+            }
+            let mut longer = whole;
+            longer.push(0);
+            assert!(Entry::decode(&longer).is_err());
+        }
+    }
+}

@@ -1,0 +1,328 @@
+//! The way from the log into the copy: messages in the order of the log, each entry taken once, nothing left out. Owns
+//! how the log is followed; does not know who wrote what and why.
+
+use std::collections::VecDeque;
+use std::future::{Future as _, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::push::{Config, Messages};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
+use async_nats::jetstream::stream::Stream;
+use futures_util::StreamExt as _;
+use happen_core::env::{BoxFuture, Env};
+use happen_core::store::{Committed, Prune, Pruned};
+use happen_core::{Error, ErrorKind, Result};
+use tokio::sync::{Notify, mpsc, watch};
+
+use super::copy::{Copy, outcome_of, outcome_of_pruning};
+use super::entry::{Entry, Standing};
+use super::message::{Arrived, Message, WriterId, Writers};
+use crate::limits;
+
+/// What the log did with what this process wrote.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// An entry was taken that ends with this message of ours.
+    Committed(u64, Vec<Result<Committed>>),
+    /// A pruning was taken, which is this message of ours.
+    Pruned(u64, Result<Pruned>),
+    /// A message came without those before it.
+    Missing,
+}
+
+/// Follows the log.
+pub(crate) struct Follower {
+    pub(crate) copy: Arc<Copy>,
+    pub(crate) env: Arc<dyn Env>,
+    pub(crate) client: async_nats::Client,
+    pub(crate) stream: Stream,
+    /// Who this process is as a writer.
+    pub(crate) own: WriterId,
+    pub(crate) news: mpsc::Sender<News>,
+    /// Asks to read anew, because the server seems to have forgotten the reader.
+    pub(crate) anew: Arc<Notify>,
+    pub(crate) closed: watch::Receiver<bool>,
+    pub(crate) writers: Writers,
+    /// The last message that was read.
+    pub(crate) sequence: u64,
+}
+
+/// A message on its way into the copy.
+struct Taking {
+    sequence: u64,
+    taken: BoxFuture<'static, Taken>,
+}
+
+/// What became of a message.
+enum Taken {
+    Commit { own: Option<u64>, standing: Standing, results: Vec<Result<Committed>> },
+    Pruning(Standing),
+    Nothing,
+}
+
+/// Why reading ends.
+enum End {
+    Closed,
+    Failed(Error),
+}
+
+/// Why the server has to be asked anew.
+#[derive(Debug)]
+enum Again {
+    /// What came is not the next message.
+    Missing,
+    /// Something was written and does not come.
+    Silent,
+    Failed(#[expect(dead_code, reason = "it is told to whoever looks at the log")] String),
+}
+
+impl Follower {
+    /// Follows until the store closes or the copy cannot take something.
+    pub(crate) async fn run(mut self) {
+        if let End::Failed(error) = self.follow().await {
+            self.copy.fail(&error);
+        }
+    }
+
+    async fn follow(&mut self) -> End {
+        let mut wait = limits::RESEND_WAIT_MS;
+        let mut in_vain = 0;
+        loop {
+            let begun = self.sequence;
+            let mut closed = self.closed.clone();
+            let read = tokio::select! {
+                biased;
+                _ = closed.wait_for(|closed| *closed) => return End::Closed,
+                read = self.read() => read,
+            };
+            match read {
+                Ok(end) => return end,
+                Err(Again::Missing) if self.sequence == begun => in_vain += 1,
+                Err(again) => {
+                    tracing::debug!(target: "happen", "the log is read anew: {again:?}");
+                    in_vain = 0;
+                }
+            }
+            if self.is_gone(in_vain).await {
+                return End::Failed(gone(self.sequence + 1));
+            }
+            if self.sequence > begun {
+                wait = limits::RESEND_WAIT_MS;
+            }
+            self.env.sleep(Duration::from_millis(wait)).await;
+            wait = (wait * 2).min(limits::RESEND_WAIT_MS_MAX);
+        }
+    }
+
+    /// Reads on from where it stands.
+    ///
+    /// # Errors
+    ///
+    /// When the server has to be asked anew.
+    async fn read(&mut self) -> Result<End, Again> {
+        let mut messages = self.messages().await.map_err(Again::Failed)?;
+        let mut taking: VecDeque<Taking> = VecDeque::new();
+        let end = loop {
+            tokio::select! {
+                biased;
+                (sequence, taken) = next_taken(&mut taking) => {
+                    if let Err(error) = self.took(sequence, taken).await {
+                        return Ok(End::Failed(error));
+                    }
+                }
+                message = messages.next(), if taking.len() < limits::LOG_AHEAD_MAX => {
+                    let message = match message {
+                        Some(Ok(message)) => message,
+                        Some(Err(error)) => break Err(Again::Failed(error.to_string())),
+                        None => break Err(Again::Failed("the connection is gone".into())),
+                    };
+                    match self.take(&message, &mut taking).await {
+                        Ok(true) => {}
+                        Ok(false) => break Err(Again::Missing),
+                        Err(error) => break Ok(End::Failed(error)),
+                    }
+                }
+                () = self.anew.notified() => break Err(Again::Silent),
+            }
+        };
+        // What was read is taken before anything is read again.
+        while !taking.is_empty() {
+            let (sequence, taken) = next_taken(&mut taking).await;
+            if let Err(error) = self.took(sequence, taken).await {
+                return Ok(End::Failed(error));
+            }
+        }
+        end
+    }
+
+    /// Whether the server does not have the next message any more: it begins behind it, or gives one behind it each time.
+    async fn is_gone(&mut self, in_vain: u32) -> bool {
+        if in_vain == 0 {
+            return false;
+        }
+        let first = self.stream.info().await.map(|info| info.state.first_sequence);
+        first.is_ok_and(|first| first > self.sequence + 1) || in_vain >= limits::READ_AGAIN_MAX
+    }
+
+    async fn messages(&self) -> Result<Messages, String> {
+        let deliver_policy = match self.sequence {
+            0 => DeliverPolicy::All,
+            last => DeliverPolicy::ByStartSequence { start_sequence: last + 1 },
+        };
+        let config = Config {
+            deliver_subject: self.client.new_inbox(),
+            deliver_policy,
+            ack_policy: AckPolicy::None,
+            flow_control: true,
+            idle_heartbeat: Duration::from_millis(limits::HEARTBEAT_MS),
+            inactive_threshold: Duration::from_millis(limits::READER_KEPT_MS),
+            memory_storage: true,
+            num_replicas: 1,
+            ..Config::default()
+        };
+        let consumer = self.stream.create_consumer(config).await.map_err(|error| error.to_string())?;
+        consumer.messages().await.map_err(|error| error.to_string())
+    }
+
+    /// Takes a message. False when some before it are missing and have to be read first.
+    ///
+    /// # Errors
+    ///
+    /// When the copy cannot go on with what came.
+    async fn take(
+        &mut self,
+        message: &async_nats::jetstream::Message,
+        taking: &mut VecDeque<Taking>,
+    ) -> Result<bool> {
+        let Ok(info) = message.info() else {
+            self.copy.refuse(&Error::misuse("a message came that is not of the stream"));
+            return Ok(true);
+        };
+        let sequence = info.stream_sequence;
+        if sequence <= self.sequence {
+            return Ok(true);
+        }
+        if sequence != self.sequence + 1 {
+            return Ok(false);
+        }
+        self.sequence = sequence;
+        let at_unix_ms = u64::try_from(info.published.unix_timestamp_nanos() / 1_000_000).unwrap_or_default();
+        let taken = self.taken(&message.payload, at_unix_ms).await?;
+        if sequence.is_multiple_of(limits::WRITER_LOOK_MESSAGES) {
+            self.writers.forget_before(at_unix_ms.saturating_sub(limits::WRITER_AGE_MS));
+        }
+        let mut taken = taken.unwrap_or_else(|| Box::pin(std::future::ready(Taken::Nothing)));
+        // Stands in line at the store when it is polled first, and the order is that of the log.
+        let polled = poll_fn(|task| Poll::Ready(taken.as_mut().poll(task))).await;
+        if let Poll::Ready(done) = polled {
+            taken = Box::pin(std::future::ready(done));
+        }
+        taking.push_back(Taking { sequence, taken });
+        Ok(true)
+    }
+
+    /// What becomes of the bytes of a message; none when it has no effect.
+    async fn taken(&mut self, bytes: &[u8], at_unix_ms: u64) -> Result<Option<BoxFuture<'static, Taken>>> {
+        let message = match Message::decode(bytes) {
+            Ok(message) => message,
+            Err(error) if matches!(error.kind(), ErrorKind::Misuse { .. }) => return Err(error),
+            Err(error) => {
+                self.copy.refuse(&error);
+                return Ok(None);
+            }
+        };
+        let own = (message.writer == self.own).then_some(message.number);
+        let whole = match self.writers.take(&message, at_unix_ms) {
+            Ok(Arrived::Whole(whole)) => whole,
+            Ok(Arrived::Part | Arrived::Again) => return Ok(None),
+            Ok(Arrived::Early) => {
+                if own.is_some() {
+                    // Nobody to tell means that the store closes.
+                    drop(self.news.send(News::Missing).await);
+                }
+                return Ok(None);
+            }
+            Err(error) => {
+                self.copy.refuse(&error);
+                return Ok(None);
+            }
+        };
+        let (standing, entry) = match Entry::decode(&whole) {
+            Ok(decoded) => decoded,
+            Err(error) => {
+                self.copy.refuse(&error);
+                return Ok(None);
+            }
+        };
+        let copy = Arc::clone(&self.copy);
+        Ok(Some(match entry {
+            Entry::Commit(batches) => Box::pin(async move {
+                let results = copy.store.commit_at(at_unix_ms, batches).await;
+                Taken::Commit { own, standing, results }
+            }),
+            Entry::Prune(prune) => {
+                self.prune(prune, at_unix_ms, own).await;
+                Box::pin(std::future::ready(Taken::Pruning(standing)))
+            }
+        }))
+    }
+
+    /// Begins a pruning. It is true for whoever comes behind it; what it forgets is swept while the log goes on.
+    async fn prune(&self, prune: Prune, at_unix_ms: u64, own: Option<u64>) {
+        let (copy, news) = (Arc::clone(&self.copy), self.news.clone());
+        let mut swept: BoxFuture<'static, ()> = Box::pin(async move {
+            let result = copy.store.prune_at(at_unix_ms, prune).await;
+            if let Err(error) = outcome_of_pruning(&result) {
+                copy.fail(&error);
+            }
+            if let Some(number) = own {
+                drop(news.send(News::Pruned(number, result)).await);
+            }
+        });
+        if poll_fn(|task| Poll::Ready(Pin::new(&mut swept).poll(task))).await.is_pending() {
+            self.env.spawn(swept);
+        }
+    }
+
+    /// Notes what was taken, in the order of the log.
+    async fn took(&self, sequence: u64, taken: Taken) -> Result<()> {
+        match taken {
+            Taken::Nothing => {}
+            Taken::Pruning(standing) => self.copy.took(sequence, standing, b"prune")?,
+            Taken::Commit { own, standing, results } => {
+                self.copy.took(sequence, standing, &outcome_of(&results)?)?;
+                self.copy.reach(sequence);
+                if let Some(number) = own {
+                    drop(self.news.send(News::Committed(number, results)).await);
+                }
+            }
+        }
+        self.copy.reach(sequence);
+        Ok(())
+    }
+}
+
+/// The message that is next in the order of the log, once it was taken. Waits for ever when there is none.
+async fn next_taken(taking: &mut VecDeque<Taking>) -> (u64, Taken) {
+    poll_fn(|task| {
+        let Some(Taking { sequence, taken }) = taking.front_mut() else { return Poll::Pending };
+        let sequence = *sequence;
+        taken.as_mut().poll(task).map(|taken| {
+            taking.pop_front();
+            (sequence, taken)
+        })
+    })
+    .await
+}
+
+fn gone(sequence: u64) -> Error {
+    Error::new(ErrorKind::Damaged {
+        what: format!(
+            "message {sequence} of the log is gone, and the copy of this process does not have it; open the store again, \
+             which begins with what is kept of the log"
+        ),
+    })
+}

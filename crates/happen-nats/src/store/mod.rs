@@ -1,0 +1,350 @@
+//! The store over NATS: one stream is the log of a space, and every process that opens it has a copy that it reads. Owns
+//! what is asked of both; does not know what the bytes mean.
+//!
+//! An entry of the log says what is to be committed and under which conditions. Whether the conditions hold is decided by
+//! the order of the log, in every copy alike, so writing never fails because somebody else wrote, many entries can be on
+//! their way at once, and one message carries a whole group of batches.
+
+mod copy;
+mod entry;
+mod follower;
+mod message;
+mod stream;
+mod writer;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_nats::jetstream::ContextBuilder;
+use happen_core::env::{BoxFuture, Env};
+use happen_core::store::{
+    Batch, Committed, Document, History, Key, List, Page, Position, Prune, Pruned, Read, Select, Store, Watch,
+};
+use happen_core::{Error, ErrorKind, Result};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use self::copy::Copy;
+use self::entry::BatchBytes;
+use self::follower::Follower;
+use self::message::{WriterId, Writers};
+use self::writer::{Call, Sending, Writer, closed};
+use crate::limits;
+
+/// Which log a store has, and how it is made if it is not there.
+#[derive(Debug, Clone)]
+pub struct NatsStoreOptions {
+    env: Arc<dyn Env>,
+    prefix: String,
+    space: String,
+    replicas: Option<usize>,
+}
+
+impl NatsStoreOptions {
+    /// The log of the space with this name, with tasks and waits from this environment.
+    #[must_use]
+    pub fn new(space: impl Into<String>, env: Arc<dyn Env>) -> Self {
+        Self { env, prefix: PREFIX.into(), space: space.into(), replicas: None }
+    }
+
+    /// The same with another beginning of all subjects and streams than `happen`.
+    #[must_use]
+    pub fn prefix(self, prefix: impl Into<String>) -> Self {
+        Self { prefix: prefix.into(), ..self }
+    }
+
+    /// The same with a log on so many servers, when it has to be made. Without this it is on three servers of a cluster
+    /// and on one that is alone.
+    #[must_use]
+    pub fn replicas(self, replicas: usize) -> Self {
+        Self { replicas: Some(replicas), ..self }
+    }
+}
+
+/// A store whose log is a stream of a NATS server or cluster. Any number of processes may have the same one; each has a
+/// copy in a temporary folder, which is made anew whenever the store is opened.
+///
+/// # Delivery
+///
+/// A commit has been acknowledged by the server, and taken into the copy of this process, when its future ends with `Ok`.
+/// What that is worth is up to the server: with `sync_interval: always` it has been synced, on most of the servers that
+/// keep the stream. What other processes commit is seen here as soon as the server tells.
+///
+/// While no server answers, commits end with [`ErrorKind::Io`] after [`limits::COMMIT_WAIT_MS`]; the entry stays on its
+/// way and may be committed later, so whoever asks again does it under the same conditions. Reading goes on.
+///
+/// # Cost
+///
+/// A message for each group of commits that waits, one round trip, and the copy: some 700 bytes of disk for a record.
+///
+/// # Examples
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use happen::env::RealEnv;
+/// use happen_nats::{NatsStore, NatsStoreOptions};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let client = async_nats::connect("nats://localhost").await?;
+/// let store = NatsStore::open(client, NatsStoreOptions::new("shop", Arc::new(RealEnv::new()))).await?;
+/// # Ok(())
+/// # }
+/// ```
+pub struct NatsStore {
+    env: Arc<dyn Env>,
+    name: String,
+    copy: Arc<Copy>,
+    /// Taken when the store closes.
+    calls: Mutex<Option<mpsc::Sender<Call>>>,
+    trouble: watch::Receiver<Option<String>>,
+    closed: watch::Sender<bool>,
+    /// Ends when the writer has.
+    written: watch::Receiver<bool>,
+}
+
+impl NatsStore {
+    /// Opens the log of a space, which is made if it is not there, and takes it into a copy.
+    ///
+    /// # Errors
+    ///
+    /// - [`ErrorKind::Misuse`]: the server or the stream cannot keep what the store promises; the error says why. Or a later
+    ///   version of Happen writes the log.
+    /// - [`ErrorKind::Io`]: the server does not answer, or a folder for the copy cannot be made.
+    /// - [`ErrorKind::Damaged`]: a part of the log is gone.
+    ///
+    /// # Cost
+    ///
+    /// Reads the log once: some hundred thousand records in a few seconds.
+    pub async fn open(client: async_nats::Client, options: NatsStoreOptions) -> Result<Self> {
+        let env = Arc::clone(&options.env);
+        let context = ContextBuilder::new()
+            .timeout(Duration::from_millis(limits::ACKNOWLEDGE_WAIT_MS))
+            .max_ack_inflight(ACKNOWLEDGEMENTS_MAX)
+            .build(client.clone());
+        let mut stream = stream::open(&context, &env, &options).await?;
+        let last = match stream.info().await {
+            Ok(info) => info.state.last_sequence,
+            Err(error) => {
+                let what = format!("ask for the log: {}", writer::told(&error));
+                return Err(Error::new(ErrorKind::Io { what }));
+            }
+        };
+        let copy = Arc::new(Copy::new(Arc::clone(&env)).await?);
+        let mut own: WriterId = Default::default();
+        env.fill_random(&mut own);
+        let (calls, waiting) = mpsc::channel(limits::LOG_CALLS_MAX);
+        let (tell, news) = mpsc::channel(limits::LOG_FLIGHTS_MAX);
+        let (trouble, troubled) = watch::channel(None);
+        let (closes, closed) = watch::channel(false);
+        let (ended, written) = watch::channel(false);
+        let anew = Arc::new(Notify::new());
+        let follower = Follower {
+            copy: Arc::clone(&copy),
+            env: Arc::clone(&env),
+            client,
+            stream,
+            own,
+            news: tell,
+            anew: Arc::clone(&anew),
+            closed,
+            writers: Writers::default(),
+            sequence: 0,
+        };
+        env.spawn(Box::pin(follower.run()));
+        let writer = Writer {
+            copy: Arc::clone(&copy),
+            env: Arc::clone(&env),
+            context,
+            subject: stream::subject(&options),
+            own,
+            calls: waiting,
+            news,
+            anew,
+            trouble,
+            state: Sending::default(),
+        };
+        let closes_follower = closes.clone();
+        env.spawn(Box::pin(async move {
+            writer.run().await;
+            closes_follower.send_replace(true);
+            ended.send_replace(true);
+        }));
+        let store = Self {
+            env,
+            name: stream::name(&options),
+            copy,
+            calls: Mutex::new(Some(calls)),
+            trouble: troubled,
+            closed: closes,
+            written,
+        };
+        store.catch_up(last).await?;
+        Ok(store)
+    }
+
+    /// The number of messages in the log that were left out because they are none of it: rubbish, damaged ones.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        self.copy.refused()
+    }
+
+    /// Closes the store: what was asked for is written as far as the server takes it, and then everybody is told that it
+    /// is closed. Dropping the store begins the same and waits for nothing.
+    pub async fn close(&self) {
+        drop(self.take_calls());
+        let mut written = self.written.clone();
+        let wait = self.env.sleep(Duration::from_millis(limits::COMMIT_WAIT_MS));
+        tokio::select! {
+            // An error says that the writer is gone, which is what is waited for.
+            _ = written.wait_for(|written| *written) => {}
+            () = wait => {}
+        }
+        self.closed.send_replace(true);
+        self.copy.store.close().await;
+    }
+
+    /// Waits until the copy has a message, as long as it gets on.
+    async fn catch_up(&self, last: u64) -> Result<()> {
+        let mut reached = self.copy.reached();
+        let mut failed = self.copy.failed();
+        loop {
+            let before = *reached.borrow_and_update();
+            if before >= last {
+                return Ok(());
+            }
+            tokio::select! {
+                _ = failed.wait_for(|failed| *failed) => self.copy.check()?,
+                _ = reached.changed() => {}
+                () = self.env.sleep(Duration::from_millis(limits::OPEN_WAIT_MS)) => {
+                    let what = format!("read the log `{}`: message {} of {last} does not come", self.name, before + 1);
+                    return Err(Error::new(ErrorKind::Io { what }));
+                }
+            }
+        }
+    }
+
+    fn take_calls(&self) -> Option<mpsc::Sender<Call>> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn calls(&self) -> Result<mpsc::Sender<Call>> {
+        self.copy.check()?;
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(closed)
+    }
+
+    /// Asks the writer and waits for its answer, or until nobody can know.
+    async fn ask<T>(&self, call: impl FnOnce(oneshot::Sender<T>) -> Call) -> Result<T> {
+        let calls = self.calls()?;
+        let (answer, answered) = oneshot::channel();
+        // Stands in line when it is polled first, also when the task has done much already: calls keep their order.
+        let sent = tokio::task::unconstrained(calls.send(call(answer)));
+        let asked = async {
+            sent.await.map_err(|_| closed())?;
+            answered.await.map_err(|_| closed())
+        };
+        tokio::select! {
+            biased;
+            asked = asked => asked,
+            () = self.env.sleep(Duration::from_millis(limits::COMMIT_WAIT_MS)) => Err(self.nobody_knows()),
+        }
+    }
+
+    fn nobody_knows(&self) -> Error {
+        let trouble = self.trouble.borrow().clone();
+        let why = trouble.unwrap_or_else(|| "the server does not answer".into());
+        let wait = Duration::from_millis(limits::COMMIT_WAIT_MS);
+        let what =
+            format!("commit to the log `{}` within {wait:?}: {why}; it may be committed later", self.name);
+        Error::new(ErrorKind::Io { what })
+    }
+
+    async fn commit_all(&self, batches: Vec<Batch>) -> Vec<Result<Committed>> {
+        // What no store takes is not written: it would be no entry.
+        let mut results: Vec<Option<Result<Committed>>> = Vec::with_capacity(batches.len());
+        let mut bytes = BatchBytes::default();
+        for batch in &batches {
+            let checked = batch.check();
+            if checked.is_ok() {
+                bytes.push(batch);
+            }
+            results.push(checked.err().map(Err));
+        }
+        drop(batches);
+        let (count, len) = (bytes.count(), bytes.len());
+        let answered = match count {
+            0 => Ok(Vec::new()),
+            _ if len > limits::CALL_BYTES_MAX => {
+                Err(Error::new(ErrorKind::Oversized { bytes: len, bytes_max: limits::CALL_BYTES_MAX })
+                    .context("what is committed at once"))
+            }
+            _ => self.ask(|answer| Call::Commit { batches: bytes, answer }).await,
+        };
+        let mut answered: Box<dyn Iterator<Item = Result<Committed>> + Send> = match answered {
+            Ok(answered) => Box::new(answered.into_iter()),
+            Err(error) => Box::new((0..count).map(move |_| Err(error.duplicate()))),
+        };
+        let result = |checked: Option<Result<Committed>>| match checked {
+            Some(refused) => refused,
+            None => answered.next().unwrap_or_else(|| Err(closed())),
+        };
+        results.into_iter().map(result).collect()
+    }
+}
+
+impl Store for NatsStore {
+    fn commit(&self, batches: Vec<Batch>) -> BoxFuture<'_, Vec<Result<Committed>>> {
+        Box::pin(self.commit_all(batches))
+    }
+
+    /// The log takes calls as they come.
+    fn commits_in_order(&self) -> usize {
+        limits::LOG_CALLS_MAX
+    }
+
+    fn read(&self, read: Read) -> BoxFuture<'_, Result<Page>> {
+        self.copy.store.read(read)
+    }
+
+    fn watch(&self, select: Select, after: Position) -> BoxFuture<'_, Result<Box<dyn Watch>>> {
+        self.copy.store.watch(select, after)
+    }
+
+    fn documents(&self, keys: Vec<Key>) -> BoxFuture<'_, Result<Vec<Option<Document>>>> {
+        self.copy.store.documents(keys)
+    }
+
+    fn document_now(&self, key: &Key) -> Option<Result<Option<Document>>> {
+        self.copy.store.document_now(key)
+    }
+
+    fn list(&self, list: List) -> BoxFuture<'_, Result<Vec<Document>>> {
+        self.copy.store.list(list)
+    }
+
+    fn history(&self, history: History) -> BoxFuture<'_, Result<Vec<Document>>> {
+        self.copy.store.history(history)
+    }
+
+    fn prune(&self, prune: Prune) -> BoxFuture<'_, Result<Pruned>> {
+        Box::pin(async move { self.ask(|answer| Call::Prune { prune, answer }).await? })
+    }
+}
+
+impl Drop for NatsStore {
+    fn drop(&mut self) {
+        drop(self.take_calls());
+    }
+}
+
+impl fmt::Debug for NatsStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NatsStore({}, {:?})", self.name, self.copy)
+    }
+}
+
+/// What subjects and streams begin with unless something else is said.
+const PREFIX: &str = "happen";
+
+/// More acknowledgements than all entries on their way can wait for.
+const ACKNOWLEDGEMENTS_MAX: usize = 65_536;

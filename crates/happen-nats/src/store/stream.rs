@@ -1,0 +1,114 @@
+//! The stream that is the log of a space: made if it is not there, and checked that it can keep what it is told. Owns its
+//! configuration and what a server has to be; does not know what is written.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::Context;
+use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream};
+use happen_core::env::Env;
+use happen_core::{Error, ErrorKind, Result};
+
+use super::NatsStoreOptions;
+use super::writer::told;
+use crate::limits;
+use crate::names::token;
+
+/// The name of the stream that has the log of a space.
+pub(crate) fn name(options: &NatsStoreOptions) -> String {
+    format!("{}_{}", token(&options.prefix), token(&options.space))
+}
+
+/// The subject that entries of the log are written to.
+pub(crate) fn subject(options: &NatsStoreOptions) -> String {
+    format!("{}.{}.log", token(&options.prefix), token(&options.space))
+}
+
+/// Finds the log, or makes it.
+///
+/// # Errors
+///
+/// - [`ErrorKind::Misuse`]: the server or the stream cannot keep the promise; it says what is wrong.
+/// - [`ErrorKind::Io`]: the server does not answer.
+pub(crate) async fn open(
+    context: &Context,
+    env: &Arc<dyn Env>,
+    options: &NatsStoreOptions,
+) -> Result<Stream> {
+    let client = context.client();
+    let info = client.server_info();
+    let (major, minor) = limits::SERVER_VERSION_MIN;
+    if !client.is_server_compatible(major, minor, 0) {
+        return Err(Error::misuse(format!(
+            "the NATS server has version {}, and {major}.{minor} is the oldest that keeps what it acknowledges fast enough; \
+             update it",
+            info.version
+        )));
+    }
+    let name = name(options);
+    let wanted = Config {
+        name: name.clone(),
+        subjects: vec![subject(options)],
+        description: Some(format!("the log of space `{}`", options.space)),
+        retention: RetentionPolicy::Limits,
+        discard: DiscardPolicy::New,
+        storage: StorageType::File,
+        num_replicas: options.replicas.unwrap_or(if info.cluster.is_some() { 3 } else { 1 }),
+        max_consumers: -1,
+        // Messages are told apart by their writers and numbers.
+        duplicate_window: Duration::from_millis(limits::SERVER_WINDOW_MS),
+        deny_delete: true,
+        allow_direct: true,
+        ..Config::default()
+    };
+    let mut waited = 0;
+    let stream = loop {
+        let error = match context.get_or_create_stream(wanted.clone()).await {
+            Ok(stream) => break stream,
+            Err(error) => error,
+        };
+        // Servers that have just formed a cluster need a moment to agree.
+        if waited >= limits::OPEN_WAIT_MS {
+            return Err(refused(&name, &told(&error)));
+        }
+        env.sleep(Duration::from_millis(limits::OPEN_AGAIN_MS)).await;
+        waited += limits::OPEN_AGAIN_MS;
+    };
+    check(&stream.cached_info().config, &wanted)?;
+    Ok(stream)
+}
+
+/// Looks whether a stream that was there can be the log.
+fn check(found: &Config, wanted: &Config) -> Result<()> {
+    let wrong = |what: &str| {
+        let name = &found.name;
+        Err(Error::misuse(format!(
+            "stream `{name}` cannot be the log of a space: {what}; give the space another name"
+        )))
+    };
+    if found.subjects != wanted.subjects {
+        return wrong("it has other subjects");
+    }
+    if found.storage != StorageType::File {
+        return wrong("it is kept in memory only");
+    }
+    if found.retention != RetentionPolicy::Limits {
+        return wrong("it forgets messages once they are read");
+    }
+    if !found.max_age.is_zero() || found.max_messages_per_subject > 0 || found.discard != DiscardPolicy::New {
+        return wrong("it forgets messages by age or number");
+    }
+    if found.no_ack {
+        return wrong("it acknowledges nothing");
+    }
+    Ok(())
+}
+
+fn refused(name: &str, why: &str) -> Error {
+    Error::new(ErrorKind::Io {
+        what: format!(
+            "open stream `{name}`: {why} (is JetStream on, does the account allow it, and are enough servers there for its \
+             replicas?)"
+        ),
+    })
+}
