@@ -6,7 +6,6 @@ use happen_core::{Error, ErrorKind, Result};
 /// Puts numbers, least significant byte first, and bytes behind their length.
 pub(crate) trait Put {
     fn put_u8(&mut self, number: u8);
-    fn put_u16(&mut self, number: u16);
     fn put_u32(&mut self, number: u32);
     fn put_u64(&mut self, number: u64);
     fn put_u128(&mut self, number: u128);
@@ -19,10 +18,6 @@ pub(crate) trait Put {
 impl Put for Vec<u8> {
     fn put_u8(&mut self, number: u8) {
         self.push(number);
-    }
-
-    fn put_u16(&mut self, number: u16) {
-        self.extend(number.to_le_bytes());
     }
 
     fn put_u32(&mut self, number: u32) {
@@ -79,10 +74,6 @@ impl<'b> Take<'b> {
         self.array().map(u8::from_le_bytes)
     }
 
-    pub(crate) fn u16(&mut self) -> Result<u16> {
-        self.array().map(u16::from_le_bytes)
-    }
-
     pub(crate) fn u32(&mut self) -> Result<u32> {
         self.array().map(u32::from_le_bytes)
     }
@@ -133,16 +124,15 @@ mod tests {
     fn what_is_put_is_taken() {
         let mut bytes = Vec::new();
         bytes.put_u8(1);
-        bytes.put_u16(0x0203);
         bytes.put_u32(4);
         bytes.put_u64(5);
         bytes.put_u128(6);
         bytes.put_bytes("größer".as_bytes());
         bytes.put_count(2);
         bytes.extend([7, 8, 9]);
-        assert_eq!(bytes[..3], [1, 3, 2]);
+        assert_eq!(bytes[..5], [1, 4, 0, 0, 0]);
         let mut take = Take::new(&bytes);
-        assert_eq!((take.u8().unwrap(), take.u16().unwrap(), take.u32().unwrap()), (1, 0x0203, 4));
+        assert_eq!((take.u8().unwrap(), take.u32().unwrap()), (1, 4));
         assert_eq!((take.u64().unwrap(), take.u128().unwrap()), (5, 6));
         assert_eq!(take.text().unwrap(), "größer");
         assert_eq!(take.list(Take::u8).unwrap(), [7, 8]);

@@ -31,6 +31,12 @@ pub const COMMIT_WAIT_MS: u64 = 10_000;
 /// How long a server may take to acknowledge a message before it is sent again, in milliseconds.
 pub const ACKNOWLEDGE_WAIT_MS: u64 = 2_000;
 
+/// How long a server may take to answer a question about the log before it is asked again, in milliseconds.
+///
+/// Servers that choose who leads them answer nothing at all; otherwise they take a few milliseconds, and some hundred when
+/// they make a stream.
+pub const ASK_WAIT_MS: u64 = 500;
+
 /// How long a message waits before it is sent again, in milliseconds, doubled up to [`RESEND_WAIT_MS_MAX`].
 pub const RESEND_WAIT_MS: u64 = 20;
 

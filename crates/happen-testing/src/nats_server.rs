@@ -213,6 +213,13 @@ impl NatsCluster {
         Self { servers, _temporary: temporary }
     }
 
+    /// Kills all servers and starts them again.
+    pub fn restart_all(&mut self) {
+        self.servers.iter_mut().for_each(NatsServer::kill);
+        self.servers.iter_mut().for_each(NatsServer::launch);
+        self.servers.iter_mut().for_each(NatsServer::until_ready);
+    }
+
     /// The addresses of all servers for clients, separated by commas.
     #[must_use]
     pub fn url(&self) -> String {

@@ -158,7 +158,7 @@ pub(crate) fn outcome_of(results: &[Result<Committed>]) -> Result<Vec<u8>> {
 /// # Errors
 ///
 /// As [`outcome_of`].
-pub(crate) fn outcome_of_pruning(result: &Result<Pruned>) -> Result<()> {
+pub(crate) fn check_pruned(result: &Result<Pruned>) -> Result<()> {
     result.as_ref().map_or_else(check_meant, |_| Ok(()))
 }
 

@@ -2,8 +2,7 @@
 //! how the log is followed; does not know who wrote what and why.
 
 use std::collections::VecDeque;
-use std::future::{Future as _, poll_fn};
-use std::pin::Pin;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -13,11 +12,11 @@ use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
 use async_nats::jetstream::stream::Stream;
 use futures_util::StreamExt as _;
 use happen_core::env::{BoxFuture, Env};
-use happen_core::store::{Committed, Prune, Pruned};
+use happen_core::store::{Committed, Pruned};
 use happen_core::{Error, ErrorKind, Result};
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::copy::{Copy, outcome_of, outcome_of_pruning};
+use super::copy::{Copy, check_pruned, outcome_of};
 use super::entry::{Entry, Standing};
 use super::message::{Arrived, Message, WriterId, Writers};
 use crate::limits;
@@ -264,27 +263,28 @@ impl Follower {
                 Taken::Commit { own, standing, results }
             }),
             Entry::Prune(prune) => {
-                self.prune(prune, at_unix_ms, own).await;
-                Box::pin(std::future::ready(Taken::Pruning(standing)))
+                let (env, news) = (Arc::clone(&self.env), self.news.clone());
+                Box::pin(async move {
+                    let begun = copy.store.prune_at(at_unix_ms, prune).await;
+                    let sweeping = Arc::clone(&copy);
+                    // It is true for whoever comes behind it; its room is freed while the log goes on.
+                    env.spawn(Box::pin(async move {
+                        let swept = match begun {
+                            Ok(swept) => swept.await,
+                            Err(error) => Err(error),
+                        };
+                        if let Err(error) = check_pruned(&swept) {
+                            sweeping.fail(&error);
+                        }
+                        if let Some(number) = own {
+                            // Nobody to tell means that the store closes.
+                            drop(news.send(News::Pruned(number, swept)).await);
+                        }
+                    }));
+                    Taken::Pruning(standing)
+                })
             }
         }))
-    }
-
-    /// Begins a pruning. It is true for whoever comes behind it; what it forgets is swept while the log goes on.
-    async fn prune(&self, prune: Prune, at_unix_ms: u64, own: Option<u64>) {
-        let (copy, news) = (Arc::clone(&self.copy), self.news.clone());
-        let mut swept: BoxFuture<'static, ()> = Box::pin(async move {
-            let result = copy.store.prune_at(at_unix_ms, prune).await;
-            if let Err(error) = outcome_of_pruning(&result) {
-                copy.fail(&error);
-            }
-            if let Some(number) = own {
-                drop(news.send(News::Pruned(number, result)).await);
-            }
-        });
-        if poll_fn(|task| Poll::Ready(Pin::new(&mut swept).poll(task))).await.is_pending() {
-            self.env.spawn(swept);
-        }
     }
 
     /// Notes what was taken, in the order of the log.

@@ -64,10 +64,10 @@ impl<'b> Message<'b> {
 }
 
 /// Who has written what so far: every copy of the log has the same.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default)]
 pub(crate) struct Writers(HashMap<WriterId, Writer>);
 
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default)]
 struct Writer {
     number: u64,
     at_unix_ms: u64,
@@ -118,27 +118,6 @@ impl Writers {
     /// Forgets who wrote nothing for long. Called at the same messages by everybody.
     pub(crate) fn forget_before(&mut self, unix_ms: u64) {
         self.0.retain(|_, writer| writer.at_unix_ms >= unix_ms);
-    }
-
-    pub(crate) fn put(&self, bytes: &mut Vec<u8>) {
-        bytes.put_count(self.0.len());
-        for (id, writer) in &self.0 {
-            bytes.extend(id);
-            bytes.put_u64(writer.number);
-            bytes.put_u64(writer.at_unix_ms);
-            bytes.put_bytes(&writer.parts);
-        }
-    }
-
-    /// # Errors
-    ///
-    /// When the bytes are none that were put.
-    pub(crate) fn taken(take: &mut Take<'_>) -> Result<Self> {
-        let writers = take.list(|take| {
-            let (id, number, at_unix_ms) = (take.array()?, take.u64()?, take.u64()?);
-            Ok((id, Writer { number, at_unix_ms, parts: take.bytes()?.to_vec() }))
-        })?;
-        Ok(Self(writers.into_iter().collect()))
     }
 }
 
@@ -238,16 +217,13 @@ mod tests {
     }
 
     #[test]
-    fn writers_are_kept_with_a_copy_and_forgotten_in_time() {
+    fn who_wrote_nothing_for_long_is_forgotten() {
         let mut writers = Writers::default();
         writers.take(&message(ADA, 1, false, b""), 10).unwrap();
         writers.take(&message(BOB, 1, true, b"x"), 20).unwrap();
-        let mut bytes = Vec::new();
-        writers.put(&mut bytes);
-        let mut copy = Writers::taken(&mut Take::new(&bytes)).unwrap();
-        assert_eq!(copy.take(&message(BOB, 2, false, b"y"), 30).unwrap(), Arrived::Whole(b"xy".to_vec()));
-        copy.forget_before(20);
-        assert_eq!(copy.take(&message(ADA, 2, false, b""), 30).unwrap(), Arrived::Early);
-        assert_eq!(copy.take(&message(BOB, 2, false, b"y"), 30).unwrap(), Arrived::Again);
+        writers.forget_before(20);
+        assert_eq!(writers.take(&message(BOB, 2, false, b"y"), 30).unwrap(), Arrived::Whole(b"xy".to_vec()));
+        assert_eq!(writers.take(&message(ADA, 2, false, b""), 30).unwrap(), Arrived::Early);
+        assert_eq!(writers.take(&message(BOB, 2, false, b"y"), 30).unwrap(), Arrived::Again);
     }
 }

@@ -38,13 +38,14 @@ pub struct NatsStoreOptions {
     prefix: String,
     space: String,
     replicas: Option<usize>,
+    commit_wait: Duration,
 }
 
 impl NatsStoreOptions {
     /// The log of the space with this name, with tasks and waits from this environment.
     #[must_use]
     pub fn new(space: impl Into<String>, env: Arc<dyn Env>) -> Self {
-        Self { env, prefix: PREFIX.into(), space: space.into(), replicas: None }
+        Self { env, prefix: PREFIX.into(), space: space.into(), replicas: None, commit_wait: COMMIT_WAIT }
     }
 
     /// The same with another beginning of all subjects and streams than `happen`.
@@ -58,6 +59,12 @@ impl NatsStoreOptions {
     #[must_use]
     pub fn replicas(self, replicas: usize) -> Self {
         Self { replicas: Some(replicas), ..self }
+    }
+
+    /// The same with commits that wait so long for their answer, instead of [`limits::COMMIT_WAIT_MS`].
+    #[must_use]
+    pub fn commit_wait(self, wait: Duration) -> Self {
+        Self { commit_wait: wait, ..self }
     }
 }
 
@@ -94,6 +101,7 @@ impl NatsStoreOptions {
 pub struct NatsStore {
     env: Arc<dyn Env>,
     name: String,
+    commit_wait: Duration,
     copy: Arc<Copy>,
     /// Taken when the store closes.
     calls: Mutex<Option<mpsc::Sender<Call>>>,
@@ -122,7 +130,9 @@ impl NatsStore {
             .timeout(Duration::from_millis(limits::ACKNOWLEDGE_WAIT_MS))
             .max_ack_inflight(ACKNOWLEDGEMENTS_MAX)
             .build(client.clone());
-        let mut stream = stream::open(&context, &env, &options).await?;
+        let asks =
+            ContextBuilder::new().timeout(Duration::from_millis(limits::ASK_WAIT_MS)).build(client.clone());
+        let mut stream = stream::open(&asks, &env, &options).await?;
         let last = match stream.info().await {
             Ok(info) => info.state.last_sequence,
             Err(error) => {
@@ -173,6 +183,7 @@ impl NatsStore {
         let store = Self {
             env,
             name: stream::name(&options),
+            commit_wait: options.commit_wait,
             copy,
             calls: Mutex::new(Some(calls)),
             trouble: troubled,
@@ -194,7 +205,7 @@ impl NatsStore {
     pub async fn close(&self) {
         drop(self.take_calls());
         let mut written = self.written.clone();
-        let wait = self.env.sleep(Duration::from_millis(limits::COMMIT_WAIT_MS));
+        let wait = self.env.sleep(self.commit_wait);
         tokio::select! {
             // An error says that the writer is gone, which is what is waited for.
             _ = written.wait_for(|written| *written) => {}
@@ -246,7 +257,7 @@ impl NatsStore {
         tokio::select! {
             biased;
             asked = asked => asked,
-            () = self.env.sleep(Duration::from_millis(limits::COMMIT_WAIT_MS)) => Err(self.nobody_knows()),
+            () = self.env.sleep(self.commit_wait) => Err(self.nobody_knows()),
         }
     }
 
@@ -345,6 +356,8 @@ impl fmt::Debug for NatsStore {
 
 /// What subjects and streams begin with unless something else is said.
 const PREFIX: &str = "happen";
+
+const COMMIT_WAIT: Duration = Duration::from_millis(limits::COMMIT_WAIT_MS);
 
 /// More acknowledgements than all entries on their way can wait for.
 const ACKNOWLEDGEMENTS_MAX: usize = 65_536;

@@ -244,12 +244,17 @@ impl SqliteStore {
         self.call_to_commit(batches, Some(unix_ms)).await
     }
 
-    /// Prunes as [`Store::prune`] does, in the order of the calls of [`SqliteStore::commit_at`] and at this time.
+    /// Prunes as [`Store::prune`] does, in the order of the calls of [`SqliteStore::commit_at`] and at this time. Ends when
+    /// what is forgotten is seen by nobody any more; what is given then waits until its room is freed.
     ///
     /// # Errors
     ///
-    /// As [`Store::prune`].
-    pub async fn prune_at(&self, unix_ms: u64, prune: Prune) -> Result<Pruned> {
+    /// [`ErrorKind::Closed`] when the store was closed. Everything else is told at the end.
+    pub async fn prune_at(
+        &self,
+        unix_ms: u64,
+        prune: Prune,
+    ) -> Result<impl Future<Output = Result<Pruned>> + Send + 'static> {
         self.call_to_prune(prune, Some(unix_ms)).await
     }
 
@@ -273,13 +278,19 @@ impl SqliteStore {
         answered.await.map_or_else(|_| writer::closed(len), |(results, _)| results)
     }
 
-    async fn call_to_prune(&self, prune: Prune, at: At) -> Result<Pruned> {
+    async fn call_to_prune(
+        &self,
+        prune: Prune,
+        at: At,
+    ) -> Result<impl Future<Output = Result<Pruned>> + Send + 'static> {
         let calls = self.calls()?;
+        let (begun, begins) = oneshot::channel();
         let (answer, answered) = oneshot::channel();
-        let sent = tokio::task::unconstrained(calls.send(Call::Prune { prune, at, answer })).await;
-        sent.map_err(|_| fault::closed())?;
+        let call = Call::Prune { prune, at, begun, answer };
+        tokio::task::unconstrained(calls.send(call)).await.map_err(|_| fault::closed())?;
         drop(calls);
-        answered.await.unwrap_or_else(|_| Err(fault::closed()))
+        begins.await.map_err(|_| fault::closed())?;
+        Ok(async move { answered.await.unwrap_or_else(|_| Err(fault::closed())) })
     }
 
     /// Who to call to write.
@@ -373,7 +384,7 @@ impl Store for SqliteStore {
     ///
     /// A record that cannot be read is left, and told at the end by [`ErrorKind::Damaged`]: all else was pruned.
     fn prune(&self, prune: Prune) -> BoxFuture<'_, Result<Pruned>> {
-        Box::pin(self.call_to_prune(prune, None))
+        Box::pin(async move { self.call_to_prune(prune, None).await?.await })
     }
 }
 

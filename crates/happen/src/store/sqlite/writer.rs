@@ -27,7 +27,7 @@ use crate::limits;
 /// What the writer is asked for.
 pub(super) enum Call {
     Commit { batches: Vec<Batch>, bytes: usize, at: At, answer: Answer },
-    Prune { prune: Prune, at: At, answer: oneshot::Sender<Result<Pruned>> },
+    Prune { prune: Prune, at: At, begun: oneshot::Sender<()>, answer: oneshot::Sender<Result<Pruned>> },
 }
 
 /// When something is committed, in milliseconds since 1970; none stands for the time at which it is written.
@@ -133,7 +133,11 @@ impl Writer {
         let mut waiting = VecDeque::new();
         while self.wait(&mut waiting) {
             match waiting.pop_front() {
-                Some(Call::Prune { prune, at, answer }) => self.begin_prune(&prune, at, answer),
+                Some(Call::Prune { prune, at, begun, answer }) => {
+                    self.begin_prune(&prune, at, answer);
+                    // Whoever does not wait any more needs no answer.
+                    let _ = begun.send(());
+                }
                 Some(commit) => {
                     waiting.push_front(commit);
                     self.groups += 1;

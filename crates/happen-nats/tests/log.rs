@@ -1,0 +1,457 @@
+//! One log and many copies: several processes on it, servers that go and come back, and what does not belong there.
+#![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_nats::Client;
+use async_nats::jetstream::stream;
+use happen::env::RealEnv;
+use happen_core::env::Env;
+use happen_core::store::{
+    Batch, Condition, Content, NewRecord, Past, Position, Prune, Read, Record, Select, Start, Store, Tag,
+    Write,
+};
+use happen_core::{Error, ErrorKind};
+use happen_nats::{NatsStore, NatsStoreOptions, limits};
+use happen_testing::{NatsCluster, NatsServer};
+
+const SPACE: &str = "log";
+
+fn env() -> Arc<dyn Env> {
+    Arc::new(RealEnv::new())
+}
+
+async fn client(url: &str) -> Client {
+    async_nats::connect(url.split(',').collect::<Vec<_>>()).await.unwrap()
+}
+
+fn options() -> NatsStoreOptions {
+    NatsStoreOptions::new(SPACE, env())
+}
+
+async fn open(url: &str) -> NatsStore {
+    NatsStore::open(client(url).await, options()).await.unwrap()
+}
+
+fn record(tag: &str, text: &str) -> NewRecord {
+    NewRecord { tags: vec![Tag::Declared(tag.into())], bytes: text.as_bytes().into() }
+}
+
+fn one(tag: &str, text: &str) -> Batch {
+    Batch { records: vec![record(tag, text)], ..Batch::default() }
+}
+
+fn count(key: &str, revision: u64, value: u64) -> Batch {
+    let content = Content { name: "count".into(), version: 1, bytes: value.to_le_bytes().into() };
+    let write = Write { key: key.into(), revision, content: Some(content), past: Past::Dropped };
+    Batch { documents: vec![write], ..Batch::default() }
+}
+
+async fn all(store: &NatsStore) -> Vec<Record> {
+    let mut records = Vec::new();
+    let mut read = Read::forward(Select::All);
+    loop {
+        let page = store.read(read.clone()).await.unwrap();
+        records.extend(page.records);
+        match page.next {
+            Some(next) => read = read.start(Start::Position(next)),
+            None => return records,
+        }
+    }
+}
+
+fn texts(records: &[Record]) -> Vec<String> {
+    records.iter().map(|record| String::from_utf8_lossy(&record.bytes).into_owned()).collect()
+}
+
+/// Waits until a store has so many records.
+async fn has(store: &NatsStore, count: usize) -> Vec<Record> {
+    let mut records = Vec::new();
+    let mut watch = store.watch(Select::All, Position::START).await.unwrap();
+    while records.len() < count {
+        records.extend(watch.next().await.unwrap());
+    }
+    records
+}
+
+/// Adds one to a count, however many others do the same. Gives how often somebody else was faster.
+async fn add(store: &NatsStore, key: &str) -> u64 {
+    for conflicts in 0.. {
+        let found = store.documents(vec![key.into()]).await.unwrap().remove(0);
+        let (revision, value) = found.map_or((0, 0), |document| {
+            let bytes = document.content.unwrap().bytes;
+            (document.revision, u64::from_le_bytes(bytes.as_ref().try_into().unwrap()))
+        });
+        match store.commit(vec![count(key, revision + 1, value + 1)]).await.remove(0) {
+            Ok(_) => return conflicts,
+            Err(error) => assert!(matches!(error.kind(), ErrorKind::Conflict { .. }), "{error}"),
+        }
+    }
+    unreachable!("the loop has no end")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_processes_write_one_log_and_none_loses_anything() {
+    let server = NatsServer::start();
+    let stores = [open(&server.url()).await, open(&server.url()).await, open(&server.url()).await];
+    let adding = stores.iter().flat_map(|store| [store; 4]).map(async |store| {
+        let mut conflicts = 0;
+        for _ in 0..25 {
+            conflicts += add(store, "shared").await;
+        }
+        conflicts
+    });
+    let conflicts: u64 = futures_util::future::join_all(adding).await.into_iter().sum();
+    assert!(conflicts > 0, "twelve that write the same document at once were never in each other's way");
+    assert_eq!(add(&stores[1], "shared").await, 0);
+    let last = stores[1].documents(vec!["shared".into()]).await.unwrap().remove(0).unwrap();
+    assert_eq!(last.revision, 301);
+    assert_eq!(last.content.unwrap().bytes.as_ref(), 301_u64.to_le_bytes());
+    // All copies have the same at the same places, and one that is made now as well.
+    let writing = stores.iter().enumerate().map(async |(index, store)| {
+        for number in 0..50 {
+            let both = vec![one("a", &format!("{index}:{number}")), one("b", "beside")];
+            assert!(store.commit(both).await.iter().all(Result::is_ok));
+        }
+    });
+    futures_util::future::join_all(writing).await;
+    let first = has(&stores[0], 300).await;
+    for store in [&stores[1], &stores[2], &open(&server.url()).await] {
+        assert_eq!(has(store, 300).await, first);
+    }
+    for index in 0..3 {
+        let own: Vec<_> =
+            texts(&first).into_iter().filter(|text| text.starts_with(&format!("{index}:"))).collect();
+        assert_eq!(own, (0..50).map(|number| format!("{index}:{number}")).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn whoever_waits_for_nothing_keeps_the_order_all_the_same() {
+    let server = NatsServer::start();
+    let store = open(&server.url()).await;
+    let calls = (1..=500).map(|revision| store.commit(vec![count("x", revision, revision)]));
+    let results = futures_util::future::join_all(calls).await;
+    assert!(results.iter().flatten().all(Result::is_ok));
+    assert!(results.iter().flatten().map(|done| done.as_ref().unwrap().position).is_sorted());
+}
+
+#[tokio::test]
+async fn what_is_larger_than_a_message_arrives_whole() {
+    let server = NatsServer::start();
+    let store = open(&server.url()).await;
+    let text = "x".repeat(3 << 20);
+    let batch = Batch { records: vec![record("a", &text), record("a", &text[1..])], ..Batch::default() };
+    let committed = store.commit(vec![one("a", "before"), batch, one("a", "behind")]).await;
+    assert!(committed.iter().all(Result::is_ok));
+    let other = open(&server.url()).await;
+    let sizes: Vec<_> = has(&other, 4).await.iter().map(|record| record.bytes.len()).collect();
+    assert_eq!(sizes, [6, 3 << 20, (3 << 20) - 1, 6]);
+}
+
+#[tokio::test]
+async fn a_call_has_an_end() {
+    let server = NatsServer::start();
+    let store = open(&server.url()).await;
+    let text = "x".repeat(8 << 20);
+    let call = |count| (0..count).map(|_| one("a", &text)).collect::<Vec<_>>();
+    let within = limits::CALL_BYTES_MAX / text.len() - 1;
+    assert!(store.commit(call(within)).await.iter().all(Result::is_ok));
+    for result in store.commit(call(within + 1)).await {
+        assert!(matches!(result.unwrap_err().kind(), ErrorKind::Oversized { .. }));
+    }
+    assert_eq!(all(&store).await.len(), within);
+}
+
+/// Writes numbered records until told to stop; gives those that were acknowledged and the longest wait for one.
+async fn write_on(store: &NatsStore, writer: u64, stop: &AtomicBool, written: &AtomicU64) -> Vec<String> {
+    let mut acknowledged = Vec::new();
+    for number in 0.. {
+        if stop.load(Ordering::SeqCst) {
+            break;
+        }
+        let text = format!("{writer}:{number}");
+        let result = store.commit(vec![one("a", &text)]).await.remove(0);
+        if result.is_ok() {
+            acknowledged.push(text);
+            written.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    acknowledged
+}
+
+/// Has a few write while something is done to the servers, and checks that nothing is lost and nothing comes twice.
+async fn survives(url: &str, harm: impl AsyncFnOnce(&AtomicU64)) {
+    let stores = [open(url).await, open(url).await];
+    let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
+    let writing = stores.iter().enumerate().flat_map(|(index, store)| {
+        let (stop, written) = (&stop, &written);
+        (0..4).map(move |part| write_on(store, index as u64 * 4 + part, stop, written))
+    });
+    let harming = async {
+        until(&written, 20).await;
+        harm(&written).await;
+        let since = written.load(Ordering::SeqCst);
+        until(&written, since + 100).await;
+        stop.store(true, Ordering::SeqCst);
+    };
+    let (acknowledged, ()) = tokio::join!(futures_util::future::join_all(writing), harming);
+    let acknowledged: Vec<String> = acknowledged.into_iter().flatten().collect();
+    let reopened = open(url).await;
+    let records = all(&reopened).await;
+    let found = texts(&records);
+    let unique: BTreeSet<&String> = found.iter().collect();
+    assert_eq!(unique.len(), found.len(), "something was written twice");
+    for text in &acknowledged {
+        assert!(unique.contains(text), "{text} was acknowledged and is gone");
+    }
+    for store in &stores {
+        assert_eq!(has(store, records.len()).await, records, "two copies of one log differ");
+        assert_eq!(store.refused(), 0);
+    }
+}
+
+async fn until(written: &AtomicU64, count: u64) {
+    let env = env();
+    happen_testing::link::until(&env, "enough is written", || written.load(Ordering::SeqCst) >= count).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_killed_again_and_again_loses_nothing() {
+    let mut server = NatsServer::start();
+    let url = server.url();
+    survives(&url, async |written| {
+        for _ in 0..5 {
+            server.restart();
+            let since = written.load(Ordering::SeqCst);
+            until(written, since + 20).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stands_still_for_a_while_loses_nothing() {
+    let server = NatsServer::start();
+    survives(&server.url(), async |_| {
+        server.pause();
+        env().sleep(Duration::from_millis(limits::ACKNOWLEDGE_WAIT_MS + 500)).await;
+        server.go_on();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_killed_is_followed_by_another() {
+    let mut cluster = NatsCluster::start(3);
+    let url = cluster.url();
+    // The log is there before its leader is looked for.
+    open(&url).await.close().await;
+    survives(&url, async |_| {
+        let context = async_nats::jetstream::new(client(&url).await);
+        let stream = context.get_stream(format!("happen_{SPACE}")).await.unwrap();
+        let leader = stream.cached_info().cluster.as_ref().unwrap().leader.clone().unwrap();
+        cluster.named(&leader).unwrap().kill();
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_servers_that_are_killed_at_once_come_back_with_everything() {
+    let mut cluster = NatsCluster::start(3);
+    let url = cluster.url();
+    survives(&url, async |_| cluster.restart_all()).await;
+}
+
+#[tokio::test]
+async fn a_commit_without_a_server_says_that_nobody_knows() {
+    let mut server = NatsServer::start();
+    let wait = Duration::from_millis(300);
+    let store = NatsStore::open(client(&server.url()).await, options().commit_wait(wait)).await.unwrap();
+    assert!(store.commit(vec![one("a", "before")]).await.remove(0).is_ok());
+    server.kill();
+    let once = Batch {
+        conditions: vec![Condition::NoneAfter { tag: "once".into(), after: Position::START }],
+        ..one("once", "meanwhile")
+    };
+    let error = store.commit(vec![once.clone()]).await.remove(0).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Io { .. }), "{error}");
+    assert!(error.to_string().contains("may be committed later"), "{error}");
+    // Reading goes on with what is known.
+    assert_eq!(texts(&all(&store).await), ["before"]);
+    server.restart();
+    // Whichever of the two the log has first, the other one finds it.
+    let again = loop {
+        match store.commit(vec![once.clone()]).await.remove(0) {
+            Err(error) if matches!(error.kind(), ErrorKind::Io { .. }) => {}
+            result => break result,
+        }
+    };
+    assert!(again.is_ok() || matches!(again.unwrap_err().kind(), ErrorKind::Conflict { .. }));
+    assert_eq!(texts(&all(&store).await), ["before", "meanwhile"]);
+}
+
+#[tokio::test]
+async fn what_does_not_belong_into_the_log_is_left_out_and_counted() {
+    let server = NatsServer::start();
+    let store = open(&server.url()).await;
+    assert!(store.commit(vec![one("a", "1")]).await.remove(0).is_ok());
+    let context = async_nats::jetstream::new(client(&server.url()).await);
+    let stream = context.get_stream(format!("happen_{SPACE}")).await.unwrap();
+    let written = stream.get_raw_message(1).await.unwrap().payload;
+    let subject = format!("happen.{SPACE}.log");
+    let mut flipped = written.to_vec();
+    *flipped.last_mut().unwrap() ^= 1;
+    for foreign in [b"".to_vec(), b"hello".to_vec(), written[..20].to_vec(), flipped] {
+        context.publish(subject.clone(), foreign.into()).await.unwrap().await.unwrap();
+    }
+    // The same once more is no second time.
+    context.publish(subject, written).await.unwrap().await.unwrap();
+    assert!(store.commit(vec![one("a", "2")]).await.remove(0).is_ok());
+    let other = open(&server.url()).await;
+    for store in [&store, &other] {
+        assert_eq!(texts(&all(store).await), ["1", "2"]);
+        assert_eq!(store.refused(), 4);
+    }
+}
+
+#[tokio::test]
+async fn a_later_version_in_the_log_stops_an_earlier_one() {
+    let server = NatsServer::start();
+    let store = open(&server.url()).await;
+    let context = async_nats::jetstream::new(client(&server.url()).await);
+    let later = [b"HL", &[u8::MAX][..], &[0; 33]].concat();
+    context.publish(format!("happen.{SPACE}.log"), later.into()).await.unwrap().await.unwrap();
+    let stopped = |error: Error| {
+        assert!(matches!(error.kind(), ErrorKind::Misuse { .. }), "{error}");
+        assert!(error.chain().join(" ").contains("update this program"), "{error}");
+    };
+    stopped(store.commit(vec![one("a", "1")]).await.remove(0).unwrap_err());
+    stopped(NatsStore::open(client(&server.url()).await, options()).await.unwrap_err());
+}
+
+#[tokio::test]
+async fn a_log_that_was_cut_off_is_told_and_not_taken_for_the_whole() {
+    let server = NatsServer::start();
+    let store = open(&server.url()).await;
+    for text in ["1", "2", "3"] {
+        assert!(store.commit(vec![one("a", text)]).await.remove(0).is_ok());
+    }
+    let context = async_nats::jetstream::new(client(&server.url()).await);
+    let stream = context.get_stream(format!("happen_{SPACE}")).await.unwrap();
+    stream.purge().sequence(3).await.unwrap();
+    let error = NatsStore::open(client(&server.url()).await, options()).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Damaged { .. }), "{error}");
+    // Whoever has all of it goes on.
+    assert!(store.commit(vec![one("a", "4")]).await.remove(0).is_ok());
+    assert_eq!(texts(&all(&store).await), ["1", "2", "3", "4"]);
+}
+
+#[tokio::test]
+async fn a_server_or_a_stream_that_cannot_keep_the_promise_is_told() {
+    let server = NatsServer::start();
+    let context = async_nats::jetstream::new(client(&server.url()).await);
+    let name = format!("happen_{SPACE}");
+    let usual = || stream::Config {
+        name: name.clone(),
+        subjects: vec![format!("happen.{SPACE}.log")],
+        discard: stream::DiscardPolicy::New,
+        ..stream::Config::default()
+    };
+    let cases = [
+        (stream::Config { subjects: vec!["other".into()], ..usual() }, "other subjects"),
+        (stream::Config { storage: stream::StorageType::Memory, ..usual() }, "in memory"),
+        (stream::Config { retention: stream::RetentionPolicy::WorkQueue, ..usual() }, "once they are read"),
+        (stream::Config { max_age: Duration::from_secs(60), ..usual() }, "by age"),
+        (stream::Config { discard: stream::DiscardPolicy::Old, ..usual() }, "by age or number"),
+        (stream::Config { no_ack: true, ..usual() }, "acknowledges nothing"),
+    ];
+    for (config, why) in cases {
+        context.create_stream(config).await.unwrap();
+        let error = NatsStore::open(client(&server.url()).await, options()).await.unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::Misuse { .. }), "{error}");
+        assert!(error.to_string().contains(why), "{error}");
+        context.delete_stream(&name).await.unwrap();
+    }
+    context.create_stream(usual()).await.unwrap();
+    open(&server.url()).await.close().await;
+}
+
+#[tokio::test]
+async fn a_full_account_refuses_and_takes_again_when_there_is_room() {
+    let server = NatsServer::start();
+    let context = async_nats::jetstream::new(client(&server.url()).await);
+    let name = format!("happen_{SPACE}");
+    let config = |max_bytes| stream::Config {
+        name: name.clone(),
+        subjects: vec![format!("happen.{SPACE}.log")],
+        discard: stream::DiscardPolicy::New,
+        max_bytes,
+        ..stream::Config::default()
+    };
+    context.create_stream(config(10_000)).await.unwrap();
+    let wait = Duration::from_millis(300);
+    let store = NatsStore::open(client(&server.url()).await, options().commit_wait(wait)).await.unwrap();
+    let text = "x".repeat(3_000);
+    let mut taken = 0;
+    let error = loop {
+        match store.commit(vec![one("a", &text)]).await.remove(0) {
+            Ok(_) => taken += 1,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(taken, 3);
+    assert!(matches!(error.kind(), ErrorKind::Io { .. }));
+    assert!(error.to_string().contains("maximum bytes exceeded"), "{error}");
+    context.update_stream(config(-1)).await.unwrap();
+    let behind = Batch {
+        conditions: vec![Condition::NoneAfter { tag: "once".into(), after: Position::START }],
+        ..one("once", "behind")
+    };
+    while let Err(error) = store.commit(vec![behind.clone()]).await.remove(0) {
+        if matches!(error.kind(), ErrorKind::Conflict { .. }) {
+            break;
+        }
+    }
+    // What nobody knew of was written as well, in its place.
+    let found = all(&store).await;
+    assert_eq!(found.len(), 5);
+    assert_eq!(texts(&found)[4], "behind");
+}
+
+#[tokio::test]
+async fn a_pruning_is_the_same_in_every_copy() {
+    let server = NatsServer::start();
+    let (here, there) = (open(&server.url()).await, open(&server.url()).await);
+    for text in ["1", "2", "3", "4"] {
+        assert!(here.commit(vec![one("a", text)]).await.remove(0).is_ok());
+    }
+    let before = has(&there, 4).await[2].position;
+    let prune = |revision| Prune {
+        before,
+        records: Select::All,
+        keep: Vec::new(),
+        histories: Vec::new(),
+        documents: count("anchor", revision, 2).documents,
+    };
+    assert_eq!(here.prune(prune(1)).await.unwrap().records, 2);
+    let error = there.prune(prune(1)).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Conflict { .. }), "{error}");
+    assert_eq!(texts(&all(&there).await), ["3", "4"]);
+    assert_eq!(all(&open(&server.url()).await).await, all(&here).await);
+}
+
+#[tokio::test]
+async fn a_store_that_is_closed_says_so() {
+    let server = NatsServer::start();
+    let store = open(&server.url()).await;
+    assert!(store.commit(vec![one("a", "1")]).await.remove(0).is_ok());
+    store.close().await;
+    let error = store.commit(vec![one("a", "2")]).await.remove(0).unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Closed { .. }), "{error}");
+    let error = store.read(Read::forward(Select::All)).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Closed { .. }), "{error}");
+}
