@@ -64,6 +64,8 @@ pub enum Purpose {
     Stream,
     /// To every node that listens.
     Broadcast,
+    /// To every node that listens, and those that remember get it by the log that they share with the sender.
+    Stored,
 }
 
 /// A node of one space, as a small number. 0 is the space itself: a sender outside any node.

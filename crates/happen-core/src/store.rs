@@ -56,6 +56,13 @@ pub trait Store: fmt::Debug + Send + Sync + 'static {
         1
     }
 
+    /// Whether other processes may commit to the same log meanwhile.
+    ///
+    /// A space over such a store says in it which nodes are its own, and gives way when another process takes them over.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     /// A page of the log: selected records from a place on, in one of both directions.
     ///
     /// A page ends after [`Read::records_max`] records, after [`limits::PAGE_RECORDS_MAX`], or when it would have more

@@ -190,6 +190,10 @@ impl Store for FaultyStore {
         })
     }
 
+    fn is_shared(&self) -> bool {
+        self.inner.is_shared()
+    }
+
     fn document_now(&self, key: &Key) -> Option<Result<Option<Document>>> {
         if let Err(error) = self.alive() {
             return Some(Err(error));

@@ -231,6 +231,13 @@ pub const CONTROL_LETTERS_MAX: usize = 500;
 /// Nodes that the figures of a space name.
 pub const CONTROL_NODES_MAX: usize = 1_000;
 
+/// Milliseconds after which a process that stands by looks again whether its nodes are free.
+pub const STAND_BY_LOOK_MS: u64 = 250;
+
+/// Milliseconds for which a process that has just come waits to hear of others, before it takes over nodes of one that did
+/// not say that it goes. Those that are there tell at once; a second is a slow network.
+pub const OWNER_LOOK_MS: u64 = 1_000;
+
 /// Documents that following references from one to the next may come to.
 pub const VIEWS_FOLLOWED_MAX: usize = 1_000;
 

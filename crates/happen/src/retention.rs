@@ -13,7 +13,7 @@ use happen_core::store::{
 use happen_core::{Error, ErrorKind, EventId, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::durable::keys::{ANCHOR, DEAD, FLOWS, FlowKey, INBOX, SCHEDULES, SEEN, TIMERS};
+use crate::durable::keys::{ANCHOR, DEAD, FLOWS, FlowKey, INBOX, PROCESSES, SCHEDULES, SEEN, TIMERS};
 use crate::limits;
 
 /// A plan of what a store forgets: all that is before a time, but what has to stay.
@@ -391,8 +391,8 @@ fn nameless(key: &str) -> Error {
 const NAMING_EVENTS: [&str; 2] = [FLOWS, DEAD];
 
 /// Documents whose past may be forgotten, and which may be forgotten wholly once they were deleted.
-const HISTORIES: [&str; 10] =
-    ["state/", "entity/", FLOWS, DEAD, INBOX, SEEN, TIMERS, SCHEDULES, "global/", "large/"];
+const HISTORIES: [&str; 11] =
+    ["state/", "entity/", FLOWS, DEAD, INBOX, SEEN, TIMERS, SCHEDULES, PROCESSES, "global/", "large/"];
 
 /// The version of the anchor's form.
 const ANCHOR_VERSION: u32 = 2;

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use happen_core::codec::{self, WireEvent, WireParcel};
+use happen_core::event::Purpose;
 use happen_core::hash::{EventHash, hash_event};
 use happen_core::payload::Dynamic;
 use happen_core::{Batch, ErasedEvent, Error, ErrorKind, Event, EventId, EventType, NodeKey, Result};
@@ -13,7 +14,7 @@ use crate::link::{Cause, set_causes};
 use crate::space::SpaceInner;
 
 /// An event, or a batch, as bytes, with the hashes that stand in them.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Framed {
     pub(crate) frame: Vec<u8>,
     pub(crate) hashes: Vec<(EventId, EventHash)>,
@@ -28,6 +29,20 @@ impl SpaceInner {
     pub(crate) fn framed(
         &self,
         event: &dyn ErasedEvent,
+        causes: impl Fn(&dyn ErasedEvent) -> Result<Vec<Cause>>,
+    ) -> Result<Framed> {
+        self.framed_for(event, None, causes)
+    }
+
+    /// The same for another purpose than the one that it was sent for.
+    ///
+    /// # Errors
+    ///
+    /// As [`SpaceInner::framed`].
+    pub(crate) fn framed_for(
+        &self,
+        event: &dyn ErasedEvent,
+        purpose: Option<Purpose>,
         causes: impl Fn(&dyn ErasedEvent) -> Result<Vec<Cause>>,
     ) -> Result<Framed> {
         let bytes_max = self.config.event_bytes_max;
@@ -47,6 +62,7 @@ impl SpaceInner {
             };
             let mut wire = WireEvent::from_envelope(single.envelope(), payload, name)?;
             set_causes(&mut wire, causes);
+            wire.purpose = purpose.unwrap_or(wire.purpose);
             wire.hash = Some(hash_event(&wire));
             events.push(wire);
         }

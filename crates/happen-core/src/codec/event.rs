@@ -517,11 +517,12 @@ const fn purpose_text(purpose: Purpose) -> &'static str {
         Purpose::Ask => "ask",
         Purpose::Stream => "stream",
         Purpose::Broadcast => "broadcast",
+        Purpose::Stored => "stored",
     }
 }
 
 fn purpose_of(text: &str) -> Option<Purpose> {
-    [Purpose::Send, Purpose::Ask, Purpose::Stream, Purpose::Broadcast]
+    [Purpose::Send, Purpose::Ask, Purpose::Stream, Purpose::Broadcast, Purpose::Stored]
         .into_iter()
         .find(|purpose| purpose_text(*purpose) == text)
 }

@@ -313,6 +313,10 @@ impl Store for NatsStore {
         limits::LOG_CALLS_MAX
     }
 
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     fn read(&self, read: Read) -> BoxFuture<'_, Result<Page>> {
         self.copy.store.read(read)
     }

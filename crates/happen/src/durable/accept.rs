@@ -60,12 +60,26 @@ pub(crate) fn deliver(
     if let [flow] = &flows[..] {
         flow.stream_to(along.sink, along.source);
     }
-    begin(&node.space, event, flows, told);
+    begin(&node.space, event, flows, told, Spread::Here);
     Ok(Delivered::Later(Some(from)))
 }
 
+/// How far an event from outside goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Spread {
+    /// To nodes of this process: it comes from another one, which sees to the rest.
+    Here,
+    /// To the nodes of other processes on the same log too.
+    Log,
+}
+
 /// Brings an event that was broadcast from outside to the durable nodes that listen.
-pub(crate) fn publish(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, nodes: &[Arc<NodeInner>]) {
+pub(crate) fn publish(
+    space: &Arc<SpaceInner>,
+    event: &dyn ErasedEvent,
+    nodes: &[Arc<NodeInner>],
+    spread: Spread,
+) {
     let mut flows = Vec::new();
     for node in nodes {
         let table = node.table.load();
@@ -84,15 +98,22 @@ pub(crate) fn publish(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, nodes: &
             Err(error) => space.bury(event, &node.name, &error),
         }
     }
-    begin(space, event, flows, Told::Nobody);
+    begin(space, event, flows, Told::Nobody, spread);
 }
 
 /// Begins flows for an event from outside.
-fn begin(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: Vec<Arc<StoredFlow>>, told: Told) {
+fn begin(
+    space: &Arc<SpaceInner>,
+    event: &dyn ErasedEvent,
+    flows: Vec<Arc<StoredFlow>>,
+    told: Told,
+    spread: Spread,
+) {
     let Some(durable) = &space.durable else { return };
+    let heard = spread == Spread::Log && space.is_heard_elsewhere(event.envelope());
     match &flows[..] {
-        [] => offer_stored(space, durable, event),
-        [flow] if flow.due_unix_ms() == 0 => {
+        [] if !heard => offer_stored(space, durable, event),
+        [flow] if flow.due_unix_ms() == 0 && !heard => {
             // Its first commit stores it: one that has ended by then has cost a single one.
             flow.show_when_stored();
             match told {
@@ -116,7 +137,9 @@ fn begin(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: Vec<Arc<Stored
             space.flow_began();
             // Handed on here: events are stored in the order in which they came.
             let tag = Tag::Event(event.envelope().id);
-            let pushed = batch_for(&space, &*event, &flows).map(|batch| (durable.commits.push(batch), tag));
+            let to = if heard { Some(Whereto::Everyone) } else { None };
+            let pushed = batch_for(&space, &*event, &flows, to.as_ref());
+            let pushed = pushed.map(|batch| (durable.commits.push(batch), tag));
             env.spawn(Box::pin(async move {
                 store_all(&space, &event, flows, (pushed, told)).await;
                 space.flow_ended();
@@ -193,7 +216,10 @@ async fn store_all(
         flows.iter().for_each(|flow| durable.ended(flow));
         match told {
             Told::Outcome(to) | Told::Stored(to) => drop(to.send(Err(error))),
-            Told::Nobody => space.bury(&**event, &flows[0].node.name, &error),
+            Told::Nobody => {
+                let node = flows.first().map_or("$space", |flow| &*flow.node.name);
+                space.bury(&**event, node, &error);
+            }
         }
         return;
     }
@@ -221,7 +247,7 @@ async fn store_all(
 /// # Errors
 ///
 /// When the event cannot be read, and when the node is not there or does not take it.
-pub(super) fn taken_in(space: &Arc<SpaceInner>, kept: &Document) -> Result<Batch> {
+pub(super) fn taken_in(space: &Arc<SpaceInner>, kept: &Document) -> Result<TakenIn> {
     let node = kept.key.strip_prefix(INBOX).and_then(|rest| rest.split('/').next()).map(plain);
     let node = node.unwrap_or_default();
     let frame = kept.content.as_ref().map_or(&[][..], |content| &content.bytes);
@@ -242,14 +268,38 @@ pub(super) fn taken_in(space: &Arc<SpaceInner>, kept: &Document) -> Result<Batch
     let records = vec![event_record(space, &*event, &framed, &flows)?];
     let mut documents = flows.iter().map(|flow| flow.first_write()).collect::<Result<Vec<_>>>()?;
     documents.push(by_hand::deletion(kept));
-    Ok(Batch { records, documents, conditions: Vec::new() })
+    flows.iter().for_each(|flow| flow.set_framed(framed.clone()));
+    Ok(TakenIn { batch: Batch { records, documents, conditions: Vec::new() }, flows, event })
 }
 
-fn batch_for(space: &Arc<SpaceInner>, event: &dyn ErasedEvent, flows: &[Arc<StoredFlow>]) -> Result<Batch> {
+/// What is told of an event that stays in its inbox.
+pub(super) fn not_taken_in(error: Error, kept: &Document) -> Error {
+    error.context(format!(
+        "document `{}`: the event was kept for a node that does not take it, and stays there",
+        kept.key
+    ))
+}
+
+/// An event that leaves an inbox.
+pub(super) struct TakenIn {
+    pub(super) batch: Batch,
+    pub(super) flows: Vec<Arc<StoredFlow>>,
+    pub(super) event: Arc<dyn ErasedEvent>,
+}
+
+fn batch_for(
+    space: &Arc<SpaceInner>,
+    event: &dyn ErasedEvent,
+    flows: &[Arc<StoredFlow>],
+    to: Option<&Whereto>,
+) -> Result<Batch> {
     let framed = space.framed_arrival(event)?;
-    let records = vec![event_record(space, event, &framed, flows)?];
-    let documents = flows.iter().map(|flow| flow.first_write()).collect::<Result<_>>()?;
-    Ok(Batch { records, documents, conditions: Vec::new() })
+    let mut record = event_record(space, event, &framed, flows)?;
+    let mut documents = flows.iter().map(|flow| flow.first_write()).collect::<Result<Vec<_>>>()?;
+    if let (Some(durable), Some(to)) = (&space.durable, to) {
+        durable.inboxes(event, &framed, to).add_to(&mut record, &mut documents);
+    }
+    Ok(Batch { records: vec![record], documents, conditions: Vec::new() })
 }
 
 /// The flows that an event begins which a step sends, when its commit happens.

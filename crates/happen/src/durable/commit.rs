@@ -7,13 +7,13 @@
 //! while the next one is built. What is built meanwhile goes with the next call: the more there is, the larger the groups.
 
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
 use happen_core::env::{BoxFuture, Env};
-use happen_core::store::{Batch, Committed, Store};
+use happen_core::store::{Batch, Committed, Condition, Key, Store};
 use happen_core::{Error, ErrorKind, Result};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::whole::Whole;
 use crate::limits;
@@ -26,6 +26,10 @@ pub(crate) struct Commits {
     queue: Mutex<Queue>,
     /// How many groups may be carried at once.
     leads_max: usize,
+    /// What has to be there for anything to be committed, in a log that others write too.
+    fence: OnceLock<Key>,
+    /// Whether it is not there any more.
+    fenced: watch::Sender<bool>,
 }
 
 #[derive(Default)]
@@ -47,14 +51,52 @@ pub(crate) struct Ticket(oneshot::Receiver<Result<Committed>>);
 impl Commits {
     pub(crate) fn new(store: Arc<dyn Store>, env: Arc<dyn Env>) -> Arc<Self> {
         let leads_max = store.commits_in_order().clamp(1, limits::COMMIT_GROUPS_MAX);
-        Arc::new(Self { store, env, queue: Mutex::default(), leads_max })
+        Arc::new(Self {
+            store,
+            env,
+            queue: Mutex::default(),
+            leads_max,
+            fence: OnceLock::new(),
+            fenced: watch::Sender::new(false),
+        })
     }
 
     /// Takes a batch, behind all that were taken before.
-    pub(crate) fn push(&self, batch: Batch) -> Ticket {
+    pub(crate) fn push(&self, mut batch: Batch) -> Ticket {
         let (told, tells) = oneshot::channel();
+        if let Some(key) = self.fence.get() {
+            batch.conditions.push(Condition::Revision { key: Arc::clone(key), revision: FENCE_REVISION });
+        }
         lock(&self.queue).waiting.push(Waiting { batch, told });
         Ticket(tells)
+    }
+
+    /// Commits from now on only as long as this document has its first revision.
+    pub(super) fn fence(&self, key: &Key) {
+        // A process has one for all its life.
+        self.fence.get_or_init(|| Arc::clone(key));
+    }
+
+    /// Whether another process has taken over what this one had.
+    pub(super) fn is_fenced(&self) -> bool {
+        *self.fenced.borrow()
+    }
+
+    pub(super) async fn until_fenced(&self) {
+        // An error would say that there are no commits any more, which this holds.
+        drop(self.fenced.subscribe().wait_for(|fenced| *fenced).await);
+    }
+
+    /// Finds out whether a batch was refused because of the fence. What was refused is in the log before this looks.
+    async fn found_fence(&self, error: &Error) -> bool {
+        let (ErrorKind::Conflict { .. }, Some(key)) = (error.kind(), self.fence.get()) else { return false };
+        let found = self.store.documents(vec![Arc::clone(key)]).await.ok().and_then(|mut found| found.pop());
+        let Some(found) = found else { return false };
+        let stands = found.is_some_and(|document| document.revision == FENCE_REVISION);
+        if !stands {
+            self.fenced.send_replace(true);
+        }
+        !stands
     }
 
     /// Waits until the batch is committed or not. Whoever finds few carrying carries the next group itself: a lone step
@@ -62,8 +104,15 @@ impl Commits {
     ///
     /// # Errors
     ///
-    /// As [`Store::commit`].
-    pub(crate) async fn settle(self: &Arc<Self>, mut ticket: Ticket) -> Result<Committed> {
+    /// As [`Store::commit`], and [`ErrorKind::Closed`] when another process has taken over what this one had.
+    pub(crate) async fn settle(self: &Arc<Self>, ticket: Ticket) -> Result<Committed> {
+        match self.carried(ticket).await {
+            Err(error) if self.found_fence(&error).await => Err(fenced()),
+            result => result,
+        }
+    }
+
+    async fn carried(self: &Arc<Self>, mut ticket: Ticket) -> Result<Committed> {
         while let Some(lead) = Lead::take(self) {
             lead.carry_one().await;
             if let Ok(result) = ticket.0.try_recv() {
@@ -152,6 +201,16 @@ impl Drop for Lead {
         }));
     }
 }
+
+#[cold]
+fn fenced() -> Error {
+    Error::new(ErrorKind::Closed {
+        what: "the space, whose nodes another process has taken over,".to_owned(),
+    })
+}
+
+/// The revision of a fence that stands.
+const FENCE_REVISION: u64 = 1;
 
 #[cold]
 fn lost() -> Error {

@@ -31,6 +31,12 @@ pub(crate) const SCHEDULES: &str = "schedule/";
 /// What is told of records that were forgotten.
 pub(crate) const ANCHOR: &str = "anchor/log";
 
+/// Which process has which durable node, in a log that several write.
+pub(crate) const OWNERS: &str = "owner/";
+
+/// The processes that write such a log.
+pub(crate) const PROCESSES: &str = "process/";
+
 /// Who the space is.
 pub(crate) const IDENTITY: &str = "space/identity";
 

@@ -17,6 +17,7 @@ mod flow;
 pub(crate) mod keys;
 mod lane;
 mod outside;
+mod owners;
 mod point;
 mod record;
 mod recover;
@@ -46,10 +47,11 @@ use crate::space::SpaceInner;
 use crate::sync::{Mutex, lock};
 use commit::{Commits, Ticket};
 use lane::Place;
+use owners::Owners;
 use record::Done;
 use wait::Waiters;
 
-pub(crate) use accept::{deliver, publish};
+pub(crate) use accept::{Spread, deliver, publish};
 use agenda::Agenda;
 pub(crate) use document::{Change, Document, Documents, Staging};
 pub(crate) use flow::StoredFlow;
@@ -89,6 +91,8 @@ pub(crate) struct Durable {
     pruning: tokio::sync::Mutex<()>,
     /// The store as its owner knows it, when it was opened with the space.
     owned: Option<OwnedStore>,
+    /// Who else writes the log, where others do.
+    owners: Option<Owners>,
 }
 
 /// What a space that has opened its store itself can do with it beyond the seam.
@@ -141,6 +145,7 @@ impl Durable {
         revisions_max: u32,
         owned: Option<OwnedStore>,
     ) -> Arc<Self> {
+        let owners = Owners::over(&*store, &**env);
         Arc::new(Self {
             commits: Commits::new(Arc::clone(&store), Arc::clone(env)),
             documents: Documents::new(Arc::clone(&store), revisions_max),
@@ -157,6 +162,7 @@ impl Durable {
             troubled: AtomicBool::new(false),
             pruning: tokio::sync::Mutex::new(()),
             owned,
+            owners,
         })
     }
 
@@ -281,8 +287,9 @@ impl Durable {
         }
     }
 
-    /// Closes the store, when it belongs to the space.
+    /// Gives up the nodes, and closes the store when it belongs to the space.
     pub(crate) async fn close(&self) {
+        self.resign().await;
         if let Some(owned) = &self.owned {
             (owned.close)().await;
         }
@@ -336,6 +343,14 @@ impl Durable {
         let Err(error) = self.commits.settle(ticket).await else { return Ok(()) };
         let found = self.store.read(Read::forward(Select::tag(event)).at_most(1)).await;
         if found.is_ok_and(|page| !page.records.is_empty()) { Ok(()) } else { Err(error) }
+    }
+
+    /// Has the others on the log hear that nodes, or what they listen to, have changed.
+    #[inline]
+    pub(crate) fn nodes_changed(&self) {
+        if let Some(owners) = &self.owners {
+            owners.nodes_changed();
+        }
     }
 
     /// The revision that a document has, deleted or not.

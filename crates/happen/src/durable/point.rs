@@ -1,17 +1,18 @@
 //! The points at which a step waits, each of which is committed: questions to other nodes, effects outside, times. Owns
 //! what a step that is run again finds there; does not know how the commit is built.
 
+use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use happen_core::codec::{PointKind, StepOutcome, WireRecord};
+use happen_core::codec::{PointKind, StepOutcome, WireFlow, WireRecord};
 use happen_core::content;
 use happen_core::hash::digest;
 use happen_core::limits::RECORD_BYTES_MAX;
-use happen_core::store::{Bytes, Order, Read, Select, Start, Tag};
+use happen_core::store::{Bytes, Order, Position, Read, Select, Start, Tag};
 use happen_core::{ErasedEvent, Error, ErrorKind, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -133,7 +134,9 @@ async fn commit_question(
         .commit_progress(stage, |batch, done| {
             let framed = flow.frame_effect(&**event)?;
             let begun = recipients(space, event, to)?;
-            batch.records.push(event_record(space, &**event, &framed, &begun)?);
+            let mut record = event_record(space, &**event, &framed, &begun)?;
+            flow.durable().inboxes(&**event, &framed, to).add_to(&mut record, &mut batch.documents);
+            batch.records.push(record);
             for begun in &begun {
                 batch.documents.push(begun.first_write()?);
             }
@@ -194,6 +197,10 @@ fn ask_elsewhere(
                 }
             }
         }
+        // The question is in the node's inbox, and the answer will be in the log.
+        Whereto::Away(name) if flow.durable().is_elsewhere(name) => {
+            answer_from_log(flow, event.envelope().id, name, to_us);
+        }
         Whereto::Away(name) => match space.send_away(Sender::Space(space), name, &**event, true) {
             Ok(Some(away)) => {
                 space.env.spawn(Box::pin(async move { drop(to_us.send(away.outcome().await)) }))
@@ -212,11 +219,78 @@ async fn attach_to_question(
     to: &Whereto,
     to_us: oneshot::Sender<Outcome>,
 ) -> Result<bool> {
-    let (Some(event), Whereto::Node(node)) = (point.event, to) else { return Ok(false) };
-    if !node.is_durable() {
-        return Ok(false);
+    match (point.event, to) {
+        (Some(event), Whereto::Node(node)) if node.is_durable() => {
+            attach(flow.durable(), event, &node.name, to_us).await
+        }
+        (Some(event), Whereto::Away(name)) if flow.durable().is_elsewhere(name) => {
+            // It was committed with the point: whoever has the node has it in the inbox, or has answered.
+            answer_from_log(flow, event, name, to_us);
+            Ok(true)
+        }
+        _ => Ok(false),
     }
-    attach(flow.durable(), event, &node.name, to_us).await
+}
+
+/// Waits for the outcome of an event at a durable node of another process, which the log tells.
+fn answer_from_log(
+    flow: &Arc<StoredFlow>,
+    event: happen_core::EventId,
+    node: &Arc<str>,
+    to_us: oneshot::Sender<Outcome>,
+) {
+    let (flow, node) = (Arc::clone(flow), Arc::clone(node));
+    let env = Arc::clone(&flow.node.space.env);
+    env.spawn(Box::pin(async move {
+        let mut to_us = to_us;
+        let mut answered = pin!(outcome_in_log(flow.durable(), event, &node));
+        let outcome = poll_fn(|task| {
+            // Whoever asked may go meanwhile.
+            if to_us.poll_closed(task).is_ready() {
+                return Poll::Ready(None);
+            }
+            answered.as_mut().poll(task).map(Some)
+        })
+        .await;
+        if let Some(outcome) = outcome {
+            drop(to_us.send(outcome.unwrap_or_else(|error| Err(error.at_event(event).at_node(&node)))));
+        }
+    }));
+}
+
+/// The joined outcome of all flows that an event began at a node, as soon as the log has it.
+async fn outcome_in_log(durable: &Durable, event: happen_core::EventId, node: &str) -> Result<Outcome> {
+    let mut watch = durable.store.watch(Select::tag(Tag::Event(event)), Position::START).await?;
+    let (to_us, mut from) = oneshot::channel();
+    let mut asks = Some(to_us);
+    let mut parts: BTreeMap<String, Reply> = BTreeMap::new();
+    loop {
+        for record in watch.next().await? {
+            let record = WireRecord::decode(&record.bytes, RECORD_BYTES_MAX)?;
+            let here: Vec<_> = record.accepted.iter().filter(|flow| flow.node == node).collect();
+            if !here.is_empty()
+                && let Some(to_us) = asks.take()
+            {
+                let joined = Joined::new(here.len(), Reply::One(to_us));
+                let part = |(index, flow): (usize, &&WireFlow<'_>)| {
+                    (flow.registration.clone().into_owned(), Reply::Part(Arc::clone(&joined), index))
+                };
+                parts = here.iter().enumerate().map(part).collect();
+            }
+            let Some(step) = record.step.filter(|step| step.flow.node == node) else { continue };
+            let outcome = match step.outcome {
+                StepOutcome::Done(reply) | StepOutcome::Failed(reply) => decode_outcome(&reply),
+                StepOutcome::End => Ok(None),
+                _ => continue,
+            };
+            if let Some(part) = parts.remove(&*step.flow.registration) {
+                part.send(outcome);
+            }
+        }
+        if let Ok(outcome) = from.try_recv() {
+            return Ok(outcome);
+        }
+    }
 }
 
 /// Waits for the outcome of an event at a durable node: of the flows that are under way, or as the log has it. False when

@@ -164,7 +164,10 @@ impl StoredFlow {
             for (event, framed, to) in all.chain(follows).chain(failure) {
                 ids.extend(framed.hashes.iter().map(|(id, _)| *id));
                 let begun = accept::recipients(space, event, to)?;
-                records.push(event_record(space, &**event, framed, &begun)?);
+                let mut record = event_record(space, &**event, framed, &begun)?;
+                let inboxes = self.durable().inboxes(&**event, framed, to);
+                inboxes.add_to(&mut record, &mut batch.documents);
+                records.push(record);
                 for flow in &begun {
                     batch.documents.push(flow.first_write()?);
                 }

@@ -19,6 +19,7 @@ use super::stage::Point;
 use super::wait::Expected;
 use super::{Durable, accept, by_hand, schedule, timer};
 use crate::config::UnfitFlows;
+use crate::keys::plain;
 use crate::space::SpaceInner;
 use crate::sync::isolated;
 use crate::table::Lane;
@@ -49,7 +50,7 @@ impl Durable {
             let page = self.store.list(list).await?;
             let Some(last) = page.last() else { break };
             after = Some(Arc::clone(&last.key));
-            for document in &page {
+            for document in page.iter().filter(|document| !self.is_of_another(&document.key, FLOWS)) {
                 match self.resumable(space, document).await? {
                     Ok(resumable) => found.push(resumable),
                     Err(why) => unfit.push(why),
@@ -117,6 +118,9 @@ impl Durable {
                 let Some(last) = page.last() else { break };
                 after = Some(Arc::clone(&last.key));
                 for document in &page {
+                    if self.is_to_another(prefix, document)? {
+                        continue;
+                    }
                     unfit.extend(match prefix {
                         TIMERS => timer::recover(space, self, document)?,
                         _ => schedule::recover(space, self, document)?,
@@ -129,6 +133,21 @@ impl Durable {
             self.sweep_soon(space.env.unix_ms());
         }
         Ok(())
+    }
+
+    /// Whether a document with this prefix is of a node that lives in another process on the same log.
+    fn is_of_another(&self, key: &str, prefix: &str) -> bool {
+        let node = key.strip_prefix(prefix).and_then(|rest| rest.split('/').next()).map(plain);
+        node.is_some_and(|node| self.is_elsewhere(&node))
+    }
+
+    /// Whether what is to come by this timer or schedule goes to a node of another process, which sees to it.
+    fn is_to_another(&self, prefix: &str, document: &Document) -> Result<bool> {
+        if !self.is_shared() {
+            return Ok(false);
+        }
+        let to = if prefix == TIMERS { timer::node_of(document)? } else { schedule::node_of(document)? };
+        Ok(to.is_some_and(|node| self.is_elsewhere(&node)))
     }
 
     /// Reads who the space is, or makes it somebody.
@@ -365,13 +384,10 @@ impl Durable {
             let page = self.store.list(list).await?;
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(Arc::clone(&last.key));
-            for document in &page {
+            for document in page.iter().filter(|document| !self.is_of_another(&document.key, INBOX)) {
                 match accept::taken_in(space, document) {
-                    Ok(batch) => drop(self.commits.commit(batch).await?),
-                    Err(error) => space.problem(error.context(format!(
-                        "document `{}`: the event was sent while the space was stopped, and stays there",
-                        document.key
-                    ))),
+                    Ok(taken) => drop(self.commits.commit(taken.batch).await?),
+                    Err(error) => space.problem(accept::not_taken_in(error, document)),
                 }
             }
         }

@@ -8,6 +8,7 @@ use happen_core::store::{Pruned, Read, Select};
 use happen_core::{Pattern, Result};
 
 use super::Durable;
+use super::document::is_conflict;
 use crate::config::Retention;
 use crate::retention::Pruning;
 use crate::space::SpaceInner;
@@ -100,6 +101,8 @@ async fn prune_once(space: &Weak<SpaceInner>) -> Option<()> {
             let told = serde_json::json!({ "records": records, "revisions": revisions });
             space.announce("system.pruned", told);
         }
+        // Another process on the same log prunes at the same time.
+        Err(error) if durable.is_shared() && is_conflict(&error) => {}
         Err(error) => {
             tracing::warn!(target: "happen", code = error.code(), "the store could not be pruned: {error}");
             let told = serde_json::json!({ "code": error.code(), "reason": error.chain().join(": ") });

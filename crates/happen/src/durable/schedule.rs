@@ -554,6 +554,15 @@ fn id_of(durable: &Durable, name: &str, due_unix_ms: u64) -> EventId {
     EventId::derived(due_unix_ms, EventId::MIN, 0, hash)
 }
 
+/// The node that a schedule's events go to.
+///
+/// # Errors
+///
+/// When it cannot be read.
+pub(super) fn node_of(stored: &Stored) -> Result<Option<String>> {
+    Ok(decode(stored)?.map(|schedule| schedule.to))
+}
+
 /// Notes a schedule that the store has; tells when it fits no node.
 ///
 /// # Errors

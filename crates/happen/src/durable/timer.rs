@@ -332,7 +332,7 @@ fn arriving(space: &Arc<SpaceInner>, to: &str, frame: &[u8]) -> Result<Arriving>
 pub(crate) fn whereto(space: &Arc<SpaceInner>, to: &str) -> Result<Whereto> {
     match space.find(to) {
         Some(node) => Ok(Whereto::Node(node)),
-        None if space.link.get().is_some() => Ok(Whereto::Away(to.into())),
+        None if space.may_be_away(to) => Ok(Whereto::Away(to.into())),
         None => Err(Error::new(ErrorKind::NoSuchNode { node: to.to_owned() })),
     }
 }
@@ -425,7 +425,11 @@ fn add_acceptance(
     };
     let mut bytes = Vec::new();
     record.encode_into(&mut bytes, RECORD_BYTES_MAX)?;
-    batch.records.push(NewRecord { tags: tags_of(space, &**event)?, bytes: bytes.into() });
+    let mut record = NewRecord { tags: tags_of(space, &**event)?, bytes: bytes.into() };
+    if let Some(durable) = &space.durable {
+        durable.inboxes(&**event, framed, to).add_to(&mut record, &mut batch.documents);
+    }
+    batch.records.push(record);
     for flow in &begun {
         set_framed(flow, framed);
         batch.documents.push(flow.first_write()?);
@@ -442,6 +446,18 @@ pub(super) async fn is_recorded(durable: &Durable, event: EventId) -> Result<boo
     let select = Select::tag(Tag::Event(event));
     let page = durable.store.read(Read::forward(select).at_most(1)).await?;
     Ok(!page.records.is_empty())
+}
+
+/// The node that a timer's event goes to.
+///
+/// # Errors
+///
+/// When it cannot be read.
+pub(super) fn node_of(stored: &Stored) -> Result<Option<String>> {
+    let Some(content) = &stored.content else { return Ok(None) };
+    let timer: StoredTimer = happen_core::state::decode_document(content.version, &content.bytes)
+        .map_err(|error| error.context(format!("document `{}`", stored.key)))?;
+    Ok(Some(timer.to))
 }
 
 /// Notes a timer that an earlier process set; tells when it fits no node.

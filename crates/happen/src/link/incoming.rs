@@ -14,6 +14,7 @@ use happen_core::{ErasedEvent, Error, ErrorKind, EventId, NodeKey, Result, Value
 use tokio::sync::{mpsc, oneshot};
 
 use crate::dispatch::{self, Delivered, Reply, Want};
+use crate::durable::Spread;
 use crate::flow::Outcome;
 use crate::limits;
 use crate::link::{Entrance, Linked, RESERVED};
@@ -54,7 +55,11 @@ impl Inbound for Entrance {
             let envelope = single.envelope();
             let mark = space.remember_arrived(envelope, NodeKey(0));
             space.settle(mark, web::PUBLISHED);
-            space.publish_to_listeners(single, None);
+            if envelope.purpose == Purpose::Stored && space.shares_its_log() {
+                space.publish_to_forgetful(single);
+            } else {
+                space.publish_to_listeners(single, None, Spread::Here);
+            }
         }
     }
 

@@ -141,6 +141,9 @@ impl SpaceInner {
         if let Some(linked) = self.link.get() {
             linked.link.changed();
         }
+        if let Some(durable) = &self.durable {
+            durable.nodes_changed();
+        }
     }
 
     /// Begins to leave the link; the future, if any, says when that is done.

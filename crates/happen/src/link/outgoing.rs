@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use happen_core::codec::{self, WireReply};
+use happen_core::event::Purpose;
 use happen_core::link::Replies;
 use happen_core::payload::Dynamic;
 use happen_core::{ErasedEvent, Error, ErrorKind, EventId, EventType, NodeKey, Result, Value};
@@ -33,7 +34,7 @@ impl SpaceInner {
             self.settle(mark, web::WAITING);
         }
         let sent = self.linked(to).and_then(|linked| {
-            let frame = self.frame(sender, event)?;
+            let frame = self.frame(sender, event, None)?;
             if wants_replies {
                 linked.link.request(to, frame).map(Some)
             } else {
@@ -55,15 +56,18 @@ impl SpaceInner {
         }
     }
 
-    /// Sends an event to everyone elsewhere who listens. What nobody elsewhere can be told is told here.
-    pub(crate) fn publish_away(self: &Arc<Self>, sender: Sender<'_>, event: &dyn ErasedEvent) {
+    /// Sends an event to everyone elsewhere who listens. What nobody elsewhere can be told is told here. Nodes that remember
+    /// have one that is stored by the log that they share with this space.
+    pub(crate) fn publish_away(self: &Arc<Self>, sender: Sender<'_>, event: &dyn ErasedEvent, stored: bool) {
         let Some(linked) = self.link.get() else { return };
         let envelope = event.envelope();
         let event_type = envelope.event_type.as_str();
         if !linked.link.listens(event_type) {
             return;
         }
-        let published = self.frame(sender, event).and_then(|frame| linked.link.publish(event_type, frame));
+        let purpose = stored.then_some(Purpose::Stored);
+        let published =
+            self.frame(sender, event, purpose).and_then(|frame| linked.link.publish(event_type, frame));
         if let Err(error) = published {
             let error =
                 error.context("a broadcast did not reach everyone beyond the link").at_event(envelope.id);
@@ -71,9 +75,14 @@ impl SpaceInner {
         }
     }
 
-    fn frame(&self, sender: Sender<'_>, event: &dyn ErasedEvent) -> Result<Vec<u8>> {
-        let framed = self.framed(event, |single| Ok(self.causes_from(sender, single)))?;
-        Ok(framed.frame)
+    fn frame(
+        &self,
+        sender: Sender<'_>,
+        event: &dyn ErasedEvent,
+        purpose: Option<Purpose>,
+    ) -> Result<Vec<u8>> {
+        let causes = |single: &dyn ErasedEvent| Ok(self.causes_from(sender, single));
+        Ok(self.framed_for(event, purpose, causes)?.frame)
     }
 
     /// The causes of an event that is just being sent: their types stand in the flow that sends it.

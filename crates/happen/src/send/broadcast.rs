@@ -8,6 +8,7 @@ use happen_core::{Event, EventId, NodeKey, Payload, Result};
 use serde_json::Value as Json;
 
 use super::{Extras, Sender, extras};
+use crate::durable::Spread;
 use crate::stamp::stamped;
 use crate::stream::Outlet;
 use crate::web;
@@ -89,11 +90,12 @@ pub(crate) fn spread<T: Payload>(
     let id = event.id();
     let mark = space.remember_sent(event.envelope(), NodeKey(0));
     space.settle(mark, web::PUBLISHED);
+    let spread = if reach == Reach::Everywhere { Spread::Log } else { Spread::Here };
     if reach == Reach::Everywhere && space.link.get().is_some() {
         // Before the listeners here, whose handlers may send what it causes.
-        space.publish_away(sender, event);
+        space.publish_away(sender, event, space.is_heard_elsewhere(event.envelope()));
     }
-    space.publish_to_listeners(event, source);
+    space.publish_to_listeners(event, source, spread);
     id
 }
 

@@ -628,8 +628,7 @@ impl<'s, T: Payload> Sending<'s, T> {
                     if extras.is_some_and(|extras| extras.idempotency_key.is_some()) {
                         return Err(unknown_key(to.name()));
                     }
-                    let (event, away) = send_away(sender, to.name(), parcel, purpose, extras, told)?;
-                    return Ok((event, Begun::Away(away)));
+                    return send_away(sender, to.name(), parcel, purpose, extras, told);
                 }
                 Err(error) => return Err(nowhere(sender, parcel, purpose, extras, error)),
             },
@@ -746,10 +745,11 @@ enum Told {
 
 /// Whether a node that is not here may be behind the link.
 fn away(space: &SpaceInner, error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::NoSuchNode { .. }) && space.link.get().is_some()
+    matches!(error.kind(), ErrorKind::NoSuchNode { node } if space.may_be_away(node))
 }
 
-/// Stamps an event for a node that is not here and hands it to the link, if there is one.
+/// Stamps an event for a node that is not here and hands it to the link. When nobody beyond it has the node, and the log
+/// knows it, the event is kept there.
 #[cold]
 fn send_away<T: Payload>(
     sender: Sender<'_>,
@@ -758,21 +758,30 @@ fn send_away<T: Payload>(
     purpose: Purpose,
     extras: Option<&Extras>,
     told: Told,
-) -> Result<(EventId, Option<Box<Away>>)> {
+) -> Result<(EventId, Begun)> {
     let space = sender.space();
     space.check_running()?;
-    let (event, away) = match parcel {
+    let send = |event: &dyn ErasedEvent| -> Result<Begun> {
+        let keeps =
+            space.durable.as_ref().filter(|durable| purpose == Purpose::Send && durable.is_elsewhere(to));
+        match (space.send_away(sender, to, event, told == Told::Back), keeps) {
+            (Err(error), Some(durable)) if matches!(error.kind(), ErrorKind::NoSuchNode { .. }) => {
+                Ok(Begun::Here(Delivered::Later(Some(durable.keep(space, to, event)?))))
+            }
+            (sent, _) => Ok(Begun::Away(sent?.map(Box::new))),
+        }
+    };
+    Ok(match parcel {
         Parcel::One(payload) => {
             let event = stamped(sender, payload, purpose, extras)?;
-            (event.id(), space.send_away(sender, to, &event, told == Told::Back)?)
+            (event.id(), send(&event)?)
         }
         Parcel::Batch(payloads) => {
             let batch = stamped_batch(sender, payloads, purpose, extras)?;
-            (batch[0].id(), space.send_away(sender, to, &batch, told == Told::Back)?)
+            (batch[0].id(), send(&batch)?)
         }
         _ => return Err(unknown_parcel()),
-    };
-    Ok((event, away.map(Box::new)))
+    })
 }
 
 /// Stamps an event that has a key and brings it to its node.

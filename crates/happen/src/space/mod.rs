@@ -30,7 +30,7 @@ use crate::durable::OwnedStore;
 use crate::durable::cron::IntoTiming;
 use crate::durable::schedule::{Schedules, Scheduling};
 use crate::durable::timer::Timer;
-use crate::durable::{self, Durable, Whereto};
+use crate::durable::{self, Durable, Spread, Whereto};
 use crate::env::RealEnv;
 use crate::failure::{DeadLetter, DeadLetters};
 use crate::gate::Gate;
@@ -404,8 +404,14 @@ impl Space {
             )));
         }
         // Looked up before anything is delivered, and let go once everything can be.
+        let building = inner.phase.load(Ordering::SeqCst) == BUILDING;
+        if let Some(durable) = inner.durable.as_ref().filter(|durable| building && durable.is_shared()) {
+            // Who else is there is heard by the link, and nobody hears of these nodes before they run.
+            inner.attach_link().await?;
+            durable.claim(inner).await?;
+        }
         let resumable = match &inner.durable {
-            Some(durable) if inner.phase.load(Ordering::SeqCst) == BUILDING => durable.recover(inner).await?,
+            Some(durable) if building => durable.recover(inner).await?,
             _ => Vec::new(),
         };
         inner.attach_link().await?;
@@ -421,6 +427,7 @@ impl Space {
             let nodes = inner.by_name.pin().len();
             if let Some(durable) = &inner.durable {
                 durable.start(inner);
+                durable.keep_following(inner);
             }
             inner.announce("system.started", serde_json::json!({ "nodes": nodes }));
         }
@@ -744,6 +751,40 @@ impl SpaceInner {
         }
     }
 
+    pub(crate) fn has_ended(&self) -> bool {
+        self.phase.load(Ordering::SeqCst) == STOPPED
+    }
+
+    /// Whether a durable node of this name lives in another process on the same log.
+    pub(crate) fn is_remembered_elsewhere(&self, node: &str) -> bool {
+        self.durable.as_ref().is_some_and(|durable| durable.is_elsewhere(node))
+    }
+
+    /// Whether durable nodes of other processes on the same log listen to an event.
+    pub(crate) fn is_heard_elsewhere(&self, envelope: &happen_core::Envelope) -> bool {
+        let event_type = envelope.event_type.as_str();
+        self.durable.as_ref().is_some_and(|durable| durable.is_heard_elsewhere(event_type))
+    }
+
+    /// Whether other processes write the log of this space.
+    pub(crate) fn shares_its_log(&self) -> bool {
+        self.durable.as_ref().is_some_and(|durable| durable.is_shared())
+    }
+
+    /// Whether a node that is not here may be somewhere else.
+    pub(crate) fn may_be_away(&self, node: &str) -> bool {
+        self.link.get().is_some() || self.is_remembered_elsewhere(node)
+    }
+
+    /// Ends the space, because another process has taken its nodes over.
+    pub(crate) fn fenced(self: &Arc<Self>) {
+        let what = "another process has taken over the nodes of this one, which ends";
+        tracing::error!(target: "happen", "{what}");
+        self.announce("system.fenced", serde_json::json!({ "reason": what }));
+        self.problem(Error::misuse(what));
+        self.close();
+    }
+
     pub(crate) fn is_building(&self) -> bool {
         self.phase.load(Ordering::SeqCst) == BUILDING
     }
@@ -956,6 +997,7 @@ impl SpaceInner {
         self: &Arc<Self>,
         event: &dyn ErasedEvent,
         source: Option<&tokio::sync::broadcast::Sender<happen_core::Value>>,
+        spread: Spread,
     ) {
         let envelope = event.envelope();
         let listeners = self.index.listeners(&envelope.event_type);
@@ -964,7 +1006,17 @@ impl SpaceInner {
             self.index.refresh(&envelope.event_type);
         }
         if self.durable.is_some() {
-            durable::publish(self, event, &durable);
+            durable::publish(self, event, &durable, spread);
+        }
+    }
+
+    /// Brings an event to everyone here who listens and does not remember: the others have it by the log.
+    #[cold]
+    pub(crate) fn publish_to_forgetful(self: &Arc<Self>, event: &dyn ErasedEvent) {
+        let envelope = event.envelope();
+        let listeners = self.index.listeners(&envelope.event_type);
+        if dispatch::publish(&listeners, event, envelope.id, None, &mut Vec::new()) {
+            self.index.refresh(&envelope.event_type);
         }
     }
 
@@ -986,6 +1038,10 @@ impl SpaceInner {
                     Err(error) => self.undelivered(&**event, &node.name, error, dispatch::Reply::Nobody),
                 }
             }
+            // The commit has put it into the node's inbox.
+            Whereto::Away(name) if self.is_remembered_elsewhere(name) => {
+                self.remember_sent(envelope, self.key_of(name));
+            }
             Whereto::Away(name) => {
                 if let Err(error) = self.send_away(Sender::Space(self), name, &**event, false) {
                     self.bury(&**event, name, &error);
@@ -995,13 +1051,10 @@ impl SpaceInner {
                 let mark = self.remember_sent(envelope, NodeKey(0));
                 self.settle(mark, crate::web::PUBLISHED);
                 if self.link.get().is_some() {
-                    self.publish_away(Sender::Space(self), &**event);
+                    self.publish_away(Sender::Space(self), &**event, self.shares_its_log());
                 }
-                let listeners = self.index.listeners(&envelope.event_type);
                 // Those that are durable have it by the commit.
-                if dispatch::publish(&listeners, &**event, envelope.id, None, &mut Vec::new()) {
-                    self.index.refresh(&envelope.event_type);
-                }
+                self.publish_to_forgetful(&**event);
             }
         }
     }

@@ -7,6 +7,7 @@ use happen_core::{Envelope, ErasedEvent, Error, Event, EventType, NodeKey};
 use super::{OWN_NODE, PROBLEMS_MAX, SpaceInner};
 use crate::context::Context;
 use crate::dispatch::Reply;
+use crate::durable::Spread;
 use crate::failure::{DeadLetter, Failure};
 use crate::flow::FlowInner;
 use crate::limits;
@@ -104,8 +105,8 @@ impl SpaceInner {
             let mark = self.remember_sent(&envelope, NodeKey(0));
             self.settle(mark, web::PUBLISHED);
             let event = Event::from_parts(envelope, failure);
-            self.publish_away(Sender::Flow(&cause), &event);
-            self.publish_to_listeners(&event, None);
+            self.publish_away(Sender::Flow(&cause), &event, false);
+            self.publish_to_listeners(&event, None, Spread::Here);
         });
         if let Err(objection) = result {
             self.warn(node, envelope, &objection);

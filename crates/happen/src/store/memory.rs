@@ -45,6 +45,8 @@ use crate::sync::{Mutex, lock};
 /// ```
 pub struct MemoryStore {
     shared: Arc<Shared>,
+    /// Whether several spaces have it.
+    several: bool,
 }
 
 struct Shared {
@@ -76,7 +78,14 @@ impl MemoryStore {
     /// An empty store that takes the times of its commits from this environment.
     #[must_use]
     pub fn new(env: Arc<dyn Env>) -> Self {
-        Self { shared: Arc::new(Shared { env, log: Mutex::default(), news: Notify::new() }) }
+        Self { shared: Arc::new(Shared { env, log: Mutex::default(), news: Notify::new() }), several: false }
+    }
+
+    /// The same for several spaces, each of which is to behave as one in a process of its own.
+    #[must_use]
+    pub fn shared(mut self) -> Self {
+        self.several = true;
+        self
     }
 
     pub(super) fn documents_now(&self, keys: &[Key]) -> Vec<Option<Document>> {
@@ -95,6 +104,10 @@ impl Store for MemoryStore {
             self.shared.news.notify_waiters();
             results
         })
+    }
+
+    fn is_shared(&self) -> bool {
+        self.several
     }
 
     fn read(&self, read: Read) -> BoxFuture<'_, Result<Page>> {

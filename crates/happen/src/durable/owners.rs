@@ -1,0 +1,568 @@
+//! A log that other processes write too: which process has which durable nodes, and how events reach those of the others.
+//! Owns the documents that say so and what follows from them; does not know how processes reach each other otherwise.
+//!
+//! Every process has a document that stands for it, and each batch that it commits has the condition that the document is
+//! still there. Whoever takes the nodes of a process over deletes it in the same batch, so from that place of the log on
+//! nothing of the process counts any more, whatever it still believes. An event for a node of another process is kept in
+//! the node's inbox by the commit that sends it, and its process takes it from there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
+use std::sync::{Arc, Weak};
+use std::task::Poll;
+use std::time::Duration;
+
+use happen_core::codec::{WireChange, WireRecord};
+use happen_core::env::Env;
+use happen_core::limits::{PAGE_RECORDS_MAX, RECORD_BYTES_MAX, RECORD_TAGS_MAX};
+use happen_core::pattern::is_runtime;
+use happen_core::store::{
+    Batch, Content, Document, Key, List, NewRecord, Past, Position, Read, Record, Select, Store, Tag, Watch,
+    Write,
+};
+use happen_core::{ErasedEvent, Error, ErrorKind, Pattern, Result, State};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, oneshot};
+
+use super::commit::Commits;
+use super::document::is_conflict;
+use super::keys::{INBOX, OWNERS, PROCESSES, name_of, named};
+use super::lane::Lanes;
+use super::record::event_record;
+use super::stage::Whereto;
+use super::{Durable, accept};
+use crate::flow::Outcome;
+use crate::keys::escaped;
+use crate::limits;
+use crate::node::NodeInner;
+use crate::space::SpaceInner;
+use crate::sync::{Mutex, lock};
+use crate::wire::Framed;
+
+/// What a space knows of the others on its log.
+pub(crate) struct Owners {
+    /// The document that stands for this process.
+    process: Key,
+    known: Mutex<Known>,
+    /// Heard when nodes of this space, or what they listen to, have changed.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Known {
+    /// Up to where the log was looked at.
+    position: Position,
+    /// The durable nodes of the log.
+    nodes: BTreeMap<Arc<str>, Owner>,
+    /// Whether the document of this process was written.
+    is_there: bool,
+}
+
+/// A durable node as the log knows it.
+struct Owner {
+    process: Key,
+    revision: u64,
+    handles: Vec<Pattern>,
+    texts: Vec<String>,
+}
+
+/// Other processes, by the documents that stand for them, and which nodes each of them has.
+type Others = BTreeMap<Key, Vec<Arc<str>>>;
+
+/// What the document of a durable node's owner says.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoredOwner {
+    /// The key of the document that stands for the process.
+    process: String,
+    /// The patterns that the node handles.
+    handles: Vec<String>,
+}
+
+impl State for StoredOwner {
+    const NAME: &'static str = "owner";
+    const VERSION: u32 = 1;
+}
+
+/// What keeps an event for nodes of other processes.
+#[derive(Default)]
+pub(super) struct Inboxes {
+    nodes: Vec<Arc<str>>,
+    documents: Vec<Write>,
+}
+
+/// What a process hears that follows the log.
+enum Heard {
+    /// Another process has taken its nodes over.
+    Fenced,
+    /// Its own nodes have changed.
+    Changed,
+    Records(Result<Vec<Record>>),
+}
+
+impl Inboxes {
+    /// Has a commit keep the event for them: its record, and documents beside others.
+    pub(super) fn add_to(self, record: &mut NewRecord, documents: &mut Vec<Write>) {
+        if self.documents.is_empty() {
+            return;
+        }
+        documents.extend(self.documents);
+        // More than the record has room for are found by the tag of all.
+        let few =
+            self.nodes.len() <= INBOX_TAGS_MAX && record.tags.len() + self.nodes.len() <= RECORD_TAGS_MAX;
+        match few {
+            true => record.tags.extend(self.nodes.iter().map(|node| inbox_tag(node))),
+            false => record.tags.push(Tag::Declared(EVERY_INBOX.into())),
+        }
+    }
+}
+
+impl Owners {
+    /// What a space has over a store that is shared; `None` over one that it has for itself.
+    pub(super) fn over(store: &dyn Store, env: &dyn Env) -> Option<Self> {
+        store.is_shared().then(|| {
+            let mut id = [0; 16];
+            env.fill_random(&mut id);
+            let process = format!("{PROCESSES}{:032x}", u128::from_le_bytes(id)).into();
+            Self { process, known: Mutex::default(), changed: Notify::new() }
+        })
+    }
+
+    pub(crate) fn nodes_changed(&self) {
+        self.changed.notify_one();
+    }
+
+    /// Whether the document of this process was written.
+    fn is_written(&self) -> bool {
+        lock(&self.known).is_there
+    }
+
+    fn is_elsewhere(&self, node: &str) -> bool {
+        lock(&self.known).nodes.get(node).is_some_and(|owner| owner.process != self.process)
+    }
+
+    /// The durable nodes of other processes that listen to a type.
+    fn listeners(&self, event_type: &str) -> Vec<Arc<str>> {
+        let runtime = is_runtime(event_type);
+        let listens = |owner: &Owner| {
+            owner.process != self.process
+                && owner.handles.iter().any(|pattern| match runtime {
+                    true => pattern.matches_runtime(event_type),
+                    false => pattern.matches(event_type),
+                })
+        };
+        let known = lock(&self.known);
+        known.nodes.iter().filter(|(_, owner)| listens(owner)).map(|(node, _)| Arc::clone(node)).collect()
+    }
+}
+
+impl Durable {
+    /// Whether a durable node of this name lives in another process on the same log, running or not.
+    pub(crate) fn is_elsewhere(&self, node: &str) -> bool {
+        self.owners.as_ref().is_some_and(|owners| owners.is_elsewhere(node))
+    }
+
+    /// Whether durable nodes of other processes on the same log listen to a type.
+    pub(crate) fn is_heard_elsewhere(&self, event_type: &str) -> bool {
+        self.owners.as_ref().is_some_and(|owners| !owners.listeners(event_type).is_empty())
+    }
+
+    /// Whether other processes write the log.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.owners.is_some()
+    }
+
+    /// What a commit has to have so that an event reaches the durable nodes of other processes.
+    pub(super) fn inboxes(&self, event: &dyn ErasedEvent, framed: &Framed, to: &Whereto) -> Inboxes {
+        let Some(owners) = &self.owners else { return Inboxes::default() };
+        let nodes = match to {
+            Whereto::Node(_) => return Inboxes::default(),
+            Whereto::Away(node) if owners.is_elsewhere(node) => vec![Arc::clone(node)],
+            Whereto::Away(_) => return Inboxes::default(),
+            Whereto::Everyone => owners.listeners(event.envelope().event_type.as_str()),
+        };
+        let content = Content { name: "inbox".into(), version: 1, bytes: framed.frame.as_slice().into() };
+        let document = |node: &Arc<str>| Write {
+            key: format!("{INBOX}{}/{}", escaped(node), event.envelope().id).into(),
+            revision: 1,
+            content: Some(content.clone()),
+            past: Past::Dropped,
+        };
+        Inboxes { documents: nodes.iter().map(document).collect(), nodes }
+    }
+
+    /// Keeps an event for a durable node of another process. Whoever waits is told when it is stored.
+    pub(crate) fn keep(
+        self: &Arc<Self>,
+        space: &Arc<SpaceInner>,
+        to: &str,
+        event: &dyn ErasedEvent,
+    ) -> Result<oneshot::Receiver<Outcome>> {
+        let framed = space.framed_arrival(event)?;
+        let mut record = event_record(space, event, &framed, &[])?;
+        let mut documents = Vec::new();
+        self.inboxes(event, &framed, &Whereto::Away(to.into())).add_to(&mut record, &mut documents);
+        let ticket = self.commits.push(Batch { records: vec![record], documents, ..Batch::default() });
+        let (told, tells) = oneshot::channel();
+        let (durable, ending) = (Arc::clone(self), Arc::clone(space));
+        let tag = Tag::Event(event.envelope().id);
+        space.flow_began();
+        space.env.spawn(Box::pin(async move {
+            let stored = durable.settle_event(ticket, tag).await;
+            // Whoever does not wait any more needs no answer.
+            drop(told.send(stored.map(|()| None)));
+            ending.flow_ended();
+        }));
+        Ok(tells)
+    }
+
+    /// Has this process own its durable nodes: at once where nobody has them, and otherwise when the process that has them
+    /// is gone. Until then it stands by.
+    ///
+    /// # Errors
+    ///
+    /// What the store says, and when the space ends meanwhile.
+    pub(crate) async fn claim(self: &Arc<Self>, space: &Arc<SpaceInner>) -> Result<()> {
+        let Some(owners) = &self.owners else { return Ok(()) };
+        let (mut stands_by, mut looked) = (false, false);
+        loop {
+            if space.has_ended() {
+                return Err(ended());
+            }
+            owners.look(&*self.store).await?;
+            let (batch, others) = owners.claims(space)?;
+            let mut batch = batch;
+            let alive = self.alive(&others).await?;
+            if !alive.is_empty() {
+                if self.is_there(space, &others) {
+                    if !std::mem::replace(&mut stands_by, true) {
+                        tracing::info!(target: "happen", "another process has the nodes of this one, which stands by");
+                    }
+                    space.env.sleep(Duration::from_millis(limits::STAND_BY_LOOK_MS)).await;
+                    continue;
+                }
+                // Who is there may not have said so yet to a process that has just come.
+                if space.link.get().is_some() && !std::mem::replace(&mut looked, true) {
+                    space.env.sleep(Duration::from_millis(limits::OWNER_LOOK_MS)).await;
+                    continue;
+                }
+                batch.documents.extend(alive);
+            }
+            match self.store.commit(vec![batch]).await.pop() {
+                Some(Ok(_)) => break,
+                // Somebody else was faster, or it was committed and nobody said so: the next look tells.
+                Some(Err(error)) if is_conflict(&error) => {}
+                Some(Err(error)) if matches!(error.kind(), ErrorKind::Io { .. }) => {
+                    tracing::warn!(target: "happen", code = error.code(), "the nodes are not claimed yet: {error}");
+                    space.env.sleep(Duration::from_millis(limits::STORE_WAIT_MS_MAX)).await;
+                }
+                Some(Err(error)) => return Err(error),
+                None => return Err(Error::misuse("a store answered nothing; please report this")),
+            }
+        }
+        owners.look(&*self.store).await?;
+        self.commits.fence(&owners.process);
+        Ok(())
+    }
+
+    /// The ends of the documents that stand for these processes, of those that are there.
+    async fn alive(&self, processes: &Others) -> Result<Vec<Write>> {
+        let found = self.store.documents(processes.keys().cloned().collect()).await?;
+        let there = found.into_iter().flatten().filter(|document| document.content.is_some());
+        Ok(there.map(|document| super::by_hand::deletion(&document)).collect())
+    }
+
+    /// Whether one of these processes is heard beyond the link.
+    fn is_there(&self, space: &SpaceInner, processes: &Others) -> bool {
+        let Some(linked) = space.link.get() else { return false };
+        let nodes: BTreeSet<&str> = processes.values().flatten().map(|node| &**node).collect();
+        linked.link.peers().iter().flat_map(|peer| &peer.nodes).any(|node| nodes.contains(&*node.id))
+    }
+
+    /// Says that this process has gone, so that the next one need not wait.
+    pub(super) async fn resign(&self) {
+        let Some(owners) = &self.owners else { return };
+        if !owners.is_written() || self.commits.is_fenced() {
+            return;
+        }
+        let end = Write { key: Arc::clone(&owners.process), revision: 2, content: None, past: Past::Dropped };
+        let batch = Batch { documents: vec![end], ..Batch::default() };
+        if let Some(Err(error)) = self.store.commit(vec![batch]).await.pop() {
+            tracing::warn!(target: "happen", code = error.code(), "the process could not say that it goes: {error}");
+        }
+    }
+
+    /// Takes what comes for the nodes of this process, as long as the space is there.
+    pub(crate) fn keep_following(self: &Arc<Self>, space: &Arc<SpaceInner>) {
+        let Some(owners) = &self.owners else { return };
+        let mut position = lock(&owners.known).position;
+        let (env, durable, space) = (Arc::clone(&space.env), Arc::clone(self), Arc::downgrade(space));
+        env.clone().spawn(Box::pin(async move {
+            let mut wait = limits::STORE_WAIT_MS;
+            loop {
+                match durable.follow(&space, &mut position).await {
+                    Ok(()) => return,
+                    Err(error) if matches!(error.kind(), ErrorKind::Closed { .. }) => {
+                        tracing::debug!(target: "happen", "the log is followed no longer: {error}");
+                        return;
+                    }
+                    Err(error) => {
+                        tracing::warn!(target: "happen", code = error.code(), "the log is followed anew: {error}");
+                        env.sleep(Duration::from_millis(wait)).await;
+                        wait = (wait * 2).min(limits::STORE_WAIT_MS_MAX);
+                    }
+                }
+            }
+        }));
+    }
+
+    /// Follows the log until the space ends.
+    async fn follow(self: &Arc<Self>, space: &Weak<SpaceInner>, position: &mut Position) -> Result<()> {
+        let Some(owners) = &self.owners else { return Ok(()) };
+        loop {
+            let Some(own) = space.upgrade().filter(|space| space.is_running()) else { return Ok(()) };
+            self.claim_changes(&own).await?;
+            let mut tags: Vec<Tag> = durable_nodes(&own).map(|node| inbox_tag(&node.name)).collect();
+            tags.extend([Tag::Declared(OWNERS.into()), Tag::Declared(EVERY_INBOX.into())]);
+            drop(own);
+            let mut watch = self.store.watch(Select::Tagged(tags), *position).await?;
+            loop {
+                let heard = owners.hear(&self.commits, &mut *watch).await;
+                let own = space.upgrade();
+                match heard {
+                    Heard::Fenced => {
+                        if let Some(space) = own {
+                            space.fenced();
+                        }
+                        return Ok(());
+                    }
+                    Heard::Changed => break,
+                    Heard::Records(records) => {
+                        let Some(space) = own.filter(|space| space.is_running()) else { return Ok(()) };
+                        for record in &records? {
+                            if record.tags.contains(&Tag::Declared(OWNERS.into())) {
+                                owners.look(&*self.store).await?;
+                            } else {
+                                self.take_in_event(&space, &record.tags).await?;
+                            }
+                        }
+                        *position = watch.position();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Claims the nodes that were made since the space started, and says what they listen to now.
+    async fn claim_changes(self: &Arc<Self>, space: &Arc<SpaceInner>) -> Result<()> {
+        let Some(owners) = &self.owners else { return Ok(()) };
+        loop {
+            let (batch, others) = owners.claims(space)?;
+            if let Some(node) = others.values().flatten().next() {
+                let what = format!("node `{node}` is not this process's: another one on the same log has it");
+                space.problem(Error::misuse(what));
+            }
+            if batch.documents.is_empty() {
+                return Ok(());
+            }
+            let claimed = self.commits.commit(batch).await;
+            owners.look(&*self.store).await?;
+            match claimed {
+                Ok(_) => {
+                    let nodes: Vec<_> = durable_nodes(space).collect();
+                    for node in nodes {
+                        self.take_in_of(space, &node.name).await?;
+                    }
+                    return Ok(());
+                }
+                Err(error) if is_conflict(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Takes the event of a record into those nodes of this process whose inboxes have it.
+    async fn take_in_event(self: &Arc<Self>, space: &Arc<SpaceInner>, tags: &[Tag]) -> Result<()> {
+        let Some(Tag::Event(event)) = tags.iter().find(|tag| matches!(tag, Tag::Event(_))) else {
+            return Ok(());
+        };
+        let keys: Vec<Key> = durable_nodes(space)
+            .map(|node| format!("{INBOX}{}/{event}", escaped(&node.name)).into())
+            .collect();
+        for document in self.store.documents(keys).await?.into_iter().flatten() {
+            self.take_in_one(space, &document).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes all that waits for one node.
+    async fn take_in_of(self: &Arc<Self>, space: &Arc<SpaceInner>, node: &str) -> Result<()> {
+        let prefix: Key = format!("{INBOX}{}/", escaped(node)).into();
+        let mut after: Option<Key> = None;
+        loop {
+            let list = List { prefix: Arc::clone(&prefix), after, documents_max: PAGE_RECORDS_MAX };
+            let page = self.store.list(list).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(Arc::clone(&last.key));
+            for document in &page {
+                self.take_in_one(space, document).await?;
+            }
+        }
+    }
+
+    /// Takes one event out of an inbox: its flows begin with the commit by which it leaves.
+    async fn take_in_one(self: &Arc<Self>, space: &Arc<SpaceInner>, document: &Document) -> Result<()> {
+        if document.content.is_none() {
+            return Ok(());
+        }
+        let accept::TakenIn { batch, flows, event } = match accept::taken_in(space, document) {
+            Ok(taken) => taken,
+            Err(error) => {
+                space.problem(accept::not_taken_in(error, document));
+                return Ok(());
+            }
+        };
+        flows.iter().for_each(|flow| self.begun(flow));
+        let ticket = self.commits.push(batch);
+        match self.commits.settle(ticket).await {
+            Ok(_) => {
+                self.waiters.offer(space, &event);
+                flows.iter().for_each(Lanes::enter);
+                Ok(())
+            }
+            Err(error) => {
+                flows.iter().for_each(|flow| self.ended(flow));
+                // Whatever was taken in before it is in no inbox any more, so it is asked for again at worst.
+                if is_conflict(&error) { Ok(()) } else { Err(error) }
+            }
+        }
+    }
+}
+
+impl Owners {
+    /// What happens next.
+    async fn hear(&self, commits: &Commits, watch: &mut dyn Watch) -> Heard {
+        let mut fenced = pin!(commits.until_fenced());
+        let mut changed = pin!(self.changed.notified());
+        let mut records = watch.next();
+        poll_fn(|task| {
+            if fenced.as_mut().poll(task).is_ready() {
+                return Poll::Ready(Heard::Fenced);
+            }
+            if changed.as_mut().poll(task).is_ready() {
+                return Poll::Ready(Heard::Changed);
+            }
+            records.as_mut().poll(task).map(Heard::Records)
+        })
+        .await
+    }
+
+    /// Looks up which nodes there are, and who has them.
+    async fn look(&self, store: &dyn Store) -> Result<()> {
+        let head = store.read(Read::forward(Select::All).at_most(0)).await?.head;
+        let mut nodes = BTreeMap::new();
+        let mut after: Option<Key> = None;
+        loop {
+            let list = List { prefix: OWNERS.into(), after, documents_max: PAGE_RECORDS_MAX };
+            let page = store.list(list).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(Arc::clone(&last.key));
+            for document in &page {
+                let Some(content) = &document.content else { continue };
+                let owner: StoredOwner = happen_core::state::decode_document(content.version, &content.bytes)
+                    .map_err(|error| error.context(format!("document `{}`", document.key)))?;
+                let node: Arc<str> = name_of(&document.key, OWNERS).as_ref().into();
+                // A pattern of a later version is one that nothing here can match.
+                let handles = owner.handles.iter().filter_map(|text| Pattern::parse(text).ok()).collect();
+                let process = owner.process.into();
+                let owner = Owner { process, revision: document.revision, handles, texts: owner.handles };
+                nodes.insert(node, owner);
+            }
+        }
+        let own = store.documents(vec![Arc::clone(&self.process)]).await?.pop().flatten();
+        let mut known = lock(&self.known);
+        known.is_there = own.is_some();
+        // Of two that look at once, the later look stands.
+        if known.position <= head {
+            known.position = head;
+            known.nodes = nodes;
+        }
+        Ok(())
+    }
+
+    /// The batch by which this process owns its nodes and says what they listen to, and who has some of them now.
+    fn claims(&self, space: &Arc<SpaceInner>) -> Result<(Batch, Others)> {
+        let known = lock(&self.known);
+        let mut batch = Batch::default();
+        let mut others = Others::new();
+        if !known.is_there {
+            let content = Some(Content { name: "process".into(), version: 1, bytes: Arc::default() });
+            batch.documents.push(Write {
+                key: Arc::clone(&self.process),
+                revision: 1,
+                content,
+                past: Past::Dropped,
+            });
+        }
+        let mut changes = Vec::new();
+        for node in durable_nodes(space) {
+            let mut handles: Vec<String> =
+                node.table.load().entries.iter().map(|entry| entry.pattern.to_string()).collect();
+            handles.sort_unstable();
+            handles.dedup();
+            let before = known.nodes.get(&node.name);
+            if let Some(owner) = before {
+                if owner.process != self.process {
+                    others.entry(Arc::clone(&owner.process)).or_default().push(Arc::clone(&node.name));
+                } else if owner.texts == handles {
+                    continue;
+                }
+            }
+            let owner = StoredOwner { process: self.process.to_string(), handles };
+            let bytes = happen_core::state::encode(&owner)?.into();
+            let content = Content { name: StoredOwner::NAME.into(), version: StoredOwner::VERSION, bytes };
+            let key = named(OWNERS, &node.name);
+            let revision = before.map_or(0, |owner| owner.revision) + 1;
+            changes.push(WireChange { key: key.to_string().into(), revision });
+            batch.documents.push(Write { key, revision, content: Some(content), past: Past::Dropped });
+        }
+        if !changes.is_empty() {
+            let record = WireRecord { changes, ..WireRecord::default() };
+            let mut bytes = Vec::new();
+            record.encode_into(&mut bytes, RECORD_BYTES_MAX)?;
+            batch.records.push(NewRecord { tags: vec![Tag::Declared(OWNERS.into())], bytes: bytes.into() });
+        }
+        Ok((batch, others))
+    }
+}
+
+/// The durable nodes of a space, in the order of their names.
+fn durable_nodes(space: &SpaceInner) -> impl Iterator<Item = Arc<NodeInner>> + use<> {
+    let mut nodes = space.all_nodes();
+    nodes.retain(|node| node.is_durable());
+    nodes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    nodes.into_iter()
+}
+
+/// The tag by which a process finds what was kept for one of its nodes.
+fn inbox_tag(node: &str) -> Tag {
+    Tag::Declared(format!("{INBOX}{}", escaped(node)).into())
+}
+
+#[cold]
+fn ended() -> Error {
+    Error::new(ErrorKind::Closed { what: "the space".to_owned() })
+}
+
+impl fmt::Debug for Owners {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, which knows of {} durable nodes", self.process, lock(&self.known).nodes.len())
+    }
+}
+
+/// The tag of an event that is kept in more inboxes than it has tags for.
+const EVERY_INBOX: &str = INBOX;
+
+/// As many inboxes have tags of their own; the rest of a record's tags is for its events and causes.
+const INBOX_TAGS_MAX: usize = RECORD_TAGS_MAX / 16;

@@ -1,0 +1,448 @@
+//! Several processes on one log: each has nodes of its own, events reach those of the others once, and whoever has taken
+//! nodes over leaves nothing to the one that had them. Processes are spaces over one store, in virtual time.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use happen::store::{List, MemoryStore, Store};
+use happen::{Config, Context, Error, ErrorKind, Event, Hub, Space, Step, done, millis, next, secs};
+use happen_core::env::Env;
+use happen_testing::{Dies, FaultyStore, Simulator, check_seeds};
+use serde::{Deserialize, Serialize};
+
+#[derive(happen::Event, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[event("order.create")]
+struct Create {
+    id: u64,
+}
+
+#[derive(happen::Event, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[event("charge")]
+struct Charge {
+    order: u64,
+}
+
+#[derive(happen::Event, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[event("paid")]
+struct Paid {
+    order: u64,
+    number: u64,
+}
+
+#[derive(happen::Event, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[event("order.placed")]
+struct Placed {
+    id: u64,
+}
+
+#[derive(happen::State, Default, Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[state("count", version = 1)]
+struct Count {
+    count: u64,
+}
+
+/// A log and the simulator that the processes on it run in.
+struct World {
+    env: Arc<dyn Env>,
+    log: Arc<dyn Store>,
+}
+
+impl World {
+    fn new(sim: &Simulator) -> Self {
+        Self { env: sim.env(), log: Arc::new(MemoryStore::new(sim.env()).shared()) }
+    }
+
+    fn store(&self) -> Arc<FaultyStore> {
+        FaultyStore::new(Arc::clone(&self.log), Arc::clone(&self.env))
+    }
+
+    fn process_over(&self, store: &Arc<FaultyStore>) -> Space {
+        let store = Arc::clone(store) as Arc<dyn Store>;
+        Space::with_store(Config::default(), Arc::clone(&self.env), store).unwrap()
+    }
+
+    /// A process on the log.
+    fn process(&self) -> Space {
+        self.process_over(&self.store())
+    }
+
+    async fn keys(&self, prefix: &str) -> Vec<String> {
+        let list = List { prefix: prefix.into(), after: None, documents_max: 1_000 };
+        let found = self.log.list(list).await.unwrap();
+        found.iter().map(|document| document.key.to_string()).collect()
+    }
+}
+
+fn one_more(count: Count) -> Count {
+    Count { count: count.count + 1 }
+}
+
+async fn take(_: Event<Create>, cx: Context) -> happen::Result<Step> {
+    cx.state::<Count>().set(one_more)?;
+    next(charge)
+}
+
+async fn charge(order: Event<Create>, cx: Context) -> happen::Result<Step> {
+    let paid = cx.send("bank", Charge { order: order.id }).reply::<Paid>().await?;
+    cx.send("notes", Placed { id: order.id }).await?;
+    cx.broadcast(Placed { id: order.id })?;
+    done(Paid::clone(&paid))
+}
+
+fn shop(space: &Space) {
+    space.node("orders").on("order.create", take).step(charge);
+}
+
+fn bank(space: &Space) {
+    space.node("bank").on("charge", |charge: &Event<Charge>, cx: &Context| {
+        let number = cx.state::<Count>().get(|count| count.count) + 1;
+        cx.state::<Count>().set(one_more)?;
+        Ok::<_, Error>(Paid { order: charge.order, number })
+    });
+}
+
+/// Two nodes that count what is placed: one is sent it, the other one listens.
+fn office(space: &Space) {
+    let count = |_: &Event<Placed>, cx: &Context| cx.state::<Count>().set(one_more);
+    space.node("notes").on("order.placed", count);
+    space.node("mails").on("order.*", count);
+}
+
+async fn counted(space: &Space, node: &str) -> u64 {
+    space.find(node).unwrap().state::<Count>().get(|count| count.count)
+}
+
+async fn until(env: &Arc<dyn Env>, what: &str, holds: impl AsyncFn() -> bool) {
+    for _ in 0..2_000 {
+        if holds().await {
+            return;
+        }
+        env.sleep(millis(5)).await;
+    }
+    panic!("this did not become true: {what}");
+}
+
+/// Waits until nothing is left to do in any of these processes.
+async fn settled(world: &World, spaces: &[&Space]) {
+    until(&world.env, "nothing is left to do", async || {
+        for space in spaces {
+            space.settled(secs(60)).await.unwrap();
+        }
+        world.keys("inbox/").await.is_empty() && world.keys("flow/").await.is_empty()
+    })
+    .await;
+}
+
+#[test]
+fn nodes_of_several_processes_ask_send_and_hear_by_the_log_alone() {
+    check_seeds(0..20, |sim| {
+        let world = World::new(&sim);
+        sim.run(async {
+            let (shopping, banking, writing) = (world.process(), world.process(), world.process());
+            shop(&shopping);
+            bank(&banking);
+            office(&writing);
+            for space in [&writing, &banking, &shopping] {
+                space.start().await.unwrap();
+            }
+            for id in 1..=5 {
+                let paid = shopping.send("orders", Create { id }).reply::<Paid>().await.unwrap();
+                assert_eq!(*paid, Paid { order: id, number: id });
+            }
+            settled(&world, &[&shopping, &banking, &writing]).await;
+            assert_eq!(counted(&shopping, "orders").await, 5);
+            assert_eq!(counted(&banking, "bank").await, 5);
+            assert_eq!(counted(&writing, "notes").await, 5 + 5, "it is sent each and hears each");
+            assert_eq!(counted(&writing, "mails").await, 5);
+            for space in [shopping, banking, writing] {
+                assert!(space.problems().is_empty(), "{:?}", space.problems());
+                space.stop().await.unwrap();
+            }
+            assert!(world.keys("process/").await.is_empty(), "whoever goes says so");
+        });
+    });
+}
+
+/// The orders that one run is about.
+const ORDERS: u64 = 3;
+
+/// Sends the orders again and again until they are taken, as a client does that keys them.
+async fn order(world: &World, shopping: &Space) -> bool {
+    for id in 1..=ORDERS {
+        let sent = shopping.send("orders", Create { id }).idempotency_key(format!("order {id}")).await;
+        if sent.is_err() {
+            return false;
+        }
+    }
+    settled_but_for_the_dead(world).await;
+    true
+}
+
+async fn settled_but_for_the_dead(world: &World) {
+    world.env.sleep(secs(120)).await;
+}
+
+/// Lets one of the two processes die at each of its commits, before and after, and a new one take its place.
+#[test]
+fn a_process_that_dies_at_any_commit_leaves_everything_to_the_next() {
+    let mut most = 0;
+    for dies in [Dies::Before, Dies::Unheard] {
+        for at in 1..60 {
+            for victim in ["shop", "bank"] {
+                let sim = Simulator::new(at);
+                let world = World::new(&sim);
+                let died = sim.run(async {
+                    let stores = [world.store(), world.store()];
+                    let [shopping, banking] = [0, 1].map(|index| world.process_over(&stores[index]));
+                    shop(&shopping);
+                    bank(&banking);
+                    let writing = world.process();
+                    office(&writing);
+                    let victims = if victim == "shop" { &stores[0] } else { &stores[1] };
+                    victims.dies_at(at, dies);
+                    writing.start().await.unwrap();
+                    let started = [banking.start().await.is_ok(), shopping.start().await.is_ok()];
+                    let ordered = started == [true; 2] && order(&world, &shopping).await;
+                    let died = victims.is_dead();
+                    assert!(ordered || died);
+                    // Whoever is still there goes on; the dead one is begun again.
+                    drop(if victim == "shop" { shopping } else { banking });
+                    let next = world.process();
+                    if victim == "shop" {
+                        shop(&next)
+                    } else {
+                        bank(&next)
+                    }
+                    next.start().await.unwrap();
+                    if victim == "shop" {
+                        assert!(order(&world, &next).await);
+                    } else if !ordered {
+                        // Its sender asks again, with the same keys.
+                        let again = world.process();
+                        shop(&again);
+                        again.start().await.unwrap();
+                        assert!(order(&world, &again).await);
+                    } else {
+                        settled_but_for_the_dead(&world).await;
+                    }
+                    assert!(world.keys("flow/").await.is_empty());
+                    assert!(world.keys("inbox/").await.is_empty());
+                    assert!(world.keys("dead/").await.is_empty());
+                    assert_eq!(
+                        counted(&writing, "mails").await,
+                        ORDERS,
+                        "{victim} died {dies:?} commit {at}"
+                    );
+                    assert_eq!(
+                        counted(&writing, "notes").await,
+                        2 * ORDERS,
+                        "{victim} died {dies:?} commit {at}"
+                    );
+                    died
+                });
+                if died {
+                    most = most.max(at);
+                }
+            }
+        }
+    }
+    assert!(most > 8, "the last commit at which a process died was only the {most}th");
+}
+
+#[test]
+fn whoever_takes_nodes_over_leaves_nothing_to_the_one_that_had_them() {
+    check_seeds(0..20, |sim| {
+        let world = World::new(&sim);
+        sim.run(async {
+            let old = world.process();
+            bank(&old);
+            let told = Arc::new(AtomicU32::new(0));
+            let tells = Arc::clone(&told);
+            old.node("watch").ephemeral().on("system.fenced", move |_: &Event, _: &Context| {
+                tells.fetch_add(1, Ordering::SeqCst);
+            });
+            old.start().await.unwrap();
+            let charge = |order| Charge { order };
+            assert_eq!(old.send("bank", charge(1)).reply::<Paid>().await.unwrap().number, 1);
+            // It stands still, and a new process takes over: nobody is there to be heard.
+            let new = world.process();
+            bank(&new);
+            new.start().await.unwrap();
+            assert_eq!(new.send("bank", charge(2)).reply::<Paid>().await.unwrap().number, 2);
+            // The old one does not know yet, and nothing of what it does counts.
+            let error = old.send("bank", charge(3)).reply::<Paid>().await.unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::Closed { .. } | ErrorKind::Cancelled), "{error}");
+            until(&world.env, "the old one is told", async || told.load(Ordering::SeqCst) == 1).await;
+            until(&world.env, "the old one has ended", async || old.send("bank", charge(4)).await.is_err())
+                .await;
+            assert!(old.problems().iter().any(|problem| problem.to_string().contains("taken over")));
+            assert_eq!(new.send("bank", charge(5)).reply::<Paid>().await.unwrap().number, 3);
+            assert_eq!(counted(&new, "bank").await, 3);
+            drop(old.stop().await);
+            new.stop().await.unwrap();
+        });
+    });
+}
+
+#[test]
+fn a_second_process_stands_by_until_the_first_has_gone() {
+    for leaves in ["stops", "dies"] {
+        check_seeds(0..10, |sim| {
+            let world = World::new(&sim);
+            let hub = Hub::in_env(sim.env());
+            sim.run(async {
+                let (first, second) = (world.process(), world.process());
+                for (name, space) in [("first", &first), ("second", &second)] {
+                    bank(space);
+                    space.join(hub.link(name)).unwrap();
+                }
+                first.start().await.unwrap();
+                assert_eq!(first.send("bank", Charge { order: 1 }).reply::<Paid>().await.unwrap().number, 1);
+                let standing = second.clone();
+                let started = Arc::new(AtomicU32::new(0));
+                let starts = Arc::clone(&started);
+                sim.env().spawn(Box::pin(async move {
+                    standing.start().await.unwrap();
+                    starts.store(1, Ordering::SeqCst);
+                }));
+                world.env.sleep(secs(60)).await;
+                assert_eq!(started.load(Ordering::SeqCst), 0, "it stands by as long as the first is there");
+                assert_eq!(first.send("bank", Charge { order: 2 }).reply::<Paid>().await.unwrap().number, 2);
+                if leaves == "stops" {
+                    first.stop().await.unwrap();
+                }
+                drop(first);
+                until(&world.env, "the second goes on", async || started.load(Ordering::SeqCst) == 1).await;
+                assert_eq!(second.send("bank", Charge { order: 3 }).reply::<Paid>().await.unwrap().number, 3);
+                second.stop().await.unwrap();
+            });
+        });
+    }
+}
+
+#[test]
+fn an_event_for_a_node_whose_process_is_not_there_waits_for_it() {
+    check_seeds(0..10, |sim| {
+        let world = World::new(&sim);
+        let hub = Hub::in_env(sim.env());
+        sim.run(async {
+            let writing = world.process();
+            office(&writing);
+            writing.start().await.unwrap();
+            writing.stop().await.unwrap();
+            drop(writing);
+
+            // Outside of nodes, from a node that remembers nothing, and with a link on which nobody has the node.
+            let shopping = world.process();
+            shopping.join(hub.link("shop")).unwrap();
+            shopping.node("clerk").ephemeral().on("charge", async |charge: Event<Charge>, cx: Context| {
+                cx.send("notes", Placed { id: charge.order }).await.map(drop)
+            });
+            shopping.start().await.unwrap();
+            shopping.send("notes", Placed { id: 1 }).await.unwrap();
+            shopping.send("clerk", Charge { order: 2 }).reply::<()>().await.ok();
+            shopping.broadcast(Placed { id: 3 }).unwrap();
+            let error = shopping.send("nobody", Placed { id: 4 }).await.unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::NoSuchNode { .. }), "{error}");
+            until(&world.env, "they are kept", async || world.keys("inbox/").await.len() == 4).await;
+
+            let writing = world.process();
+            office(&writing);
+            writing.start().await.unwrap();
+            settled(&world, &[&writing]).await;
+            assert_eq!(counted(&writing, "notes").await, 3);
+            assert_eq!(counted(&writing, "mails").await, 1);
+        });
+    });
+}
+
+#[test]
+fn a_broadcast_reaches_everyone_once_whether_they_remember_or_not() {
+    check_seeds(0..10, |sim| {
+        let world = World::new(&sim);
+        let hub = Hub::in_env(sim.env());
+        sim.run(async {
+            let (shopping, writing, loose) =
+                (world.process(), world.process(), Space::in_env(Config::default(), sim.env()).unwrap());
+            let heard = Arc::new(AtomicU32::new(0));
+            for (name, space) in [("shopping", &shopping), ("writing", &writing), ("loose", &loose)] {
+                space.join(hub.link(name)).unwrap();
+                let hears = Arc::clone(&heard);
+                space.node(format!("ear of {name}")).ephemeral().on(
+                    "order.placed",
+                    move |_: &Event, _: &Context| {
+                        hears.fetch_add(1, Ordering::SeqCst);
+                    },
+                );
+            }
+            office(&writing);
+            shopping
+                .node("ledger")
+                .on("order.placed", |_: &Event, cx: &Context| cx.state::<Count>().set(one_more));
+            for space in [&writing, &shopping, &loose] {
+                space.start().await.unwrap();
+            }
+            world.env.sleep(secs(1)).await;
+            for (number, space) in (1..).zip([&shopping, &writing, &loose]) {
+                space.broadcast(Placed { id: number }).unwrap();
+                settled(&world, &[&shopping, &writing]).await;
+                // What goes over the link is under way nowhere.
+                world.env.sleep(secs(1)).await;
+                let number = number as u32;
+                assert_eq!(heard.load(Ordering::SeqCst), 3 * number, "by those that do not remember");
+                assert_eq!(counted(&writing, "notes").await, u64::from(number));
+                assert_eq!(counted(&writing, "mails").await, u64::from(number));
+                assert_eq!(counted(&shopping, "ledger").await, u64::from(number));
+            }
+        });
+    });
+}
+
+#[test]
+fn a_node_that_is_made_later_is_found_by_the_others() {
+    check_seeds(0..10, |sim| {
+        let world = World::new(&sim);
+        sim.run(async {
+            let (shopping, banking) = (world.process(), world.process());
+            shop(&shopping);
+            banking.start().await.unwrap();
+            shopping.start().await.unwrap();
+            world.env.sleep(secs(1)).await;
+            bank(&banking);
+            office(&banking);
+            world.env.sleep(secs(1)).await;
+            let paid = shopping.send("orders", Create { id: 1 }).reply::<Paid>().await.unwrap();
+            assert_eq!(paid.number, 1);
+            settled(&world, &[&shopping, &banking]).await;
+            assert_eq!(counted(&banking, "notes").await, 2);
+        });
+    });
+}
+
+#[test]
+fn what_is_due_at_a_node_of_another_process_comes_once() {
+    check_seeds(0..10, |sim| {
+        let world = World::new(&sim);
+        sim.run(async {
+            let (shopping, writing) = (world.process(), world.process());
+            shopping.node("planner").on(
+                "charge",
+                async |charge: Event<Charge>, cx: Context| -> happen::Result<()> {
+                    cx.after(secs(30), "notes", Placed { id: charge.order }).await?;
+                    Ok(())
+                },
+            );
+            office(&writing);
+            writing.start().await.unwrap();
+            shopping.start().await.unwrap();
+            world.env.sleep(secs(1)).await;
+            shopping.send("planner", Charge { order: 1 }).await.unwrap();
+            settled(&world, &[&shopping, &writing]).await;
+            assert_eq!(counted(&writing, "notes").await, 0);
+            world.env.sleep(secs(60)).await;
+            settled(&world, &[&shopping, &writing]).await;
+            assert_eq!(counted(&writing, "notes").await, 1);
+        });
+    });
+}
