@@ -1,5 +1,6 @@
 //! Histories that happened elsewhere: an imported event has exactly the causes its importer names, and
 //! everything that follows from it here is caused by it.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::sync::{Arc, Mutex};
 
