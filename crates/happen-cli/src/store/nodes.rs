@@ -91,8 +91,8 @@ pub(crate) async fn run(arguments: &NodesArguments, output: &Output) -> Result<(
     Ok(())
 }
 
-/// The nodes that have documents, flows or events that are kept for them, and those of the newest records, each with its newest record when it is among
-/// those.
+/// The nodes that have documents, flows or events that are kept for them, and those of the newest records, each with its
+/// newest record when it is among those.
 async fn known(store: &SqliteStore) -> Result<BTreeMap<String, Option<Record>>, Failure> {
     let mut nodes = BTreeMap::new();
     for prefix in PREFIXES {
