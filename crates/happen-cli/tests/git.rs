@@ -249,7 +249,8 @@ fn a_history_that_is_killed_in_a_store_goes_on_and_each_commit_is_handled_once()
     let again = report(&repository, &arguments);
     assert_eq!((&again["new_commits"], &again["events"]), (&0.into(), &0.into()), "{again:#}");
     assert_eq!(end(&store), before);
-    ask(&store, &["verify"]);
+    let web = &ask(&store, &["verify"])[0]["web"];
+    assert_eq!((&web["whole"], &web["edge"]), (&true.into(), &0.into()), "{web:#}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use happen_core::event::{Envelope, Inherited};
+use happen_core::hash::EventHash;
 use happen_core::{Event, EventId, NodeKey, Payload, Result};
 
 use crate::durable::imported;
@@ -31,6 +32,8 @@ pub struct Imported {
     /// The number of the space, to tell a receipt of another one.
     pub(crate) space: u64,
     pub(crate) inherited: Option<Arc<Inherited>>,
+    /// Its hash, where it is stored: what it causes tells it, from whatever process.
+    hash: Option<EventHash>,
 }
 
 impl<'s, T: Payload> Broadcasting<'s, T> {
@@ -82,7 +85,7 @@ impl<T: Payload> Importing<'_, T> {
         let space = sender.space();
         space.check_running()?;
         let envelope = stamp_imported(sender, &payload, &self.causes, extras.as_deref())?;
-        let imported = Imported::new(space, &envelope);
+        let imported = Imported::new(space, &envelope, None);
         spread(sender, &Event::from_parts(envelope, payload), None, Reach::Everywhere);
         Ok(imported)
     }
@@ -138,17 +141,18 @@ impl<T: Payload> Importing<'_, T> {
         space.check_running()?;
         let Some(durable) = &space.durable else { return Err(imported::needs_store()) };
         if let Some(before) = imported::known(space, durable, name).await? {
-            return Ok(Imported::new(space, &before));
+            return Ok(Imported::new(space, &before.envelope, before.hash));
         }
         let envelope = stamp_imported(sender, &payload, &self.causes, extras.as_deref())?;
         let event = Arc::new(Event::from_parts(envelope, payload));
-        let stored = imported::once(space, durable, name, event).await?;
-        Ok(Imported::new(space, &stored))
+        let hashes = self.causes.iter().filter_map(|cause| Some((cause.event, cause.hash?))).collect();
+        let stored = imported::once(space, durable, name, (event, hashes)).await?;
+        Ok(Imported::new(space, &stored.envelope, stored.hash))
     }
 }
 
 impl Imported {
-    fn new(space: &SpaceInner, envelope: &Envelope) -> Self {
+    fn new(space: &SpaceInner, envelope: &Envelope, hash: Option<EventHash>) -> Self {
         Self {
             event: envelope.id,
             root: envelope.root,
@@ -156,6 +160,7 @@ impl Imported {
             origin: envelope.origin,
             space: space.id,
             inherited: envelope.inherited().cloned(),
+            hash,
         }
     }
 

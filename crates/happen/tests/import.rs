@@ -224,6 +224,9 @@ fn a_history_that_is_brought_in_again_after_any_crash_is_taken_once() {
                 }
                 let ids: Vec<_> = line.iter().map(Imported::event_id).collect();
                 assert_eq!(space.why(ids[COMMITS - 1]).await.unwrap(), ids[..COMMITS - 1]);
+                let verified = space.journal().verify().await.unwrap();
+                // Also causes of the process that died are told by their hashes.
+                assert!(verified.is_whole() && verified.edge == 0, "{verified:?}");
                 is_over
             });
             if is_over {

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use happen_core::codec::WireEvent;
 use happen_core::env::BoxFuture;
 use happen_core::event::Envelope;
+use happen_core::hash::EventHash;
 use happen_core::limits::RECORD_BYTES_MAX;
 use happen_core::store::Key;
-use happen_core::{ErasedEvent, Error, ErrorKind, EventType, NodeKey, Result, State};
+use happen_core::{ErasedEvent, Error, ErrorKind, EventId, EventType, NodeKey, Result, State};
 use serde::{Deserialize, Serialize};
 
 use super::document::{Document, is_conflict};
@@ -24,11 +25,17 @@ use crate::dispatch;
 use crate::limits;
 use crate::space::SpaceInner;
 
-/// What the document of a name says: the event without its payload, so that it can be named as a cause when its record
-/// is forgotten. One without bytes stands for none.
+/// What the document of a name says: the event without its payload, with its hash, so that it can be named as a cause by
+/// another process and when its record is forgotten. One without bytes stands for none.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct StoredImport {
     envelope: Vec<u8>,
+}
+
+/// An event that has a name, with its hash.
+pub(crate) struct Known {
+    pub(crate) envelope: Envelope,
+    pub(crate) hash: Option<EventHash>,
 }
 
 impl State for StoredImport {
@@ -37,11 +44,13 @@ impl State for StoredImport {
 }
 
 impl StoredImport {
-    fn of(space: &SpaceInner, envelope: &Envelope) -> Result<Self> {
+    fn of(space: &SpaceInner, envelope: &Envelope, hash: Option<EventHash>) -> Result<Self> {
         let name =
             |key: NodeKey| space.name_of(key).map_or(Cow::Borrowed(""), |name| Cow::Owned(name.to_string()));
         let mut bytes = Vec::new();
-        WireEvent::from_envelope(envelope, &[], name)?.encode_into(&mut bytes, RECORD_BYTES_MAX)?;
+        let mut wire = WireEvent::from_envelope(envelope, &[], name)?;
+        wire.hash = hash;
+        wire.encode_into(&mut bytes, RECORD_BYTES_MAX)?;
         Ok(Self { envelope: bytes })
     }
 
@@ -49,13 +58,14 @@ impl StoredImport {
         self.envelope.is_empty()
     }
 
-    fn read(&self, space: &SpaceInner) -> Result<Option<Envelope>> {
+    fn read(&self, space: &SpaceInner) -> Result<Option<Known>> {
         if self.is_none() {
             return Ok(None);
         }
         let wire = WireEvent::decode(&self.envelope, RECORD_BYTES_MAX)?;
         let event_type = EventType::new(&wire.event_type);
-        wire.to_envelope(event_type, |name| space.key_of(name)).map(Some)
+        let envelope = wire.to_envelope(event_type, |name| space.key_of(name))?;
+        Ok(Some(Known { envelope, hash: wire.hash }))
     }
 }
 
@@ -68,12 +78,12 @@ pub(crate) async fn known(
     space: &Arc<SpaceInner>,
     durable: &Arc<Durable>,
     name: &str,
-) -> Result<Option<Envelope>> {
+) -> Result<Option<Known>> {
     document(durable, &named(IMPORTED, name))?.read().await?.value.read(space)
 }
 
-/// Stores an event under its name and lets its flows begin, unless there is one of that name; gives the one that there is
-/// then. Goes on to its end when nobody waits for it any longer.
+/// Stores an event, whose causes have these hashes, under its name and lets its flows begin, unless there is one of that
+/// name; gives the one that there is then. Goes on to its end when nobody waits for it any longer.
 ///
 /// # Errors
 ///
@@ -82,15 +92,15 @@ pub(crate) async fn once(
     space: &Arc<SpaceInner>,
     durable: &Arc<Durable>,
     name: &str,
-    event: Arc<dyn ErasedEvent>,
-) -> Result<Envelope> {
+    (event, causes): (Arc<dyn ErasedEvent>, Vec<(EventId, EventHash)>),
+) -> Result<Known> {
     let key = named(IMPORTED, name);
     let (space_then, durable) = (Arc::clone(space), Arc::clone(durable));
     let work = async move {
         let turn = durable.keys.turn(&key);
         let stored = {
             let _mine = turn.lock().await;
-            store(&space_then, &durable, &key, &event).await
+            store(&space_then, &durable, &key, (&event, &causes)).await
         };
         durable.keys.gone(&key, &turn);
         stored.map_err(|error| error.at_event(event.envelope().id))
@@ -102,10 +112,12 @@ async fn store(
     space: &Arc<SpaceInner>,
     durable: &Arc<Durable>,
     key: &Key,
-    event: &Arc<dyn ErasedEvent>,
-) -> Result<Envelope> {
+    (event, causes): (&Arc<dyn ErasedEvent>, &[(EventId, EventHash)]),
+) -> Result<Known> {
     let document = document(durable, key)?;
-    let stored = StoredImport::of(space, event.envelope())?;
+    let framed = space.framed(&**event, |single| Ok(space.causes_in(single, causes)))?;
+    let hash = framed.hashes.first().map(|(_, hash)| *hash);
+    let stored = StoredImport::of(space, event.envelope(), hash)?;
     let mut tries = 0;
     loop {
         let found = document.read().await?;
@@ -113,7 +125,6 @@ async fn store(
             return Ok(before);
         }
         let flows = flows(space, event)?;
-        let framed = space.framed_arrival(&**event)?;
         flows.iter().for_each(|flow| durable.begun(flow));
         let value = stored.clone();
         let committed = outside::change(
@@ -145,7 +156,7 @@ async fn store(
                 durable.waiters.offer(space, event);
                 flows.iter().for_each(Lanes::enter);
                 space.leave(event, &Whereto::Everyone);
-                return Ok(event.envelope().clone());
+                return Ok(Known { envelope: event.envelope().clone(), hash });
             }
             Err(error) => {
                 flows.iter().for_each(|flow| durable.ended(flow));
