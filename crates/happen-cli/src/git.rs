@@ -1,17 +1,18 @@
 //! A git history as a causal web: each commit is an event caused by its parents, each author and each tag is
-//! a node. Owns the space and its report; how a history is read is in `git_log.rs`.
+//! a node. Owns the space and its report; how a history is read is in `git_log.rs`, whose store it is in `git_store.rs`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use happen::{Config, Context, Event, EventId, Imported, Node, Space};
+use happen::{Config, Context, Event, EventId, Imported, Node, Space, State};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
 use crate::failure::Failure;
 use crate::git_log::{Commit, History, Tag, Totals};
+use crate::git_store;
 use crate::output::{Output, Progress, number, per_second, plain};
 
 /// What the command was asked for.
@@ -20,6 +21,8 @@ pub(crate) struct Request {
     pub(crate) path: PathBuf,
     /// The beginning of the id of the commit to trace; `None` for HEAD.
     pub(crate) commit: Option<String>,
+    /// The folder in which the events and states are kept; `None` for memory.
+    pub(crate) store: Option<PathBuf>,
     pub(crate) json: bool,
 }
 
@@ -57,14 +60,9 @@ struct Authored {
     files_changed: u32,
 }
 
-/// Asks a node for its state.
-#[derive(happen::Event, Clone, Debug, Serialize, Deserialize)]
-struct Report;
-
 /// The state of an author's node, which is addressed by e-mail.
-#[derive(happen::State, happen::Event, Default, Clone, Debug, Serialize, Deserialize)]
+#[derive(happen::State, Default, Clone, Debug, Serialize, Deserialize)]
 #[state("git.author", version = 1)]
-#[event("git.author.state")]
 struct Author {
     email: String,
     commits: u64,
@@ -80,18 +78,18 @@ struct Identity {
 }
 
 /// The state of a tag's node.
-#[derive(happen::State, happen::Event, Default, Clone, Debug, Serialize, Deserialize)]
+#[derive(happen::State, Default, Clone, Debug, Serialize, Deserialize)]
 #[state("git.tag", version = 1)]
-#[event("git.tag.state")]
 struct TagState {
     name: String,
     commit: String,
+    /// How often it was given to a commit: a tag may be moved.
+    given: u32,
 }
 
 /// The state of the node that counts everything.
-#[derive(happen::State, happen::Event, Default, Clone, Debug, Serialize, Deserialize)]
+#[derive(happen::State, Default, Clone, Debug, Serialize, Deserialize)]
 #[state("git.audit", version = 1)]
-#[event("git.audit.state")]
 struct Audit {
     commits: u64,
     merges: u64,
@@ -102,14 +100,19 @@ struct Audit {
 /// A history that was brought into a space.
 struct Web {
     space: Space,
+    /// Whether the events are kept in a store.
+    is_stored: bool,
+    /// What was counted when the store was opened.
+    before: Audit,
+    counter: Node,
     commits: Vec<Made>,
     by_id: HashMap<String, usize>,
     /// The node whose entities are the names of authors.
     teller: Node,
     /// The ids of the nodes made for authors, and the names to ask for: a node does not list its entities.
     authors: BTreeMap<String, BTreeSet<String>>,
-    /// The ids of the nodes made for tags.
-    tags: Vec<String>,
+    /// The nodes made for tags.
+    tags: Vec<Node>,
     /// Time from the first commit to the last, and how much of it was the events' own.
     time: Duration,
     handling: Duration,
@@ -127,6 +130,9 @@ struct Findings {
     audit: Audit,
     authors: Vec<Contributor>,
     tags: Vec<TagState>,
+    /// Those that were not in the store before.
+    new_commits: u64,
+    /// Events of this run.
     events: u64,
     traced: Traced,
 }
@@ -171,7 +177,7 @@ pub(crate) async fn run(request: &Request, output: &Output) -> Result<(), Failur
         return Err(Failure::TooLarge { commits: totals.commits, commits_max: COMMITS_MAX });
     }
     let tags = history.tags()?;
-    let web = bring_in(&history, totals, &tags).await?;
+    let web = bring_in(&history, totals, &tags, request.store.as_deref()).await?;
     let wanted = request.commit.as_deref().unwrap_or_else(|| history.head());
     let traced = trace(&web, wanted).await?;
     let findings = ask(&web, traced).await?;
@@ -180,7 +186,7 @@ pub(crate) async fn run(request: &Request, output: &Output) -> Result<(), Failur
     if request.json {
         output.write_json(&report_json(&web, &findings, &checks, &request.path))?;
     } else {
-        output.write(&report_text(&web, &findings, &checks, &request.path))?;
+        output.write(&report_text(&web, &findings, &checks, request))?;
     }
     web.space.stop().await?;
     let differs = checks.iter().filter(|check| check.found != check.by_git);
@@ -193,19 +199,43 @@ pub(crate) async fn run(request: &Request, output: &Output) -> Result<(), Failur
 }
 
 /// Makes the space and broadcasts every commit and every tag, causes before effects.
-async fn bring_in(history: &History, totals: Totals, tags: &[Tag]) -> Result<Web, Failure> {
-    let space = Space::with(config(totals, tags.len()))?;
+async fn bring_in(
+    history: &History,
+    totals: Totals,
+    tags: &[Tag],
+    store: Option<&Path>,
+) -> Result<Web, Failure> {
+    let config = config(totals, tags.len());
+    let space = match store {
+        Some(folder) => {
+            git_store::open(folder, Config { remembered_events: REMEMBERED, ..config }, history).await?
+        }
+        None => Space::with(config)?,
+    };
     let counter = space.node("audit");
     counter.on("commit", count_commit).check()?;
     counter.on("tag", count_tag).check()?;
-    counter.on("report", report_audit).check()?;
     let teller = space.node("authors");
     teller.on("commit", tell_author).check()?;
     space.node("tags").on("tag", tell_tag).check()?;
+    if store.is_some() {
+        // Before the start, at which events go on that are on their way to them.
+        for author in git_store::nodes(&space, AUTHOR).await? {
+            space.node(author).on("authored", authored).check()?;
+        }
+        for tag in git_store::nodes(&space, TAG).await? {
+            space.node(tag).on("tagged", tagged).check()?;
+        }
+    }
     space.start().await?;
+    // What an earlier run left is counted before anything is compared with it.
+    space.settled(SETTLED).await?;
 
     let mut web = Web {
         space: space.clone(),
+        is_stored: store.is_some(),
+        before: state(&counter).await?,
+        counter,
         commits: Vec::new(),
         by_id: HashMap::new(),
         teller,
@@ -217,12 +247,13 @@ async fn bring_in(history: &History, totals: Totals, tags: &[Tag]) -> Result<Web
     let mut progress = Progress::new("commits", totals.commits);
     let start = space.env().monotonic();
     for commit in history.commits() {
-        web.add_commit(commit?)?;
+        web.add_commit(commit?).await?;
         progress.show(web.commits.len() as u64);
     }
     for tag in tags {
-        web.add_tag(tag)?;
+        web.add_tag(tag).await?;
     }
+    web.settle().await?;
     web.time = space.env().monotonic() - start;
     Ok(web)
 }
@@ -244,7 +275,7 @@ fn config(totals: Totals, tags: usize) -> Config {
 
 impl Web {
     /// Makes a commit an event that is caused by its parents.
-    fn add_commit(&mut self, commit: Commit) -> Result<(), Failure> {
+    async fn add_commit(&mut self, commit: Commit) -> Result<(), Failure> {
         let start = self.space.env().monotonic();
         let author = author_node(&commit.author_email);
         if let Some(names) = self.authors.get_mut(&author) {
@@ -252,11 +283,13 @@ impl Web {
                 names.insert(commit.author_name.clone());
             }
         } else {
-            let node = self.space.node(&author);
-            let email = commit.author_email.clone();
-            node.state::<Author>().set(move |author| Author { email: email.clone(), ..author })?;
-            node.on("authored", authored).check()?;
-            node.on("report", report_author).check()?;
+            if self.space.find(&author).is_none() {
+                let node = self.space.node(&author);
+                let email = commit.author_email.clone();
+                let named = move |author| Author { email: email.clone(), ..author };
+                node.state::<Author>().commit(named).await?;
+                node.on("authored", authored).check()?;
+            }
             self.authors.insert(author, [commit.author_name.clone()].into());
         }
         let committed = Committed {
@@ -271,26 +304,67 @@ impl Web {
             None => Err(Failure::Differs(format!("{} came before its parent {parent}", commit.id))),
         });
         let parents = parents.collect::<Result<Vec<_>, _>>()?;
-        let event = self.space.broadcasting(committed).caused_by(parents).publish()?;
+        let importing = self.space.broadcasting(committed).caused_by(parents);
+        let event = match self.is_stored {
+            true => importing.once(&format!("commit/{}", commit.id)).await?,
+            false => importing.publish()?,
+        };
         self.by_id.insert(commit.id.clone(), self.commits.len());
         self.commits.push(Made { id: commit.id, subject: plain(&commit.subject, SUBJECT_CHARS), event });
+        if self.is_stored && self.commits.len().is_multiple_of(UNDER_WAY_MAX) {
+            self.settle().await?;
+        }
         self.handling += self.space.env().monotonic() - start;
         Ok(())
     }
 
     /// Makes a tag an event that is caused by its commit, when that is part of the history.
-    fn add_tag(&mut self, tag: &Tag) -> Result<(), Failure> {
+    async fn add_tag(&mut self, tag: &Tag) -> Result<(), Failure> {
         let start = self.space.env().monotonic();
-        let node = self.space.node(tag_node(&tag.name));
-        node.on("tagged", tagged).check()?;
-        node.on("report", report_tag).check()?;
-        self.tags.push(node.id().to_owned());
-        let tagged = Tagged { name: tag.name.clone(), commit: tag.commit.clone() };
-        let cause = self.by_id.get(&tag.commit).map(|index| &self.commits[*index].event);
-        self.space.broadcasting(tagged).caused_by(cause).publish()?;
+        let id = tag_node(&tag.name);
+        let node = match self.space.find(&id) {
+            Some(node) => node,
+            None => {
+                let node = self.space.node(&id);
+                let name = tag.name.clone();
+                node.state::<TagState>().commit(move |tag| TagState { name: name.clone(), ..tag }).await?;
+                node.on("tagged", tagged).check()?;
+                node
+            }
+        };
+        let known: TagState = state(&node).await?;
+        self.tags.push(node);
+        // A tag that is moved and moved back is given thrice.
+        if known.commit != tag.commit {
+            let event = Tagged { name: tag.name.clone(), commit: tag.commit.clone() };
+            let cause = self.by_id.get(&tag.commit).map(|index| &self.commits[*index].event);
+            let importing = self.space.broadcasting(event).caused_by(cause);
+            match self.is_stored {
+                true => importing.once(&format!("tag/{}/{}", known.given + 1, tag.name)).await?,
+                false => importing.publish()?,
+            };
+        }
+        if self.is_stored && self.tags.len().is_multiple_of(UNDER_WAY_MAX) {
+            self.settle().await?;
+        }
         self.handling += self.space.env().monotonic() - start;
         Ok(())
     }
+
+    /// Waits until what was brought in is handled, which in memory it is at once.
+    async fn settle(&self) -> Result<(), Failure> {
+        if self.is_stored {
+            self.space.settled(SETTLED).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What a node keeps.
+async fn state<S: State>(node: &Node) -> Result<S, Failure> {
+    let state = node.state::<S>();
+    state.load().await?;
+    Ok(state.try_get(S::clone)?)
 }
 
 /// Tells the author's node of a commit, so that nobody but the author has to know what an author keeps.
@@ -317,17 +391,13 @@ fn authored(authored: &Event<Authored>, cx: &Context) -> happen::Result<()> {
     })
 }
 
-fn report_author(_: &Event<Report>, cx: &Context) -> Author {
-    cx.state::<Author>().get(Clone::clone)
-}
-
 fn tagged(given: &Event<Given>, cx: &Context) -> happen::Result<()> {
-    let tag = TagState { name: given.name.clone(), commit: given.commit.clone() };
-    cx.state::<TagState>().set(move |_| tag.clone())
-}
-
-fn report_tag(_: &Event<Report>, cx: &Context) -> TagState {
-    cx.state::<TagState>().get(Clone::clone)
+    let (name, commit) = (given.name.clone(), given.commit.clone());
+    cx.state::<TagState>().set(move |tag| TagState {
+        name: name.clone(),
+        commit: commit.clone(),
+        given: tag.given + 1,
+    })
 }
 
 fn count_commit(commit: &Event<Committed>, cx: &Context) -> happen::Result<()> {
@@ -344,12 +414,8 @@ fn count_tag(_: &Event<Tagged>, cx: &Context) -> happen::Result<()> {
     cx.state::<Audit>().set(|audit| Audit { tags: audit.tags + 1, ..audit })
 }
 
-fn report_audit(_: &Event<Report>, cx: &Context) -> Audit {
-    cx.state::<Audit>().get(Clone::clone)
-}
-
 fn author_node(email: &str) -> String {
-    format!("author:{email}")
+    format!("{AUTHOR}{email}")
 }
 
 /// As git writes it. A name ends at the first `<`, so no two authors are written alike.
@@ -358,7 +424,7 @@ fn identity(name: &str, email: &str) -> String {
 }
 
 fn tag_node(name: &str) -> String {
-    format!("tag:{name}")
+    format!("{TAG}{name}")
 }
 
 /// Follows the causes of a commit to the root.
@@ -368,16 +434,21 @@ async fn trace(web: &Web, wanted: &str) -> Result<Traced, Failure> {
     let ancestors = web.space.why(event).await?.len() as u64;
     let by_event: HashMap<EventId, usize> =
         web.commits.iter().enumerate().map(|(index, made)| (made.event.event_id(), index)).collect();
-    let first_cause: HashMap<EventId, EventId> = web
-        .space
-        .trace(event)
-        .await?
-        .into_iter()
-        .filter_map(|line| Some((line.event, *line.causes.first()?)))
-        .collect();
+    let mut first_cause = HashMap::new();
+    if !web.is_stored {
+        let lines = web.space.trace(event).await?.into_iter();
+        first_cause.extend(lines.filter_map(|line| Some((line.event, *line.causes.first()?))));
+    }
+    let journal = web.space.journal();
     let mut line = vec![commit];
     let mut at = event;
-    while let Some(index) = first_cause.get(&at).and_then(|cause| by_event.get(cause)) {
+    loop {
+        let cause = match web.is_stored {
+            // A trace ends after so many events, and a line of first parents may be longer.
+            true => journal.event(at).await?.and_then(|event| event.causes.first().copied()),
+            false => first_cause.get(&at).copied(),
+        };
+        let Some(index) = cause.and_then(|cause| by_event.get(&cause)) else { break };
         line.push(*index);
         at = web.commits[*index].event.event_id();
     }
@@ -402,31 +473,35 @@ fn find(web: &Web, wanted: &str) -> Result<usize, Failure> {
     }
 }
 
-/// Asks every node for its state.
+/// Reads the state of every node.
 async fn ask(web: &Web, traced: Traced) -> Result<Findings, Failure> {
-    let space = &web.space;
-    let audit = space.send("audit", Report).reply::<Audit>().await?.into_inner();
+    let audit: Audit = state(&web.counter).await?;
     let mut authors = Vec::with_capacity(web.authors.len());
     for (node, names) in &web.authors {
-        let Author { email, commits, files_changed } =
-            space.send(node, Report).reply::<Author>().await?.into_inner();
-        let told = names.iter().map(|name| {
+        let author = web.space.find(node).ok_or_else(|| Failure::Differs(format!("{node} is gone")))?;
+        let Author { email, commits, files_changed } = state(&author).await?;
+        let mut told = BTreeMap::new();
+        for name in names {
             let identity = web.teller.entity::<Identity>(identity(name, &email));
-            (name.clone(), identity.get(|identity| identity.commits))
-        });
-        // A name that no node heard of is none, which the check of authors then shows.
-        let names = told.filter(|(_, commits)| *commits > 0).collect();
-        authors.push(Contributor { email, names, commits, files_changed });
+            identity.load().await?;
+            let commits = identity.try_get(|identity| identity.commits)?;
+            // A name that no node heard of is none, which the check of authors then shows.
+            if commits > 0 {
+                told.insert(name.clone(), commits);
+            }
+        }
+        authors.push(Contributor { email, names: told, commits, files_changed });
     }
     // Of equally busy authors the one whose e-mail comes first.
     authors.sort_by(|a, b| b.commits.cmp(&a.commits).then_with(|| a.email.cmp(&b.email)));
     let mut tags = Vec::with_capacity(web.tags.len());
     for node in &web.tags {
-        tags.push(space.send(node, Report).reply::<TagState>().await?.into_inner());
+        tags.push(state(node).await?);
     }
-    let told: u64 = authors.iter().map(|author| author.commits).sum();
-    let events = audit.commits + audit.tags + told + tags.len() as u64;
-    Ok(Findings { audit, authors, tags, events, traced })
+    let new_commits = audit.commits - web.before.commits;
+    // Each commit and each tag is told to one node more.
+    let events = 2 * (new_commits + audit.tags - web.before.tags);
+    Ok(Findings { audit, authors, tags, new_commits, events, traced })
 }
 
 /// What was found here beside what git says by itself.
@@ -492,10 +567,10 @@ fn quoted(path: &Path) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
 
-fn report_text(web: &Web, findings: &Findings, checks: &[Check], path: &Path) -> String {
+fn report_text(web: &Web, findings: &Findings, checks: &[Check], request: &Request) -> String {
     let mut text = String::new();
     // Writing to a text cannot fail.
-    let _written = write_report(web, findings, checks, path, &mut text);
+    let _written = write_report(web, findings, checks, request, &mut text);
     text
 }
 
@@ -503,9 +578,10 @@ fn write_report(
     web: &Web,
     findings: &Findings,
     checks: &[Check],
-    path: &Path,
+    request: &Request,
     out: &mut String,
 ) -> std::fmt::Result {
+    let path = &*request.path;
     let Findings { authors, events, traced, .. } = findings;
     writeln!(
         out,
@@ -516,6 +592,10 @@ fn write_report(
         web.handling.as_secs_f64(),
         number(per_second(*events, web.handling)),
     )?;
+    if let Some(folder) = &request.store {
+        let new = number(findings.new_commits);
+        writeln!(out, "{new} of the commits are new to the store in {}", quoted(folder))?;
+    }
     writeln!(out, "\ntotals, and how to count them with git:")?;
     let (totals, of_commit) = checks.split_at(checks.len().min(TOTALS));
     for check in totals {
@@ -548,6 +628,10 @@ fn write_report(
             writeln!(out, "  {short} {}", made.subject)?;
         }
     }
+    if let Some(folder) = &request.store {
+        writeln!(out, "\nask the store about it:")?;
+        writeln!(out, "  happen why {} --store {}", commit.event.event_id(), quoted(folder))?;
+    }
     Ok(())
 }
 
@@ -578,6 +662,7 @@ fn report_json(web: &Web, findings: &Findings, checks: &[Check], path: &Path) ->
     let line: Vec<_> = traced.line.iter().map(|index| &web.commits[*index].id).collect();
     json!({
         "commits": findings.audit.commits,
+        "new_commits": findings.new_commits,
         "merges": findings.audit.merges,
         "authors": findings.authors.iter().map(|author| author.names.len()).sum::<usize>(),
         "files_changed": findings.audit.files_changed,
@@ -585,6 +670,7 @@ fn report_json(web: &Web, findings: &Findings, checks: &[Check], path: &Path) ->
         "top_authors": findings.authors.iter().take(AUTHORS_SHOWN).collect::<Vec<_>>(),
         "trace": {
             "commit": web.commits[traced.commit].id,
+            "event": web.commits[traced.commit].event.event_id().to_string(),
             "ancestors": traced.ancestors,
             "first_parents": line,
         },
@@ -606,6 +692,15 @@ const COMMITS_MAX: u64 = 1_000_000;
 /// Parents beyond the first for which a merge is given room. Merges of more are rare, and there is room to
 /// spare; should it not be enough, the ancestors counted differ from git's, which is told.
 const FURTHER_PARENTS: u64 = 4;
+/// Commits that may be under way over a store, fewer than a node lets wait.
+const UNDER_WAY_MAX: usize = 256;
+/// How long those may take: far longer than any disk needs.
+const SETTLED: Duration = Duration::from_secs(3_600);
+/// Headers that are kept in memory beside a store, which has them all.
+const REMEMBERED: usize = 1_024;
+/// What the ids of the nodes of authors and tags begin with.
+const AUTHOR: &str = "author:";
+const TAG: &str = "tag:";
 /// Of the checks, those of the whole history; the others are about the traced commit.
 const TOTALS: usize = 4;
 const AUTHORS_SHOWN: usize = 10;

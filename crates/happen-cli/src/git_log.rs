@@ -216,6 +216,23 @@ impl History {
         &self.head
     }
 
+    /// Whether a commit is part of the history.
+    ///
+    /// # Errors
+    ///
+    /// [`GitError::Failed`], [`GitError::Unparsable`] or [`GitError::Io`].
+    pub(crate) fn has(&self, commit: &str) -> Result<bool, GitError> {
+        // Of an id that is no commit here, `merge-base` says that it is an error.
+        if self.commit_behind(commit)?.is_none() {
+            return Ok(false);
+        }
+        match self.git.run("merge-base", &["--is-ancestor", commit, &self.head]) {
+            Ok(_) => Ok(true),
+            Err(GitError::Failed { reason, .. }) if reason == exit_status_text(1) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Counts the ancestors of a commit, itself included: all of them, and those on the line of first parents.
     ///
     /// # Errors
@@ -264,8 +281,8 @@ impl History {
         Ok(authors.len() as u64)
     }
 
-    fn commit_behind(&self, tag_id: &str) -> Result<Option<String>, GitError> {
-        let wanted = format!("{tag_id}^{{commit}}");
+    fn commit_behind(&self, id: &str) -> Result<Option<String>, GitError> {
+        let wanted = format!("{id}^{{commit}}");
         match self.git.run("rev-parse", &["--verify", "--quiet", &wanted]) {
             Ok(id) => object_id("rev-parse", id.trim_ascii_end()).map(Some),
             Err(GitError::Failed { reason, .. }) if reason == exit_status_text(1) => Ok(None),

@@ -5,6 +5,7 @@ mod demo;
 mod failure;
 mod git;
 mod git_log;
+mod git_store;
 mod output;
 mod store;
 #[cfg(test)]
@@ -119,6 +120,10 @@ struct GitArguments {
     /// The commit to trace, by the first digits of its id [default: HEAD]
     #[arg(long, value_name = "PREFIX", value_parser = commit_prefix)]
     commit: Option<String>,
+    /// Keep the events in a store in this folder: killed at any moment, it goes on with the same command, and a later
+    /// run takes the commits that are new
+    #[arg(long, value_name = "PATH")]
+    store: Option<PathBuf>,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -138,8 +143,8 @@ fn main() -> ExitCode {
             let plan = Plan { orders: orders.unwrap_or(default), seed };
             run(demo::run(plan, store.as_deref(), json, &output))
         }
-        Command::Git(GitArguments { path, commit, json }) => {
-            run(git::run(&git::Request { path, commit, json }, &output))
+        Command::Git(GitArguments { path, commit, store, json }) => {
+            run(git::run(&git::Request { path, commit, store, json }, &output))
         }
         Command::Tail(arguments) => run(store::tail::run(&arguments, &output)),
         Command::Ps(arguments) => run(store::nodes::run(&arguments, &output)),

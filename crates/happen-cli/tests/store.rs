@@ -556,7 +556,7 @@ payments  1  1  2026-01-05T10:00:05Z  charge
     let told = &lines(&shop, &["ps", "--node", "payments"])[0];
     let expected = json!({
         "node": "payments", "flows": 1, "dead": 1, "last_at": "2026-01-05T10:00:05.000Z", "last_event": AGAIN,
-        "last_type": "charge", "last_position": 8,
+        "last_type": "charge", "last_position": 8, "kept": 0, "kept_since": null, "kept_first": null,
     });
     assert_eq!(told, &expected);
     assert_eq!(text(&shop, &["ps", "--node", "a/b"]), "a/b  0  0\n");
@@ -973,6 +973,117 @@ fn an_event_is_kept_in_a_stopped_store() {
     failure(&run(&Shop::closed(), &["send", "a", "go"]), 1);
 }
 
+/// What `doctor` says of events that are kept.
+#[track_caller]
+fn kept_events(shop: &Shop) -> Json {
+    let told = json(shop, &["doctor", "--quick"]);
+    let checks = told["checks"].as_array().unwrap();
+    checks.iter().find(|check| check["check"] == "kept events").unwrap().clone()
+}
+
+#[test]
+fn events_that_are_kept_are_shown_for_each_node() {
+    let shop = Shop::empty();
+    assert_eq!(kept_events(&shop)["verdict"], "ok");
+    let first = json(&shop, &["send", "a/b", "go", "1"])["event"].clone();
+    for node in ["a/b", "a/b", "a/bc", "mill"] {
+        json(&shop, &["send", node, "go", "1"]);
+    }
+    let nodes = lines(&shop, &["ps"]);
+    let kept: Vec<_> = nodes.iter().map(|told| (told["node"].as_str().unwrap(), &told["kept"])).collect();
+    assert_eq!(kept, [("a/b", &3.into()), ("a/bc", &1.into()), ("mill", &1.into())]);
+    let told = json(&shop, &["ps", "--node", "a/b"]);
+    assert_eq!((&told["kept"], &told["kept_first"]), (&3.into(), &first));
+    let since = told["kept_since"].as_str().unwrap();
+    assert!(since.starts_with("20") && since.ends_with('Z'), "{since}");
+    let line = text(&shop, &["ps", "--node", "a/b"]);
+    let beginning = &first.as_str().unwrap()[..8];
+    assert!(line.starts_with("a/b  0  0") && line.contains("3 kept "), "{line}");
+    assert!(line.contains(&format!(" {beginning}")), "{line}");
+
+    let check = kept_events(&shop);
+    assert_eq!(check["verdict"], "warn");
+    let found = check["found"].as_str().unwrap();
+    assert!(
+        found.starts_with(&format!("3 events for `a/b`, the oldest, {}, since ", first.as_str().unwrap())),
+        "{found}"
+    );
+    assert!(found.contains("; 1 event for `a/bc`, ") && found.contains("; 1 event for `mill`, "), "{found}");
+    assert_eq!(check["advice"], "start the program: it takes them");
+    json(&shop, &["send", "zoo", "go", "1"]);
+    let found = kept_events(&shop)["found"].as_str().unwrap().to_owned();
+    assert!(found.ends_with("; and for 1 node more; see `happen ps`") && !found.contains("zoo"), "{found}");
+}
+
+#[test]
+fn a_kept_event_whose_document_names_none_is_counted() {
+    let shop = Shop::empty();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(async {
+        let store = shop.store().await;
+        let documents =
+            ["inbox/mill/x", "inbox/"].map(|key| document(key, 1, "inbox", Some(packed(&json!(1)))));
+        let batch = Batch { documents: documents.into(), ..Batch::default() };
+        store.commit(vec![batch]).await.remove(0).unwrap();
+        store.close().await;
+    });
+    let told = json(&shop, &["ps", "--node", "mill"]);
+    assert_eq!((&told["kept"], &told["kept_first"]), (&1.into(), &Json::Null));
+    let found = kept_events(&shop)["found"].as_str().unwrap().to_owned();
+    assert!(found.contains("1 event for `mill`, the oldest since "), "{found}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_doctor_names_the_nodes_that_a_running_program_does_not_have() {
+    use happen::{Context, Event, Space};
+    let shop = Shop::empty();
+    for (node, event_type) in [("mill", "grain"), ("mill", "sand"), ("mil", "grain")] {
+        json(&shop, &["send", node, event_type, "1"]);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let start = |more: Option<&'static str>| {
+        runtime.block_on(async {
+            let space = Space::open(shop.path()).await.unwrap();
+            space.node("mill").on("grain", |_: &Event, _: &Context| {});
+            if let Some(more) = more {
+                space.node(more).on("grain", |_: &Event, _: &Context| {});
+            }
+            space.start().await.unwrap();
+            space
+        })
+    };
+    let space = start(None);
+    let check = kept_events(&shop);
+    let found = check["found"].as_str().unwrap();
+    assert!(found.starts_with("1 event for `mil`, ") && found.contains("; 1 event for `mill`, "), "{found}");
+    let advice = "the program has no node `mil`: add it or correct its name, and start the program again";
+    assert_eq!((&check["verdict"], &check["advice"]), (&"warn".into(), &advice.into()));
+    let kept: Vec<_> = lines(&shop, &["ps"]).iter().map(|told| told["kept"].clone()).collect();
+    assert_eq!(kept, [1, 1]);
+    runtime.block_on(space.stop()).unwrap();
+
+    // The name is there now, and what a node does not handle stays.
+    let space = start(Some("mil"));
+    let advice = "the program has the nodes, and did not take them when it started; see its problems";
+    assert_eq!(kept_events(&shop)["advice"], advice);
+    runtime.block_on(space.stop()).unwrap();
+    let kept: Vec<_> = lines(&shop, &["ps"]).iter().map(|told| told["kept"].clone()).collect();
+    assert_eq!(kept, [0, 1]);
+}
+
+#[test]
+fn nothing_is_said_of_nodes_where_nobody_can_be_asked() {
+    let shop = Shop::empty();
+    json(&shop, &["send", "mill", "grain", "1"]);
+    // A store alone has no socket.
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let store = runtime.block_on(shop.store());
+    let advice = "the program did not take them when it started; see its problems";
+    assert_eq!(kept_events(&shop)["advice"], advice);
+    drop(store);
+}
+
 #[derive(happen::State, Default, Clone, serde::Serialize, serde::Deserialize)]
 struct Ground {
     sacks: u64,
@@ -1352,6 +1463,7 @@ fn a_doctor_looks_at_everything_and_says_what_to_do() {
         "pruning",
         "flows",
         "dead letters",
+        "kept events",
         "integrity",
     ];
     assert_eq!(checks, expected);

@@ -4,10 +4,13 @@
 use std::fmt;
 use std::sync::Arc;
 
-use happen_core::event::Inherited;
+use happen_core::event::{Envelope, Inherited};
+use happen_core::hash::EventHash;
 use happen_core::{Event, EventId, NodeKey, Payload, Result};
 
+use crate::durable::imported;
 use crate::send::{Broadcasting, Reach, spread};
+use crate::space::SpaceInner;
 use crate::stamp::stamp_imported;
 
 /// An event of a history that happened elsewhere, not sent yet. Made by [`Broadcasting::caused_by`].
@@ -29,6 +32,8 @@ pub struct Imported {
     /// The number of the space, to tell a receipt of another one.
     pub(crate) space: u64,
     pub(crate) inherited: Option<Arc<Inherited>>,
+    /// Its hash, where it is stored: what it causes tells it, from whatever process.
+    hash: Option<EventHash>,
 }
 
 impl<'s, T: Payload> Broadcasting<'s, T> {
@@ -80,20 +85,85 @@ impl<T: Payload> Importing<'_, T> {
         let space = sender.space();
         space.check_running()?;
         let envelope = stamp_imported(sender, &payload, &self.causes, extras.as_deref())?;
-        let imported = Imported {
+        let imported = Imported::new(space, &envelope, None);
+        spread(sender, &Event::from_parts(envelope, payload), None, Reach::Everywhere);
+        Ok(imported)
+    }
+
+    /// Stores the event under the name it has where it happened, and sends it as [`Importing::publish`] does; when there
+    /// is an event of that name already, gives the receipt of that one and does nothing. So a history can be brought in
+    /// again from its beginning, after a crash or when it has grown, and only what is new is taken. Whether both say the
+    /// same is not compared: the name tells, such as the hash of a commit.
+    ///
+    /// # Delivery
+    ///
+    /// The event, its name and the flows of all durable nodes that listen are one commit, and it has happened when this
+    /// returns. Each of those nodes handles the event once; nodes that are not durable, and those beyond a link, get it
+    /// at most once. Names are never forgotten, whatever the retention is.
+    ///
+    /// # Errors
+    ///
+    /// Nothing is stored:
+    ///
+    /// - [`ErrorKind::Misuse`](crate::ErrorKind::Misuse) in a space without a store, and as for [`Importing::publish`].
+    /// - [`ErrorKind::Busy`](crate::ErrorKind::Busy) when a durable node that listens has no place; try again once
+    ///   [`Space::settled`](crate::Space::settled) says that there is.
+    /// - What keeps another listener from taking the event, and what the store says.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped before its end, the event may be stored or not. What has begun goes on.
+    ///
+    /// # Cost
+    ///
+    /// One commit; for an event that is there, one look into the store.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen::{Event, Space};
+    ///
+    /// # #[tokio::main]
+    /// # async fn main() -> happen::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// let space = Space::open(folder.path()).await?;
+    /// space.start().await?;
+    /// let commit = || Event::new("commit", serde_json::json!({ "subject": "Begin" }));
+    /// let first = space.broadcasting(commit()).caused_by([]).once("git/5f4dcc3b").await?;
+    /// let again = space.broadcasting(commit()).caused_by([]).once("git/5f4dcc3b").await?;
+    /// assert_eq!(first.event_id(), again.event_id());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn once(self, name: &str) -> Result<Imported> {
+        let (sender, payload, extras) = self.broadcasting.into_parts();
+        let space = sender.space();
+        space.check_running()?;
+        let Some(durable) = &space.durable else { return Err(imported::needs_store()) };
+        if let Some(before) = imported::known(space, durable, name).await? {
+            return Ok(Imported::new(space, &before.envelope, before.hash));
+        }
+        let envelope = stamp_imported(sender, &payload, &self.causes, extras.as_deref())?;
+        let event = Arc::new(Event::from_parts(envelope, payload));
+        let hashes = self.causes.iter().filter_map(|cause| Some((cause.event, cause.hash?))).collect();
+        let stored = imported::once(space, durable, name, (event, hashes)).await?;
+        Ok(Imported::new(space, &stored.envelope, stored.hash))
+    }
+}
+
+impl Imported {
+    fn new(space: &SpaceInner, envelope: &Envelope, hash: Option<EventHash>) -> Self {
+        Self {
             event: envelope.id,
             root: envelope.root,
             depth: envelope.depth,
             origin: envelope.origin,
             space: space.id,
             inherited: envelope.inherited().cloned(),
-        };
-        spread(sender, &Event::from_parts(envelope, payload), None, Reach::Everywhere);
-        Ok(imported)
+            hash,
+        }
     }
-}
 
-impl Imported {
     /// The event's id.
     #[must_use]
     pub fn event_id(&self) -> EventId {

@@ -1,9 +1,13 @@
 //! Histories that happened elsewhere: an imported event has exactly the causes its importer names, and
 //! everything that follows from it here is caused by it.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::sync::{Arc, Mutex};
 
-use happen::{Config, Context, Dynamic, Event, EventId, Imported, Space};
+use happen::store::{MemoryStore, Read, Select, Store};
+use happen::{Config, Context, Dynamic, Event, EventId, Imported, Space, secs};
+use happen_testing::{Dies, FaultyStore, Simulator};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 fn commit(name: &str) -> Dynamic {
@@ -153,5 +157,195 @@ async fn a_handler_sends_to_a_name_it_has_just_made() -> happen::Result<()> {
         .check()?;
     space.broadcasting(commit("ada")).caused_by([]).publish()?;
     assert_eq!(*heard.lock().unwrap(), 1);
+    Ok(())
+}
+
+#[derive(happen::State, Default, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[state("count", version = 1)]
+struct Count {
+    commits: Vec<String>,
+}
+
+/// A process over a disk: two nodes that take note of commits.
+async fn historian(sim: &Simulator, store: &Arc<FaultyStore>) -> happen::Result<Space> {
+    let space = Space::with_store(Config::default(), sim.env(), Arc::clone(store) as Arc<dyn Store>).unwrap();
+    for node in ["first", "second"] {
+        space.node(node).on("commit", |commit: &Event, cx: &Context| {
+            let name = commit.get("name").unwrap().as_str().unwrap().to_owned();
+            cx.state::<Count>().set(move |mut count| {
+                count.commits.push(name.clone());
+                count.commits.sort();
+                count
+            })
+        });
+    }
+    space.start().await?;
+    Ok(space)
+}
+
+/// Brings a line of commits in, as far as the process lives.
+async fn bring_in(space: &Space, commits: usize) -> happen::Result<Vec<Imported>> {
+    let mut line: Vec<Imported> = Vec::new();
+    for number in 0..commits {
+        let name = format!("c{number}");
+        line.push(space.broadcasting(commit(&name)).caused_by(line.last()).once(&name).await?);
+    }
+    Ok(line)
+}
+
+fn noted(space: &Space, node: &str) -> Vec<String> {
+    space.find(node).unwrap().state::<Count>().get(|count| count.commits.clone())
+}
+
+#[test]
+fn a_history_that_is_brought_in_again_after_any_crash_is_taken_once() {
+    const COMMITS: usize = 4;
+    let expected: Vec<_> = (0..COMMITS).map(|number| format!("c{number}")).collect();
+    let mut ends = 0;
+    for dies in [Dies::Before, Dies::Unheard] {
+        for at in 1.. {
+            let sim = Simulator::new(at);
+            let disk: Arc<dyn Store> = Arc::new(MemoryStore::new(sim.env()));
+            let is_over = sim.run(async {
+                let store = FaultyStore::new(Arc::clone(&disk), sim.env());
+                store.dies_at(at, dies);
+                // It may die before it has begun.
+                if let Ok(space) = historian(&sim, &store).await {
+                    drop(bring_in(&space, COMMITS).await);
+                    drop(space.settled(secs(60)).await);
+                }
+                let is_over = !store.is_dead();
+
+                let space = historian(&sim, &FaultyStore::new(Arc::clone(&disk), sim.env())).await.unwrap();
+                let line = bring_in(&space, COMMITS).await.unwrap();
+                space.settled(secs(60)).await.unwrap();
+                for node in ["first", "second"] {
+                    assert_eq!(noted(&space, node), expected, "{node} after a crash at commit {at}");
+                }
+                let ids: Vec<_> = line.iter().map(Imported::event_id).collect();
+                assert_eq!(space.why(ids[COMMITS - 1]).await.unwrap(), ids[..COMMITS - 1]);
+                let verified = space.journal().verify().await.unwrap();
+                // Also causes of the process that died are told by their hashes.
+                assert!(verified.is_whole() && verified.edge == 0, "{verified:?}");
+                is_over
+            });
+            if is_over {
+                break;
+            }
+            ends += 1;
+        }
+    }
+    assert!(ends > 4 * COMMITS, "{ends}");
+}
+
+#[test]
+fn a_name_that_is_known_is_one_look_and_no_commit() {
+    let sim = Simulator::new(1);
+    let disk: Arc<dyn Store> = Arc::new(MemoryStore::new(sim.env()));
+    sim.run(async {
+        let store = FaultyStore::new(Arc::clone(&disk), sim.env());
+        let space = historian(&sim, &store).await.unwrap();
+        let root = commit("c0");
+        let first = space.broadcasting(root).correlation("history").caused_by([]).once("c0").await.unwrap();
+        space.settled(secs(60)).await.unwrap();
+        space.stop().await.unwrap();
+
+        // Another process: what it names as a cause it has from the store, correlation and depth included.
+        let store = FaultyStore::new(Arc::clone(&disk), sim.env());
+        let space = historian(&sim, &store).await.unwrap();
+        let commits = store.commits();
+        let again = space.broadcasting(commit("c0")).caused_by([]).once("c0").await.unwrap();
+        assert_eq!((again.event_id(), store.commits()), (first.event_id(), commits));
+        let child = space.broadcasting(commit("c1")).caused_by([&again]).once("c1").await.unwrap();
+        let stored = space.journal().event(child.event_id()).await.unwrap().unwrap();
+        assert_eq!((stored.causes.as_slice(), &*stored.correlation), (&[first.event_id()][..], "history"));
+        assert_eq!(stored.depth, 1);
+    });
+}
+
+#[test]
+fn of_many_who_bring_in_the_same_name_at_once_one_is_taken() {
+    let sim = Simulator::new(3);
+    let disk: Arc<dyn Store> = Arc::new(MemoryStore::new(sim.env()));
+    sim.run(async {
+        let store = FaultyStore::new(Arc::clone(&disk), sim.env());
+        store.takes(secs(1));
+        let space = historian(&sim, &store).await.unwrap();
+        let receipts = Arc::new(Mutex::new(Vec::new()));
+        for _ in 0..50 {
+            let (space, receipts) = (space.clone(), Arc::clone(&receipts));
+            sim.env().spawn(Box::pin(async move {
+                let receipt = space.broadcasting(commit("c0")).caused_by([]).once("c0").await.unwrap();
+                receipts.lock().unwrap().push(receipt.event_id());
+            }));
+        }
+        // One that nobody waits for any longer goes on.
+        let dropped = space.broadcasting(commit("c1")).caused_by([]).once("c1");
+        let (waited, _) = (sim.env().sleep(secs(0)), ());
+        tokio::select! { biased; _ = dropped => panic!("too early"), () = waited => {} }
+        sim.env().sleep(secs(60)).await;
+        space.settled(secs(60)).await.unwrap();
+        let receipts = receipts.lock().unwrap().clone();
+        assert_eq!(receipts.len(), 50);
+        assert!(receipts.iter().all(|event| *event == receipts[0]), "{receipts:?}");
+        assert_eq!(noted(&space, "first"), ["c0", "c1"]);
+        let read = disk.read(Read::forward(Select::tag(happen::store::Tag::Type("commit".into())))).await;
+        let begun = read.unwrap().records.iter().filter(|record| begins_flows(&record.bytes)).count();
+        assert_eq!(begun, 2);
+    });
+}
+
+fn begins_flows(bytes: &[u8]) -> bool {
+    let record = happen_core::codec::WireRecord::decode(bytes, bytes.len()).unwrap();
+    !record.accepted.is_empty()
+}
+
+#[test]
+fn all_who_listen_take_it_or_nobody() {
+    let sim = Simulator::new(1);
+    let disk: Arc<dyn Store> = Arc::new(MemoryStore::new(sim.env()));
+    sim.run(async {
+        let store = FaultyStore::new(Arc::clone(&disk), sim.env());
+        let space = historian(&sim, &store).await.unwrap();
+        let full = space.node("full").max_concurrent(1).queue_limit(0);
+        let env = sim.env();
+        full.on("commit", move |_: Event, _: Context| {
+            let env = Arc::clone(&env);
+            async move { env.sleep(secs(1)).await }
+        });
+        let first = space.broadcasting(commit("c0")).caused_by([]).once("c0").await.unwrap();
+        let refused = space.broadcasting(commit("c1")).caused_by([&first]).once("c1").await.unwrap_err();
+        assert_eq!(refused.code(), "busy");
+        space.settled(secs(60)).await.unwrap();
+        assert_eq!(noted(&space, "first"), ["c0"], "others took what was refused");
+        space.broadcasting(commit("c1")).caused_by([&first]).once("c1").await.unwrap();
+        space.settled(secs(60)).await.unwrap();
+        assert_eq!(noted(&space, "second"), ["c0", "c1"]);
+        assert!(space.dead_letters().is_empty(), "{:?}", space.dead_letters());
+    });
+}
+
+#[test]
+fn those_that_are_not_durable_hear_of_it_too() {
+    let sim = Simulator::new(1);
+    let disk: Arc<dyn Store> = Arc::new(MemoryStore::new(sim.env()));
+    sim.run(async {
+        let space = historian(&sim, &FaultyStore::new(disk, sim.env())).await.unwrap();
+        let heard = Arc::new(Mutex::new(0));
+        let count = Arc::clone(&heard);
+        space.node("ear").ephemeral().on("commit", move |_: &Event, _: &Context| *count.lock().unwrap() += 1);
+        for _ in 0..2 {
+            space.broadcasting(commit("c0")).caused_by([]).once("c0").await.unwrap();
+        }
+        space.settled(secs(60)).await.unwrap();
+        assert_eq!(*heard.lock().unwrap(), 1);
+    });
+}
+
+#[tokio::test]
+async fn a_space_in_memory_keeps_no_names() -> happen::Result<()> {
+    let space = started(Config::default()).await?;
+    let refused = space.broadcasting(commit("root")).caused_by([]).once("root").await.unwrap_err();
+    assert_eq!(refused.code(), "misuse");
     Ok(())
 }

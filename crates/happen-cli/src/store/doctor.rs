@@ -1,6 +1,7 @@
 //! `happen doctor`: what is wrong with a store, or soon will be, and what to do about it. Owns the checks, their
 //! thresholds and the advice; changes nothing.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _};
 use std::path::Path;
@@ -14,6 +15,7 @@ use serde_json::json;
 
 use crate::failure::Failure;
 use crate::output::{Output, count_of, number, plain};
+use crate::store::inbox::{Kept, Registered, kept};
 use crate::store::moment::{Utc, span};
 use crate::store::nodes::count;
 use crate::store::table::WIDTH_CHARS_MAX;
@@ -147,6 +149,11 @@ async fn checks(arguments: &DoctorArguments, folder: &Path) -> (Vec<Check>, Opti
     checks.push(match count(&store, "dead/").await {
         Ok(count) => dead(count),
         Err(failure) => Check::broken("dead letters", &failure),
+    });
+    checks.push(match kept(&store, None).await {
+        Ok(kept) if kept.is_empty() => inbox(&kept, holder, &Registered::Unknown, now_unix_ms),
+        Ok(kept) => inbox(&kept, holder, &Registered::of(folder).await, now_unix_ms),
+        Err(failure) => Check::broken("kept events", &failure),
     });
     let mut is_whole = true;
     if !arguments.quick {
@@ -390,6 +397,42 @@ fn dead(count: u64) -> Check {
     }
 }
 
+/// Events that were sent while no process had the store. Only a start takes them, so a program that runs has left them.
+fn inbox(kept: &BTreeMap<String, Kept>, holder: Holder, registered: &Registered, now_unix_ms: u64) -> Check {
+    const NAME: &str = "kept events";
+    if kept.is_empty() {
+        return Check::ok(NAME, "none");
+    }
+    let shown = kept.iter().take(KEPT_SHOWN).map(|(node, kept)| kept.of(node, now_unix_ms));
+    let mut found: Vec<_> = shown.collect();
+    if kept.len() > KEPT_SHOWN {
+        found.push(format!(
+            "and for {} more; see `happen ps`",
+            count_of((kept.len() - KEPT_SHOWN) as u64, "node")
+        ));
+    }
+    let found = found.join("; ");
+    let advice = match (holder, registered) {
+        (Holder::Nobody, _) => "start the program: it takes them".to_owned(),
+        (Holder::Process(_), Registered::Unknown) => {
+            "the program did not take them when it started; see its problems".to_owned()
+        }
+        (Holder::Process(_), Registered::These(nodes)) => {
+            let missing = kept.keys().filter(|node| !nodes.contains(node));
+            let missing: Vec<_> = missing.take(KEPT_SHOWN).map(|node| format!("`{node}`")).collect();
+            match missing.is_empty() {
+                true => "the program has the nodes, and did not take them when it started; see its problems"
+                    .to_owned(),
+                false => format!(
+                    "the program has no node {}: add it or correct its name, and start the program again",
+                    missing.join(", ")
+                ),
+            }
+        }
+    };
+    Check::warn(NAME, found, advice)
+}
+
 fn integrity(verified: &Verified) -> Check {
     let Some(first) = verified.damages.first() else {
         let (records, revisions) =
@@ -416,6 +459,8 @@ const SPACE_BYTES_WARN: u64 = 1 << 30;
 const LOG_BYTES_WARN: u64 = 64 << 20;
 /// How long a flow may be due in a program that runs: more than one that is busy needs to come to it.
 const OVERDUE_MS: u64 = 60_000;
+/// Nodes of which is told how many events are kept for them.
+const KEPT_SHOWN: usize = 3;
 /// Characters of what was found.
 const TEXT_CHARS_MAX: usize = 600;
 

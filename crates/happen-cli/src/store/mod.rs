@@ -7,6 +7,7 @@ pub(crate) mod doctor;
 pub(crate) mod flows;
 pub(crate) mod hand;
 pub(crate) mod ids;
+pub(crate) mod inbox;
 pub(crate) mod key;
 pub(crate) mod moment;
 pub(crate) mod nodes;

@@ -9,12 +9,13 @@ use serde_json::{Value as Json, json};
 
 use crate::failure::Failure;
 use crate::output::{Output, number};
+use crate::store::inbox::{INBOX, kept};
 use crate::store::key::{ENTITY, STATE, escaped, plain};
 use crate::store::moment::Utc;
 use crate::store::table::Listing;
 use crate::store::tail::first;
 use crate::store::upkeep::position_json;
-use crate::store::{Place, of_store};
+use crate::store::{Place, now_unix_ms, of_store};
 
 /// `happen ps`.
 #[derive(Debug, Args)]
@@ -37,7 +38,9 @@ pub(crate) async fn run(arguments: &NodesArguments, output: &Output) -> Result<(
         Some(node) => BTreeMap::from([(node.clone(), None)]),
         None => known(&store).await?,
     };
-    let mut page = Listing::new(&arguments.place, &["NODE", "FLOWS", "DEAD", "LAST", "TYPE"]);
+    let kept = kept(&store, arguments.node.as_deref()).await?;
+    let now_unix_ms = now_unix_ms();
+    let mut page = Listing::new(&arguments.place, &["NODE", "FLOWS", "DEAD", "LAST", "TYPE", "KEPT"]);
     for (node, seen) in nodes.iter().take(NODES_MAX) {
         let last = match seen {
             Some(record) => Some(record.clone()),
@@ -49,6 +52,7 @@ pub(crate) async fn run(arguments: &NodesArguments, output: &Output) -> Result<(
         if arguments.node.is_some()
             && last.is_none()
             && flows + dead == 0
+            && kept.is_empty()
             && !has_documents(&store, node).await?
         {
             return Err(Failure::NotFound(format!(
@@ -56,9 +60,11 @@ pub(crate) async fn run(arguments: &NodesArguments, output: &Output) -> Result<(
             )));
         }
         let name = last.as_ref().and_then(|record| first(record, |tag| matches!(tag, Tag::Type(_))));
+        let kept = kept.get(node);
         let row = || {
             let at = last.as_ref().map_or_else(String::new, |record| Utc(record.at_unix_ms).short());
-            [node.clone(), number(flows), number(dead), at, name.clone().unwrap_or_default()]
+            let kept = kept.map_or_else(String::new, |kept| kept.text(now_unix_ms));
+            [node.clone(), number(flows), number(dead), at, name.clone().unwrap_or_default(), kept]
         };
         page.push(row, || {
             json!({
@@ -69,6 +75,9 @@ pub(crate) async fn run(arguments: &NodesArguments, output: &Output) -> Result<(
                 "last_event": event,
                 "last_type": name,
                 "last_position": last.as_ref().map_or(Json::Null, |record| position_json(record.position)),
+                "kept": kept.map_or(0, |kept| kept.events),
+                "kept_since": kept.map(|kept| Utc(kept.since_unix_ms).to_string()),
+                "kept_first": kept.and_then(|kept| kept.first).map(|event| event.to_string()),
             })
         });
     }
@@ -82,8 +91,8 @@ pub(crate) async fn run(arguments: &NodesArguments, output: &Output) -> Result<(
     Ok(())
 }
 
-/// The nodes that have documents or flows, and those of the newest records, each with its newest record when it is among
-/// those.
+/// The nodes that have documents, flows or events that are kept for them, and those of the newest records, each with its
+/// newest record when it is among those.
 async fn known(store: &SqliteStore) -> Result<BTreeMap<String, Option<Record>>, Failure> {
     let mut nodes = BTreeMap::new();
     for prefix in PREFIXES {
@@ -152,7 +161,7 @@ pub(crate) async fn count(store: &SqliteStore, prefix: &str) -> Result<u64, Fail
 }
 
 /// What the keys of documents begin with that belong to a node.
-const PREFIXES: [&str; 4] = [STATE, ENTITY, "flow/", "dead/"];
+const PREFIXES: [&str; 5] = [STATE, ENTITY, "flow/", "dead/", INBOX];
 /// Nodes that are shown: more than anybody reads, and few enough to be counted in a second or so.
 const NODES_MAX: usize = 10_000;
 /// The newest records among which nodes are looked for that have no documents.

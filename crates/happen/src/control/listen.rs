@@ -102,6 +102,8 @@ mod unix {
         work: mpsc::Sender<Work>,
         closed: AtomicBool,
         clients: Mutex<Clients>,
+        /// How long a connection may be silent.
+        idle: Duration,
     }
 
     #[derive(Debug, Default)]
@@ -123,7 +125,7 @@ mod unix {
             let listener = bind(folder, &path)?;
             let accepting = listener.try_clone().map_err(|error| failed(&path, error))?;
             let (work, todo) = mpsc::channel(limits::CONTROL_CLIENTS_MAX);
-            let shared = Arc::new(Shared { work, closed: AtomicBool::new(false), clients: Mutex::default() });
+            let shared = Arc::new(Shared::new(work, Duration::from_millis(limits::CONTROL_IDLE_MS)));
             let own = Arc::clone(&shared);
             let named = thread::Builder::new().name("happen-control".to_owned());
             let begun = named.spawn(move || own.accept(&accepting));
@@ -198,6 +200,10 @@ mod unix {
     }
 
     impl Shared {
+        fn new(work: mpsc::Sender<Work>, idle: Duration) -> Self {
+            Self { work, closed: AtomicBool::new(false), clients: Mutex::default(), idle }
+        }
+
         fn is_closed(&self) -> bool {
             self.closed.load(Ordering::SeqCst)
         }
@@ -219,7 +225,7 @@ mod unix {
 
         /// Begins to serve a connection. One that cannot be served is closed, which tells whoever made it.
         fn begin(self: &Arc<Self>, mut stream: UnixStream) {
-            let idle = Some(Duration::from_millis(limits::CONTROL_IDLE_MS));
+            let idle = Some(self.idle);
             let prepared = stream.set_read_timeout(idle).and_then(|()| stream.set_write_timeout(idle));
             let (Ok(()), Ok(kept)) = (prepared, stream.try_clone()) else { return };
             let number = {
@@ -300,4 +306,54 @@ mod unix {
     const HIDDEN: &str = "control.new";
     /// Time between two attempts to accept, when the system allows none.
     const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        /// A channel whose connections may be silent for so long, and one that was made to it. Nobody carries requests out.
+        fn connected(idle: Duration) -> (Arc<Shared>, UnixStream) {
+            let (work, _) = mpsc::channel(1);
+            let shared = Arc::new(Shared::new(work, idle));
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            shared.begin(theirs);
+            (shared, ours)
+        }
+
+        fn answer(client: &UnixStream) -> io::Result<String> {
+            let mut line = String::new();
+            BufReader::new(client).read_line(&mut line)?;
+            Ok(line)
+        }
+
+        #[test]
+        fn a_connection_is_given_up_when_it_is_silent_too_long_and_not_before() {
+            let limit = Duration::from_millis(limits::CONTROL_IDLE_MS);
+            let (shared, mut client) = connected(limit);
+            // The system ends what waits longer than this, for what is said and for what is read.
+            let timeouts = {
+                let clients = lock(&shared.clients);
+                let served = clients.open.values().next().unwrap();
+                (served.read_timeout().unwrap(), served.write_timeout().unwrap())
+            };
+            assert_eq!(timeouts, (Some(limit), Some(limit)));
+            for _ in 0..3 {
+                client.write_all(b"rubbish\n").unwrap();
+                assert!(answer(&client).unwrap().contains("error"), "it is served on");
+            }
+
+            for beginning in [&b""[..], b"half a line"] {
+                let (shared, mut client) = connected(Duration::from_millis(1));
+                // It may be over before anything is said.
+                drop(client.write_all(beginning));
+                // Some systems tell that what was said just before the end was not read.
+                let ended = answer(&client).or_else(|error| match error.kind() {
+                    io::ErrorKind::ConnectionReset => Ok(String::new()),
+                    _ => Err(error),
+                });
+                assert_eq!(ended.unwrap(), "", "the end, and no answer");
+                assert!(lock(&shared.clients).open.is_empty(), "its place is free");
+            }
+        }
+    }
 }

@@ -341,7 +341,7 @@ pub(super) fn recipients(
 }
 
 /// A flow for each registration that wants the event, or for each of its events where a batch is taken one by one.
-fn flows_for(
+pub(super) fn flows_for(
     node: &Arc<NodeInner>,
     table: &Table,
     entries: &[Arc<Entry>],

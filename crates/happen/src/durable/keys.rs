@@ -19,6 +19,9 @@ pub(crate) const SEEN: &str = "seen/";
 /// Events that were sent while no process was there, until the next one takes them.
 pub(crate) const INBOX: &str = "inbox/";
 
+/// Events of histories that happened elsewhere, by their names there.
+pub(crate) const IMPORTED: &str = "imported/";
+
 /// Events that are to come at a time.
 pub(crate) const TIMERS: &str = "timer/";
 

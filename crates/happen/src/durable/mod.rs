@@ -11,6 +11,7 @@ mod agenda;
 pub(crate) mod by_hand;
 mod commit;
 mod hold;
+pub(crate) mod imported;
 pub(crate) mod cron;
 mod document;
 mod flow;

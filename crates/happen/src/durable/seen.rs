@@ -89,6 +89,22 @@ impl Keyed {
     }
 }
 
+impl Keys {
+    /// What whoever is at this key holds meanwhile.
+    pub(super) fn turn(&self, key: &Key) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(lock(&self.under_way).entry(Arc::clone(key)).or_default())
+    }
+
+    /// Forgets a turn that is over, unless others wait for theirs.
+    pub(super) fn gone(&self, key: &Key, turn: &Arc<tokio::sync::Mutex<()>>) {
+        let mut under_way = lock(&self.under_way);
+        // This one and the map: nobody waits.
+        if Arc::strong_count(turn) == 2 {
+            under_way.remove(key);
+        }
+    }
+}
+
 impl StoredKey {
     fn is_none(&self) -> bool {
         self.event.is_empty()
@@ -98,10 +114,7 @@ impl StoredKey {
 /// Stores an event with its key and lets its flows begin, or answers as the one that came with that key before.
 pub(super) async fn deliver(space: &Arc<SpaceInner>, durable: &Arc<Durable>, arrival: Arrival) {
     let key: Key = format!("{SEEN}{}/{}", escaped(&arrival.node), escaped(&arrival.keyed.key)).into();
-    let turn = {
-        let mut under_way = lock(&durable.keys.under_way);
-        Arc::clone(under_way.entry(Arc::clone(&key)).or_default())
-    };
+    let turn = durable.keys.turn(&key);
     let id = arrival.event.envelope().id;
     let refused = {
         let _mine = turn.lock().await;
@@ -111,11 +124,7 @@ pub(super) async fn deliver(space: &Arc<SpaceInner>, durable: &Arc<Durable>, arr
         // The caller may have gone.
         drop(to.send(Err(error.at_event(id))));
     }
-    let mut under_way = lock(&durable.keys.under_way);
-    // This one and the map: nobody waits.
-    if Arc::strong_count(&turn) == 2 {
-        under_way.remove(&key);
-    }
+    durable.keys.gone(&key, &turn);
 }
 
 async fn store_or_answer(

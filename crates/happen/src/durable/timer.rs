@@ -176,7 +176,7 @@ pub(crate) async fn set(durable: &Arc<Durable>, key: &Key, timer: StoredTimer) -
 /// What the store says.
 pub(crate) async fn cancel(durable: &Arc<Durable>, env: &Arc<dyn Env>, chosen: &str) -> Result<bool> {
     let document = durable.timer(&named(KEYED_TIMERS, chosen))?;
-    for tries in 0..limits::COMMIT_TRIES_MAX {
+    for tries in 0..=limits::COMMIT_TRIES_MAX {
         let found = document.read().await?;
         if found.value.is_none() {
             return Ok(false);

@@ -356,6 +356,22 @@ mod tests {
     }
 
     #[test]
+    fn so_many_entries_are_remembered_as_the_limit_says() {
+        let max = GLOBAL_EXPIRIES_MAX as u64;
+        let mut due = Due::new(GLOBAL_EXPIRIES_MAX);
+        for at in 2..max {
+            due.note(&at.to_string(), 1, Some(at));
+        }
+        // What does not fit is the one that expires last, and only its time is kept.
+        for (at, remembered, beyond) in [(max, max - 1, None), (1, max, None), (0, max, Some(max))] {
+            due.note(&at.to_string(), 1, Some(at));
+            assert_eq!((due.by_time.len() as u64, due.by_name.len() as u64), (remembered, remembered));
+            assert_eq!((due.beyond, due.next()), (beyond, due.by_time.first().map(|(until, _)| *until)));
+        }
+        assert_eq!((due.next(), due.by_name.contains_key(&max.to_string())), (Some(0), false));
+    }
+
+    #[test]
     fn those_that_expire_first_are_remembered_and_the_place_of_the_others_is() {
         for (entries, beyond) in [(2, None), (3, None), (4, Some(40)), (5, Some(40))] {
             let mut due = Due::new(3);

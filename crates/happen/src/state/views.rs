@@ -140,7 +140,7 @@ impl Space {
         views: Vec<View<S>>,
         follow: impl Fn(&S) -> Vec<View<S>>,
     ) -> Result<Collected<BTreeMap<String, S>>> {
-        for _ in 0..limits::VIEWS_TRIES_MAX {
+        for _ in 0..=limits::VIEWS_TRIES_MAX {
             let mut all = views.clone();
             let mut seen = self.collect(all.clone()).await?;
             let mut from = 0;

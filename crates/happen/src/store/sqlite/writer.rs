@@ -159,7 +159,7 @@ impl Writer {
             return true;
         }
         if self.sweeps.is_empty() {
-            let soon = self.patience.look(&mut self.calls);
+            let soon = self.patience.look(|| self.calls.try_recv());
             let call = soon.or_else(|| self.calls.blocking_recv());
             let is_open = call.is_some();
             waiting.extend(call);
@@ -536,14 +536,14 @@ impl Patience {
 
     /// Looks for a call. Each time that none comes twice as many waits go by without looking, so that calls now and
     /// then cost nothing.
-    fn look(&mut self, calls: &mut mpsc::Receiver<Call>) -> Option<Call> {
+    fn look<T>(&mut self, mut next: impl FnMut() -> Result<T, mpsc::error::TryRecvError>) -> Option<T> {
         let skips = self.skips.as_mut()?;
         if *skips > 0 {
             *skips -= 1;
             return None;
         }
         for _ in 0..limits::STORE_LOOKS_MAX {
-            match calls.try_recv() {
+            match next() {
                 Ok(call) => {
                     self.penalty = 1;
                     return Some(call);
@@ -626,10 +626,10 @@ mod tests {
     /// How many waits go by without looking after the next look, which is in vain.
     fn skipped(patience: &mut Patience, calls: &mut mpsc::Receiver<Call>) -> u32 {
         assert_eq!(patience.skips, Some(0));
-        assert!(patience.look(calls).is_none());
+        assert!(patience.look(|| calls.try_recv()).is_none());
         let mut skipped = 0;
         while patience.skips != Some(0) {
-            assert!(patience.look(calls).is_none());
+            assert!(patience.look(|| calls.try_recv()).is_none());
             skipped += 1;
         }
         skipped
@@ -649,8 +649,23 @@ mod tests {
         }
         // A call that is there when it looks makes it hope again.
         assert!(send.try_send(call()).is_ok());
-        assert!(patience.look(&mut calls).is_some());
+        assert!(patience.look(|| calls.try_recv()).is_some());
         assert_eq!(skipped(&mut patience, &mut calls), 1);
+    }
+
+    #[test]
+    fn a_call_that_comes_at_the_last_look_is_found() {
+        let max = limits::STORE_LOOKS_MAX;
+        for (comes_at, is_found) in [(max - 1, true), (max, true), (max + 1, false)] {
+            let mut patience = Patience { skips: Some(0), penalty: 1 };
+            let mut looks = 0;
+            let found = patience.look(|| {
+                looks += 1;
+                if looks == comes_at { Ok(looks) } else { Err(mpsc::error::TryRecvError::Empty) }
+            });
+            assert_eq!((found.is_some(), looks), (is_found, comes_at.min(max)));
+            assert_eq!(patience.skips, Some(u32::from(!is_found)), "it looks again unless this was in vain");
+        }
     }
 
     #[test]
@@ -658,7 +673,7 @@ mod tests {
         let (send, mut calls) = mpsc::channel(1);
         let mut patience = Patience { skips: None, penalty: 1 };
         assert!(send.try_send(call()).is_ok());
-        assert!(patience.look(&mut calls).is_none());
+        assert!(patience.look(|| calls.try_recv()).is_none());
         assert!(calls.try_recv().is_ok());
     }
 }
