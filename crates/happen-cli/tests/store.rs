@@ -98,7 +98,7 @@ fn info_tells_sizes_and_counts() {
     let told: Vec<_> = told.lines().collect();
     let expected = [
         "folder       ./data",
-        "format       1",
+        "format       2",
         "records      8",
         "documents    6",
         "revisions    1 of the past",

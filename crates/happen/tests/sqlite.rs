@@ -20,7 +20,7 @@ use std::time::Duration;
 use happen::env::RealEnv;
 use happen::store::{
     Batch, Condition, Content, Document, History, List, NewRecord, Past, Position, Prune, Read, Record,
-    Select, SqliteOptions, SqliteStore, Start, Store, StoreDamage, StoreFault, Tag, Until, Write,
+    Replaced, Select, SqliteOptions, SqliteStore, Start, Store, StoreDamage, StoreFault, Tag, Until, Write,
 };
 use happen::{Config, Error, EventId, Result, Space};
 use happen_core::env::{BoxFuture, BoxWork, CoarseClock, Env};
@@ -421,11 +421,11 @@ fn what_is_no_store_of_ours_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     drop(open(folder.path()).unwrap());
     let newer = Connection::open(folder.path().join("happen.db")).unwrap();
-    newer.pragma_update(None, "user_version", 2).unwrap();
+    newer.pragma_update(None, "user_version", 3).unwrap();
     drop(newer);
     for opened in [open(folder.path()), wait(SqliteStore::open_read_only(folder.path(), options()))] {
         let error = opened.unwrap_err();
-        assert_eq!(error.find_cause(), Some(&StoreFault::NewerFormat { found: 2, known: 1 }), "{error:?}");
+        assert_eq!(error.find_cause(), Some(&StoreFault::NewerFormat { found: 3, known: 2 }), "{error:?}");
         assert!(error.to_string().contains("newer program"), "{error}");
     }
 
@@ -433,6 +433,50 @@ fn what_is_no_store_of_ours_is_refused_and_left_alone() {
     let error = wait(SqliteStore::open_read_only(folder.path(), options())).unwrap_err();
     assert!(matches!(error.find_cause(), Some(StoreFault::Missing { .. })), "{error:?}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "a reader makes nothing");
+}
+
+/// A folder as the first version wrote it is read as it is, and carried over by the first process that writes it.
+#[test]
+fn a_folder_of_the_first_version_is_read_and_carried_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Connection::open(folder.path().join("happen.db")).unwrap();
+    first.execute_batch(include_str!("formats/store-1.sql")).unwrap();
+    first.pragma_update(None, "journal_mode", "wal").unwrap();
+    drop(first);
+    let revisions = |all: &Everything, key: &str| -> Vec<u64> {
+        let of_it = all.histories.iter().filter(|document| &*document.key == key);
+        of_it.map(|document| document.revision).collect()
+    };
+    let reader = wait(SqliteStore::open_read_only(folder.path(), options())).unwrap();
+    assert_eq!(wait(reader.info()).unwrap().format, 1);
+    let before = everything(&reader).unwrap();
+    assert_eq!(before.records.len(), 12);
+    assert_eq!(revisions(&before, "kept"), (1..=12).rev().collect::<Vec<_>>());
+    assert_eq!(revisions(&before, "bounded"), [12, 11, 10, 9]);
+    assert!(wait(reader.verify()).unwrap().is_whole());
+    let copy = tempfile::tempdir().unwrap();
+    wait(reader.backup(copy.path())).unwrap();
+    for folder in [&folder, &copy] {
+        let store = open(folder.path()).unwrap();
+        assert_eq!(wait(store.info()).unwrap().format, 2);
+        assert_eq!(everything(&store).unwrap(), before);
+        let passing = Write { replaced: Replaced::Forgotten, ..write("kept", None, "13", &store) };
+        let bounded = Write { past: Past::Last(3), ..write("bounded", None, "13", &store) };
+        let batch = Batch { documents: vec![passing, bounded], ..Batch::default() };
+        assert_eq!(codes(&wait(store.commit(vec![batch]))), ["ok"]);
+        let again = Batch { documents: vec![write("kept", None, "14", &store)], ..Batch::default() };
+        assert_eq!(codes(&wait(store.commit(vec![again]))), ["ok"]);
+        let after = everything(&store).unwrap();
+        let expected: Vec<_> = [14].into_iter().chain((1..=12).rev()).collect();
+        assert_eq!(revisions(&after, "kept"), expected);
+        assert_eq!(revisions(&after, "bounded"), [13, 12, 11, 10]);
+        assert!(wait(store.verify()).unwrap().is_whole());
+        drop(store);
+        assert_eq!(everything(&open(folder.path()).unwrap()).unwrap(), after);
+    }
+    // Who began to read the old version goes on with the new one.
+    assert_eq!(wait(reader.info()).unwrap().format, 2);
+    assert_eq!(revisions(&everything(&reader).unwrap(), "kept")[0], 14);
 }
 
 #[test]
@@ -591,7 +635,13 @@ fn commit_until_killed(store: &Arc<SqliteStore>) {
                     let past = if flow % 2 == 0 { Past::Kept } else { Past::Dropped };
                     let batch = Batch {
                         records: vec![note("step", &number.to_string()); 2],
-                        documents: vec![Write { key: key.into(), revision, content: Some(content), past }],
+                        documents: vec![Write {
+                            key: key.into(),
+                            revision,
+                            content: Some(content),
+                            past,
+                            replaced: Replaced::Kept,
+                        }],
                         conditions: Vec::new(),
                     };
                     assert_eq!(codes(&wait(store.commit(vec![batch]))), ["ok"]);
@@ -800,7 +850,7 @@ fn sample() -> (TempDir, Everything) {
         let content = Content { name: "text".into(), version: 3, bytes: text.as_bytes().into() };
         let past = if number % 2 == 0 { Past::Kept } else { Past::Dropped };
         let past = if revision == 2 && number % 6 == 3 { Past::Kept } else { past };
-        let write = Write { key, revision, content: Some(content), past };
+        let write = Write { key, revision, content: Some(content), past, replaced: Replaced::Kept };
         // Document 3 stays at its second revision.
         let documents = if number % 6 == 3 && revision > 2 { Vec::new() } else { vec![write] };
         let batch = Batch { records: vec![record], documents, ..Batch::default() };
@@ -845,7 +895,13 @@ fn step(number: u64) -> Batch {
     let key = format!("step/{number}").into();
     Batch {
         records: vec![note("step", &number.to_string()), note("step", &number.to_string())],
-        documents: vec![Write { key, revision: 1, content: Some(content), past: Past::Dropped }],
+        documents: vec![Write {
+            key,
+            revision: 1,
+            content: Some(content),
+            past: Past::Dropped,
+            replaced: Replaced::Kept,
+        }],
         conditions: vec![Condition::Revision { key: "never".into(), revision: 0 }],
     }
 }
@@ -857,8 +913,13 @@ fn step_without_document() -> Batch {
 /// A record and the next revision of a document.
 fn numbered(number: u64) -> Batch {
     let content = Content { name: "text".into(), version: 1, bytes: vec![7; 100].into() };
-    let document =
-        Write { key: "count".into(), revision: number + 1, content: Some(content), past: Past::Kept };
+    let document = Write {
+        key: "count".into(),
+        revision: number + 1,
+        content: Some(content),
+        past: Past::Kept,
+        replaced: Replaced::Kept,
+    };
     Batch {
         records: vec![note("step", &number.to_string())],
         documents: vec![document],
@@ -872,13 +933,19 @@ fn write(key: &str, name: Option<&str>, text: &str, store: &SqliteStore) -> Writ
     let revision = found.map_or(0, |document| document.revision) + 1;
     let name = name.unwrap_or("text").into();
     let content = Content { name, version: 1, bytes: text.as_bytes().into() };
-    Write { key: key.into(), revision, content: Some(content), past: Past::Kept }
+    Write { key: key.into(), revision, content: Some(content), past: Past::Kept, replaced: Replaced::Kept }
 }
 
 /// Everything before this position, with an anchor.
 fn prune_all(before: Position) -> Prune {
     let content = Content { name: "anchor".into(), version: 1, bytes: (*b"hash").into() };
-    let anchor = Write { key: "anchor".into(), revision: 1, content: Some(content), past: Past::Dropped };
+    let anchor = Write {
+        key: "anchor".into(),
+        revision: 1,
+        content: Some(content),
+        past: Past::Dropped,
+        replaced: Replaced::Kept,
+    };
     let documents =
         if before.number() > 1_000 && before.number() < 20_000 { vec![anchor] } else { Vec::new() };
     Prune { before, records: Select::All, keep: Vec::new(), histories: vec!["".into()], documents }

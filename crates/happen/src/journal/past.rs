@@ -110,7 +110,7 @@ impl Journal {
     /// # use std::sync::Arc;
     /// # use happen::env::RealEnv;
     /// use happen::journal::{At, Journal};
-    /// # use happen::store::{Batch, Content, MemoryStore, Past, Store, Write};
+    /// # use happen::store::{Batch, Content, MemoryStore, Past, Replaced, Store, Write};
     ///
     /// #[derive(happen::State, Default, Clone, serde::Serialize, serde::Deserialize)]
     /// struct Count { total: u64 }
@@ -120,7 +120,8 @@ impl Journal {
     /// # let store: Arc<dyn Store> = Arc::new(MemoryStore::new(Arc::new(RealEnv::new())));
     /// # let bytes = happen_core::state::encode(&Count { total: 3 })?.into();
     /// # let content = Content { name: "count".into(), version: 1, bytes };
-    /// # let write = Write { key: "state/shop/count".into(), revision: 1, content: Some(content), past: Past::Kept };
+    /// # let key = "state/shop/count".into();
+    /// # let write = Write { key, revision: 1, content: Some(content), past: Past::Kept, replaced: Replaced::Kept };
     /// # store.commit(vec![Batch { documents: vec![write], ..Batch::default() }]).await.remove(0)?;
     /// let journal = Journal::new(store);
     /// let count: Count = journal.state_at("shop", At::Time(u64::MAX)).await?.unwrap_or_default();

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use happen_core::env::Env;
 use happen_core::store::{
-    Batch, Committed, Condition, Content, Document, NewRecord, Order, Past, Position, Prune, Pruned, Tag,
-    Write,
+    Batch, Committed, Condition, Content, Document, NewRecord, Order, Past, Position, Prune, Pruned,
+    Replaced, Tag, Write,
 };
 use happen_core::{Error, ErrorKind, Result};
 use rusqlite::{Connection, OptionalExtension as _};
@@ -86,8 +86,22 @@ struct Found {
     revision: u64,
     /// Whether it was deleted and the deletion is forgotten.
     forgotten: bool,
-    /// Whether it may have past revisions. Most have none, and then nothing needs to be looked for to drop them.
-    has_past: bool,
+    position: i64,
+    past: Kept,
+    /// What becomes of it when it is replaced.
+    replaced: Replaced,
+}
+
+/// What is kept of a document's past. Most have none, and then nothing needs to be looked for to drop it; and of most
+/// that have one, the numbers tell how many revisions there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Kept {
+    #[default]
+    Nothing,
+    /// All revisions back from the current one, up to the oldest that is kept.
+    All,
+    /// Some of them.
+    Some,
 }
 
 /// Why a transaction was given up: the store failed, and not what was asked.
@@ -322,7 +336,13 @@ impl Writer {
                 id: row.get(0)?,
                 revision: row.get::<_, i64>(1)? as u64,
                 forgotten: deleted && self.horizon.hides_deletion(key, position),
-                has_past: row.get(4)?,
+                position,
+                past: Kept::from_number(row.get(4)?),
+                replaced: if row.get::<_, Option<i64>>(5)?.is_some() {
+                    Replaced::Forgotten
+                } else {
+                    Replaced::Kept
+                },
             })
         });
         let found = row.optional().during(what)?;
@@ -410,42 +430,68 @@ impl Writer {
             }
         };
         let connection = &self.queries.connection;
-        let mut has_past = false;
-        if let Some(Found { id, forgotten, has_past: had, .. }) = found {
-            if !matches!(write.past, Past::Dropped | Past::Last(0)) && !forgotten {
-                let what = || "keep the past of a document".to_owned();
-                connection.prepare_cached(KEEP_PAST).during(what)?.execute([id]).during(what)?;
-                has_past = true;
-                if let Past::Last(count) = write.past
-                    && let Some(oldest) = write.revision.checked_sub(u64::from(count)).filter(|_| had)
-                {
-                    let what = || "forget the oldest past of a document".to_owned();
-                    let mut drop_older = connection.prepare_cached(DROP_OLDER).during(what)?;
-                    drop_older.execute(rusqlite::params![id, oldest as i64]).during(what)?;
-                }
-            } else if had {
-                // Also what is forgotten and still there, which would be taken for the past of the new one.
-                let what = || "forget the past of a document".to_owned();
-                connection.prepare_cached(DROP_PAST).during(what)?.execute([id]).during(what)?;
-            }
-        }
+        let past = found.map_or(Ok(Kept::Nothing), |found| self.keep_past(write, found))?.number();
         let (revision, at) = (write.revision as i64, self.head.at_unix_ms as i64);
+        let replaced = (write.replaced == Replaced::Forgotten).then_some(1);
         match found {
             Some(Found { id, .. }) => {
                 let mut update = connection.prepare_cached(UPDATE_DOCUMENT).during(what)?;
-                let row =
-                    rusqlite::params![id, has_past, revision, place, at, checksum, name, version, bytes];
+                let row = rusqlite::params![
+                    id, past, revision, place, at, checksum, name, version, bytes, replaced
+                ];
                 update.execute(row).during(what)?;
             }
             None => {
                 let mut insert = connection.prepare_cached(INSERT_DOCUMENT).during(what)?;
                 let key = &*write.key;
-                let row =
-                    rusqlite::params![key, has_past, revision, place, at, checksum, name, version, bytes];
+                let row = rusqlite::params![
+                    key, past, revision, place, at, checksum, name, version, bytes, replaced
+                ];
                 insert.execute(row).during(what)?;
             }
         }
         Ok(())
+    }
+
+    /// Moves what is replaced to the past, as far as it is to be kept; gives what there is of the past then.
+    fn keep_past(&self, write: &Write, found: Found) -> Result<Kept> {
+        let connection = &self.queries.connection;
+        let id = found.id;
+        let passes = found.replaced == Replaced::Forgotten;
+        // What a pruning under way has forgotten must not come back when the revision goes by which that is known.
+        let hidden = passes && self.horizon.hides_before(&write.key, found.position);
+        if matches!(write.past, Past::Dropped | Past::Last(0)) || found.forgotten || hidden {
+            if found.past != Kept::Nothing {
+                // Also what is forgotten and still there, which would be taken for the past of the new one.
+                let what = || "forget the past of a document".to_owned();
+                connection.prepare_cached(DROP_PAST).during(what)?.execute([id]).during(what)?;
+            }
+            return Ok(Kept::Nothing);
+        }
+        let past = match (found.past, passes) {
+            (Kept::Nothing, true) => return Ok(Kept::Nothing),
+            (_, true) => Kept::Some,
+            (Kept::Nothing, false) => Kept::All,
+            (past, false) => past,
+        };
+        if !passes {
+            let what = || "keep the past of a document".to_owned();
+            connection.prepare_cached(KEEP_PAST).during(what)?.execute([id]).during(what)?;
+        }
+        if let Past::Last(count) = write.past
+            && found.past != Kept::Nothing
+        {
+            let what = || "forget the oldest past of a document".to_owned();
+            let (sql, bound) = match past {
+                Kept::Some => (DROP_BEYOND, Some(u64::from(count))),
+                _ => (DROP_OLDER, write.revision.checked_sub(u64::from(count))),
+            };
+            if let Some(bound) = bound {
+                let mut drop_older = connection.prepare_cached(sql).during(what)?;
+                drop_older.execute(rusqlite::params![id, bound as i64]).during(what)?;
+            }
+        }
+        Ok(past)
     }
 
     /// Makes a pruning true for everybody; what it forgets is deleted later.
@@ -517,6 +563,25 @@ impl Writer {
                 );
                 drop(answer.send(Err(error)));
             }
+        }
+    }
+}
+
+impl Kept {
+    /// As the column `past` has it.
+    fn from_number(number: i64) -> Self {
+        match number {
+            0 => Self::Nothing,
+            1 => Self::All,
+            _ => Self::Some,
+        }
+    }
+
+    fn number(self) -> i64 {
+        match self {
+            Self::Nothing => 0,
+            Self::All => 1,
+            Self::Some => 2,
         }
     }
 }
@@ -593,20 +658,23 @@ pub(super) fn closed(batches: usize) -> Vec<Result<Committed>> {
 }
 
 pub(super) const REVISION: &str =
-    "SELECT id, revision, position, content IS NULL, past FROM documents WHERE key = ?1";
+    "SELECT id, revision, position, content IS NULL, past, replaced FROM documents WHERE key = ?1";
 pub(super) const INSERT_RECORD: &str = "INSERT INTO records (position, at_unix_ms, checksum, event, cause, \
     correlation, node, type, sender, tags, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
 const INSERT_TAG: &str = "INSERT INTO tags (kind, value, position) VALUES (?1, ?2, ?3)";
 const INSERT_NAME: &str = "INSERT INTO names (name) VALUES (?1)";
 const INSERT_DOCUMENT: &str = "INSERT INTO documents (key, past, revision, position, at_unix_ms, checksum, \
-    name, version, content) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+    name, version, content, replaced) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
 const UPDATE_DOCUMENT: &str = "UPDATE documents SET past = ?2, revision = ?3, position = ?4, at_unix_ms = ?5, \
-    checksum = ?6, name = ?7, version = ?8, content = ?9 WHERE id = ?1";
+    checksum = ?6, name = ?7, version = ?8, content = ?9, replaced = ?10 WHERE id = ?1";
 const KEEP_PAST: &str = "INSERT INTO revisions (document, revision, position, at_unix_ms, checksum, name, \
     version, content) SELECT id, revision, position, at_unix_ms, checksum, name, version, content \
     FROM documents WHERE id = ?1";
 const DROP_PAST: &str = "DELETE FROM revisions WHERE document = ?1";
 const DROP_OLDER: &str = "DELETE FROM revisions WHERE document = ?1 AND revision < ?2";
+/// Where numbers are missing the revisions are counted: an index of some hundred entries is looked at, and no content.
+pub(super) const DROP_BEYOND: &str = "DELETE FROM revisions WHERE document = ?1 AND revision <= (SELECT revision \
+    FROM revisions WHERE document = ?1 ORDER BY revision DESC LIMIT 1 OFFSET ?2)";
 
 #[cfg(test)]
 mod tests {
