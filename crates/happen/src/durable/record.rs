@@ -128,12 +128,14 @@ impl StoredFlow {
         let mut changes = Vec::new();
         let mut consequences = Vec::new();
         let mut refused = None;
+        let table = self.node.table.load();
         for (document, key) in held.iter_mut().zip(&keys) {
             let mut unstamped = Vec::new();
             match document.apply(&mut unstamped) {
                 Ok(Applied { write, condition }) => {
                     batch.conditions.extend(condition);
-                    if let Some(write) = write {
+                    if let Some(mut write) = write {
+                        write.replaced = table.replaced(self.event.envelope().event_type.as_str());
                         changes.push(WireChange { key: key.to_string().into(), revision: write.revision });
                         batch.documents.push(write);
                     }
