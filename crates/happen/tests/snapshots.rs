@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use happen::config::NodeOverrides;
 use happen::env::RealEnv;
@@ -14,6 +15,7 @@ use happen::store::{
     Document, History, MemoryStore, Position, Prune, Select, SqliteOptions, SqliteStore, Store, Until,
 };
 use happen::{Config, Context, Event, EventId, Retention, Space};
+use happen_testing::Simulator;
 use proptest::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -52,13 +54,15 @@ impl Disk {
         };
         let space = Space::with_store(config, Arc::new(RealEnv::new()), store).unwrap();
         for node in ["meter", "other"] {
-            space.node(node).on("*.*", |event: &Event, cx: &Context| {
-                let watts = event.payload().json()?.as_u64().unwrap_or_default();
-                cx.state::<Meter>().set(move |_| Meter { watts })
-            });
+            space.node(node).on("*.*", measure);
         }
         space
     }
+}
+
+fn measure(event: &Event, cx: &Context) -> happen::Result<()> {
+    let watts = event.payload().json()?.as_u64().unwrap_or_default();
+    cx.state::<Meter>().set(move |_| Meter { watts })
 }
 
 /// Only `day.ended` makes snapshots of the meter.
@@ -279,34 +283,32 @@ fn what_the_log_does_not_tell_any_more_is_not_claimed() {
 
 #[test]
 fn a_time_before_a_missing_revision_is_told_exactly() {
-    for disk in disks() {
-        run(async {
-            let space = disk.space(Config::default()).await;
-            let _meter = space.find("meter").unwrap().snapshots(["day.*"]);
-            space.start().await.unwrap();
-            let mut times = Vec::new();
-            for (event_type, watts) in [("day.ended", 1), ("tick.one", 2), ("tick.one", 3), ("day.ended", 4)]
-            {
-                handle(&space, "meter", event_type, watts).await;
-                let document = space.store().document(KEY).await.unwrap().unwrap();
-                times.push(document.at_unix_ms);
-                tokio::time::sleep(std::time::Duration::from_millis(3)).await;
-            }
-            let told = async |unix_ms| {
-                let then = space.journal().nearest(KEY, At::Time(unix_ms)).await.unwrap();
-                then.map(|then| (then.revision, then.missing))
-            };
-            assert_eq!(told(times[0] - 1).await, None);
-            assert_eq!(told(times[0]).await, Some((1, 0)));
-            assert_eq!(told(times[1] - 1).await, Some((1, 0)));
-            assert_eq!(told(times[1]).await, Some((1, 1)));
-            assert_eq!(told(times[2]).await, Some((1, 2)));
-            assert_eq!(told(times[3] - 1).await, Some((1, 2)));
-            assert_eq!(told(times[3]).await, Some((4, 0)));
-            assert_eq!(told(u64::MAX).await, Some((4, 0)));
-            space.stop().await.unwrap();
-        });
-    }
+    let sim = Simulator::new(7);
+    sim.run(async {
+        let store = Arc::new(MemoryStore::new(sim.env()));
+        let space = Space::with_store(by_day(9), sim.env(), store).unwrap();
+        space.node("meter").on("*.*", measure);
+        space.start().await.unwrap();
+        let mut times = Vec::new();
+        for (event_type, watts) in [("day.ended", 1), ("tick.one", 2), ("tick.one", 3), ("day.ended", 4)] {
+            sim.env().sleep(Duration::from_secs(1)).await;
+            handle(&space, "meter", event_type, watts).await;
+            times.push(space.store().document(KEY).await.unwrap().unwrap().at_unix_ms);
+        }
+        let told = async |unix_ms| {
+            let then = space.journal().nearest(KEY, At::Time(unix_ms)).await.unwrap();
+            then.map(|then| (then.revision, then.missing))
+        };
+        assert_eq!(told(times[0] - 1).await, None);
+        assert_eq!(told(times[0]).await, Some((1, 0)));
+        assert_eq!(told(times[1] - 1).await, Some((1, 0)));
+        assert_eq!(told(times[1]).await, Some((1, 1)));
+        assert_eq!(told(times[2]).await, Some((1, 2)));
+        assert_eq!(told(times[3] - 1).await, Some((1, 2)));
+        assert_eq!(told(times[3]).await, Some((4, 0)));
+        assert_eq!(told(u64::MAX).await, Some((4, 0)));
+        space.stop().await.unwrap();
+    });
 }
 
 #[test]
