@@ -305,6 +305,11 @@ pub(super) fn version(connection: &Connection) -> Result<i64> {
     version.query_row([], |row| row.get(0)).during(what)
 }
 
+/// Whether the tables that a connection sees now can have packed revisions.
+pub(super) fn has_packing(connection: &Connection) -> Result<bool> {
+    Ok(version(connection)? > FORMAT_FIRST)
+}
+
 fn check_version(folder: &Path, connection: &Connection) -> Result<i64> {
     let what = || format!("read the version of the store in {}", folder.display());
     let number = |pragma| connection.query_row(pragma, [], |row| row.get::<_, i64>(0)).during(what);

@@ -13,11 +13,13 @@ use happen_core::store::{
     Replaced, Tag, Write,
 };
 use happen_core::{Error, ErrorKind, Result};
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension as _};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::fault::{self, Fault};
 use super::horizon::{Horizon, Pruning};
+use super::packing::{self, Packed};
 use super::prune::{Slice, Sweep};
 use super::query::{Head, Queries, Range, number, position, run};
 use super::rows::{self, Columns};
@@ -88,6 +90,8 @@ struct Found {
     forgotten: bool,
     position: i64,
     past: Kept,
+    /// Bytes of its content.
+    bytes: u64,
     /// What becomes of it when it is replaced.
     replaced: Replaced,
 }
@@ -338,6 +342,7 @@ impl Writer {
                 forgotten: deleted && self.horizon.hides_deletion(key, position),
                 position,
                 past: Kept::from_number(row.get(4)?),
+                bytes: row.get::<_, i64>(6)? as u64,
                 replaced: if row.get::<_, Option<i64>>(5)?.is_some() {
                     Replaced::Forgotten
                 } else {
@@ -476,7 +481,15 @@ impl Writer {
         };
         if !passes {
             let what = || "keep the past of a document".to_owned();
-            connection.prepare_cached(KEEP_PAST).during(what)?.execute([id]).during(what)?;
+            match self.packed(write, found)? {
+                Some(Packed { packing, bytes }) => {
+                    let mut keep = connection.prepare_cached(KEEP_PAST_PACKED).during(what)?;
+                    keep.execute(rusqlite::params![id, bytes, packing]).during(what)?;
+                }
+                None => {
+                    connection.prepare_cached(KEEP_PAST).during(what)?.execute([id]).during(what)?;
+                }
+            }
         }
         if let Past::Last(count) = write.past
             && found.past != Kept::Nothing
@@ -492,6 +505,22 @@ impl Writer {
             }
         }
         Ok(past)
+    }
+
+    /// The content that is replaced, made smaller; `None` when it moves as it is.
+    fn packed(&self, write: &Write, found: Found) -> Result<Option<Packed>> {
+        if !packing::is_worth_it(found.bytes) {
+            return Ok(None);
+        }
+        // What is written now becomes the dictionary, if it stays as long as what is packed with it.
+        let next = write.content.as_ref().filter(|_| write.replaced == Replaced::Kept);
+        let next = next.map(|content| &content.bytes[..]);
+        let what = || format!("read document `{}`", write.key);
+        let mut select = self.queries.connection.prepare_cached(CONTENT).during(what)?;
+        let mut rows = select.query([found.id]).during(what)?;
+        let Some(row) = rows.next().during(what)? else { return Ok(None) };
+        let ValueRef::Blob(content) = row.get_ref(0).during(what)? else { return Ok(None) };
+        Ok(packing::pack(found.revision, content, next))
     }
 
     /// Makes a pruning true for everybody; what it forgets is deleted later.
@@ -657,8 +686,8 @@ pub(super) fn closed(batches: usize) -> Vec<Result<Committed>> {
     (0..batches).map(|_| Err(fault::closed())).collect()
 }
 
-pub(super) const REVISION: &str =
-    "SELECT id, revision, position, content IS NULL, past, replaced FROM documents WHERE key = ?1";
+pub(super) const REVISION: &str = "SELECT id, revision, position, content IS NULL, past, replaced, \
+    ifnull(length(content), 0) FROM documents WHERE key = ?1";
 pub(super) const INSERT_RECORD: &str = "INSERT INTO records (position, at_unix_ms, checksum, event, cause, \
     correlation, node, type, sender, tags, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
 const INSERT_TAG: &str = "INSERT INTO tags (kind, value, position) VALUES (?1, ?2, ?3)";
@@ -670,6 +699,10 @@ const UPDATE_DOCUMENT: &str = "UPDATE documents SET past = ?2, revision = ?3, po
 const KEEP_PAST: &str = "INSERT INTO revisions (document, revision, position, at_unix_ms, checksum, name, \
     version, content) SELECT id, revision, position, at_unix_ms, checksum, name, version, content \
     FROM documents WHERE id = ?1";
+const KEEP_PAST_PACKED: &str = "INSERT INTO revisions (document, revision, position, at_unix_ms, checksum, name, \
+    version, content, packing) SELECT id, revision, position, at_unix_ms, checksum, name, version, ?2, ?3 \
+    FROM documents WHERE id = ?1";
+const CONTENT: &str = "SELECT content FROM documents WHERE id = ?1";
 const DROP_PAST: &str = "DELETE FROM revisions WHERE document = ?1";
 const DROP_OLDER: &str = "DELETE FROM revisions WHERE document = ?1 AND revision < ?2";
 /// Where numbers are missing the revisions are counted: an index of some hundred entries is looked at, and no content.
