@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use happen::EventId;
 use happen::env::RealEnv;
 use happen::store::{
-    Batch, Content, NewRecord, Past, Replaced, Position, Prune, Read, Select, SqliteOptions, SqliteStore, Store, Tag,
-    Write,
+    Batch, Content, NewRecord, Past, Position, Prune, Read, Replaced, Select, SqliteOptions, SqliteStore,
+    Store, Tag, Write,
 };
 use rusqlite::{Connection, params};
 

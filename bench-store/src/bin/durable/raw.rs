@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use happen::EventId;
-use happen::store::{Batch, List, NewRecord, Past, Replaced, Read, Select, Store, Tag, Write};
+use happen::store::{Batch, List, NewRecord, Past, Read, Replaced, Select, Store, Tag, Write};
 use rusqlite::{Connection, params};
 
 /// One step as a space wrote it, to be written again under other ids.

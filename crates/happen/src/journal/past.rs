@@ -32,8 +32,8 @@ pub struct Then<T> {
     pub value: T,
     /// Its revision.
     pub revision: u64,
-    /// How many later revisions had been written by then, none of which is kept; 0 says that the value is exactly as it was.
-    /// Where the log does not have the records any more that tell, as many as there can be.
+    /// How many later revisions had been written by then, none of which is kept; 0 says that the value is exactly as it
+    /// was. Where the log does not have the records any more that tell, as many as there can be.
     pub missing: u64,
 }
 
@@ -108,8 +108,8 @@ impl Journal {
         exactly(key, self.nearest(key, at).await?)
     }
 
-    /// What is kept of the document from then: the document as it was, or the newest kept revision from before, with how many
-    /// came after it; `None` when there was none.
+    /// What is kept of the document from then: the document as it was, or the newest kept revision from before, with how
+    /// many came after it; `None` when there was none.
     ///
     /// # Errors
     ///
