@@ -104,8 +104,9 @@ enum Kept {
     Nothing,
     /// All revisions back from the current one, up to the oldest that is kept.
     All,
-    /// Some of them.
-    Some,
+    /// Some of them. They are counted when they may be too many, and how many there may be is kept, because to count a
+    /// hundred takes as long as the rest of the write; a pruning makes them fewer without saying so.
+    Some { at_most: u32 },
 }
 
 /// Why a transaction was given up: the store failed, and not what was asked.
@@ -475,9 +476,10 @@ impl Writer {
         }
         let past = match (found.past, passes) {
             (Kept::Nothing, true) => return Ok(Kept::Nothing),
-            (_, true) => Kept::Some,
-            (Kept::Nothing, false) => Kept::All,
-            (past, false) => past,
+            (Kept::All, true) => Kept::Some { at_most: u32::MAX },
+            (Kept::Nothing | Kept::All, false) => Kept::All,
+            (Kept::Some { at_most }, true) => Kept::Some { at_most },
+            (Kept::Some { at_most }, false) => Kept::Some { at_most: at_most.saturating_add(1) },
         };
         if !passes {
             let what = || "keep the past of a document".to_owned();
@@ -491,20 +493,23 @@ impl Writer {
                 }
             }
         }
-        if let Past::Last(count) = write.past
-            && found.past != Kept::Nothing
-        {
-            let what = || "forget the oldest past of a document".to_owned();
-            let (sql, bound) = match past {
-                Kept::Some => (DROP_BEYOND, Some(u64::from(count))),
-                _ => (DROP_OLDER, write.revision.checked_sub(u64::from(count))),
-            };
-            if let Some(bound) = bound {
-                let mut drop_older = connection.prepare_cached(sql).during(what)?;
-                drop_older.execute(rusqlite::params![id, bound as i64]).during(what)?;
+        let Past::Last(count) = write.past else { return Ok(past) };
+        let what = || "forget the oldest past of a document".to_owned();
+        match past {
+            Kept::All if found.past == Kept::All => {
+                if let Some(oldest) = write.revision.checked_sub(u64::from(count)) {
+                    let mut drop_older = connection.prepare_cached(DROP_OLDER).during(what)?;
+                    drop_older.execute([id, oldest as i64]).during(what)?;
+                }
+                Ok(past)
             }
+            Kept::Some { at_most } if at_most > count => {
+                let mut drop_beyond = connection.prepare_cached(DROP_BEYOND).during(what)?;
+                drop_beyond.execute([id, i64::from(count)]).during(what)?;
+                Ok(Kept::Some { at_most: count })
+            }
+            past => Ok(past),
         }
-        Ok(past)
     }
 
     /// The content that is replaced, made smaller; `None` when it moves as it is.
@@ -602,7 +607,7 @@ impl Kept {
         match number {
             0 => Self::Nothing,
             1 => Self::All,
-            _ => Self::Some,
+            more => Self::Some { at_most: u32::try_from(more.saturating_sub(2)).unwrap_or(u32::MAX) },
         }
     }
 
@@ -610,7 +615,7 @@ impl Kept {
         match self {
             Self::Nothing => 0,
             Self::All => 1,
-            Self::Some => 2,
+            Self::Some { at_most } => i64::from(at_most) + 2,
         }
     }
 }
