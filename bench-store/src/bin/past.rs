@@ -1,6 +1,6 @@
-//! What the past of states costs in a folder. Question: how much room do kept revisions take, what does keeping them take the
-//! writer, and what does reading one take? Input: 64 documents side by side, of which each revision changes one entry and
-//! two counts; the same writes with the past kept and dropped are interleaved, each to a store of its own. Run with
+//! What the past of states costs in a folder. Question: how much room do kept revisions take, what does keeping them take
+//! the writer, and what does reading one take? Input: 64 documents side by side, of which each revision changes one entry
+//! and two counts; the same writes with the past kept and dropped are interleaved, each to a store of its own. Run with
 //! `cargo run --release --bin past -- [FOLDER]`; in a folder in memory no disk is measured.
 
 use std::path::{Path, PathBuf};
@@ -23,7 +23,8 @@ async fn main() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = std::env::args().nth(1).map_or_else(|| temporary.path().to_owned(), PathBuf::from);
     println!(
-        "| bytes of a state | of them stored in the past | µs a write, past dropped | µs a write, 100 kept | µs to read one revision | ms to read all 100 |"
+        "| bytes of a state | of them stored in the past | µs a write, past dropped | µs a write, {KEPT} kept \
+         | µs to read one revision | ms to read all {KEPT} |"
     );
     println!("|---|---|---|---|---|---|");
     for entries in [1, 5, 14, 140, 850, 8_000] {
