@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use happen::EventId;
 use happen::env::RealEnv;
 use happen::store::{
-    Batch, Content, NewRecord, Past, Position, Prune, Read, Select, SqliteOptions, SqliteStore, Store, Tag,
-    Write,
+    Batch, Content, NewRecord, Past, Position, Prune, Read, Replaced, Select, SqliteOptions, SqliteStore,
+    Store, Tag, Write,
 };
 use rusqlite::{Connection, params};
 
@@ -60,6 +60,7 @@ fn step(number: u64) -> Batch {
         revision: number / DOCUMENTS + 1,
         content: Some(content),
         past: Past::Dropped,
+        replaced: Replaced::Kept,
     };
     Batch { records: vec![record(number)], documents: vec![document], ..Batch::default() }
 }

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use happen::env::RealEnv;
 use happen::journal::{Journal, Query};
-use happen::store::{Batch, Content, NewRecord, Past, SqliteOptions, SqliteStore, Store, Tag, Until, Write};
+use happen::store::{
+    Batch, Content, NewRecord, Past, Replaced, SqliteOptions, SqliteStore, Store, Tag, Until, Write,
+};
 use happen::{EventId, State};
 use happen_core::codec::{CauseLink, StepOutcome, WireChange, WireEvent, WireRecord, WireStep};
 use happen_core::hash::{EventHash, hash_event};
@@ -110,7 +112,13 @@ async fn fill(store: &SqliteStore, records: u64) {
                 changes.push(WireChange { key: key.clone().into(), revision });
                 let bytes = happen_core::state::encode(&Orders { revision }).unwrap().into();
                 let content = Some(Content { name: "orders".into(), version: 1, bytes });
-                documents.push(Write { key: key.into(), revision, content, past: Past::Kept });
+                documents.push(Write {
+                    key: key.into(),
+                    revision,
+                    content,
+                    past: Past::Kept,
+                    replaced: Replaced::Kept,
+                });
             }
             let (record, hash) = record(&place, changes);
             if is_traced {

@@ -161,6 +161,8 @@ fn a_shop_that_is_killed_goes_on_and_its_books_balance() {
     let told = String::from_utf8(other.stderr).unwrap();
     assert!(told.contains("go on with `--orders 250 --seed 1`"), "{told}");
 
+    let verified = run(Command::new(env!("CARGO_BIN_EXE_happen")).args(["verify", "--store"]).arg(&store));
+    assert!(verified.status.success(), "{verified:?}");
     let trace = Command::new(env!("CARGO_BIN_EXE_happen"))
         .args(["trace", "order-1", "--store"])
         .arg(&store)

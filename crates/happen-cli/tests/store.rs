@@ -9,7 +9,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-use happen::store::{Batch, NewRecord, Read, Select, Store as _, Tag};
+use happen::store::{Batch, NewRecord, Read, Replaced, Select, Store as _, Tag, Write};
 use happen_core::codec::{PointKind, StepOutcome, WireChange, WirePoint, WireRecord, WireStep};
 use happen_core::hash::hash_event;
 use serde_json::{Value as Json, json};
@@ -98,7 +98,7 @@ fn info_tells_sizes_and_counts() {
     let told: Vec<_> = told.lines().collect();
     let expected = [
         "folder       ./data",
-        "format       1",
+        "format       2",
         "records      8",
         "documents    6",
         "revisions    1 of the past",
@@ -212,7 +212,7 @@ fn a_document_is_named_by_its_node_its_state_or_its_key() {
         assert!(told.contains(key), "{told}");
     }
     let told = failure(&run(&shop, &["state", "get", "orders", "--revision", "3"]), 4);
-    assert!(told.starts_with("document `state/orders/orders` has no revision 3"), "{told}");
+    assert!(told.starts_with("revision 3 of document `state/orders/orders` was never written"), "{told}");
 
     let other = |name: &str| document(&format!("state/orders/{name}"), 1, name, Some(packed(&json!(1))));
     shop.commit(&[Batch { documents: vec![other("other")], ..Batch::default() }]);
@@ -252,6 +252,62 @@ entity/orders/order/1  1  2026-01-05T10:00:01.000Z
     let told = failure(&run(&shop, &["state", "ls", "order"]), 4);
     assert_eq!(told, "no document of a node `order` is there; `happen state ls` lists those of all");
     assert_eq!(text(&Shop::empty(), &["state", "ls"]), "");
+}
+
+#[test]
+fn what_is_not_kept_is_told_in_words_and_in_json() {
+    let shop = Shop::empty();
+    let revision = |revision: u64, replaced| {
+        let bytes = packed(&json!({ "watts": revision }));
+        let write = Write { replaced, ..document("state/meter/meter", revision, "meter", Some(bytes)) };
+        Batch { documents: vec![write], ..Batch::default() }
+    };
+    // 2 and 6 are kept, and 7 as long as it is current.
+    let kept = |number| if number % 4 == 2 { Replaced::Kept } else { Replaced::Forgotten };
+    shop.commit(&(1..=7).map(|number| revision(number, kept(number))).collect::<Vec<_>>());
+    let told = text(&shop, &["state", "history", "meter"]);
+    let expected = "\
+7    2026-01-05T10:00:06Z  -  (not remembered)
+6    2026-01-05T10:00:05Z  -  (not remembered)
+3-5                        -  (not kept)
+2    2026-01-05T10:00:01Z  -  (not remembered)
+1                          -  (not kept)
+";
+    assert_eq!(told, expected);
+    let told = lines(&shop, &["state", "history", "meter"]);
+    let told: Vec<_> = told.iter().map(|line| (line["revision"].clone(), line["missing"].clone())).collect();
+    assert_eq!(told, [(json!(7), json!(0)), (json!(6), json!(3)), (json!(2), json!(1))]);
+    let told = text(&shop, &["why", "meter/meter"]);
+    assert!(told.lines().any(|line| line.ends_with("3-5  (not kept)")), "{told}");
+
+    let get = |more: &[&str]| run(&shop, &[&["state", "get", "meter"], more].concat());
+    let told = json(&shop, &["state", "get", "meter", "--at", "2026-01-05T10:00:05Z"]);
+    assert_eq!((&told["content"], &told["missing"]), (&json!({ "watts": 6 }), &json!(0)));
+    // Nothing tells when 3 to 5 were, so at the time of 2 it is not claimed that it was 2.
+    for at in ["2026-01-05T10:00:01Z", "2026-01-05T10:00:04Z"] {
+        let told = failure(&get(&["--at", at]), 4);
+        assert!(told.contains("is not kept") && told.contains("is revision 2"), "{told}");
+        failure(&get(&["--at", at, "--json"]), 4);
+        let output = get(&["--at", at, "--nearest"]);
+        assert!(output.status.success());
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), "{\n  \"watts\": 2\n}\n");
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert!(told.contains("this is revision 2") && told.contains("up to 3 after it"), "{told}");
+        let told = json(&shop, &["state", "get", "meter", "--at", at, "--nearest"]);
+        assert_eq!((&told["revision"], &told["missing"]), (&json!(2), &json!(3)));
+    }
+    let told = failure(&get(&["--at", "2026-01-05T10:00:00Z", "--nearest"]), 4);
+    assert!(told.starts_with("nothing is kept of document"), "{told}");
+    let told = failure(&get(&["--revision", "4"]), 4);
+    assert!(told.contains("the newest before it that is, is 2"), "{told}");
+    assert_eq!(get(&["--revision", "4", "--at", "1d"]).status.code(), Some(2));
+    assert_eq!(get(&["--nearest"]).status.code(), Some(2));
+
+    assert_eq!(text(&shop, &["state", "diff", "meter", "2", "6"]), "~ /watts  2 -> 6\n");
+    let told = failure(&run(&shop, &["state", "diff", "meter", "5", "6"]), 4);
+    assert!(told.starts_with("revision 5 of document `state/meter/meter` is not kept; "), "{told}");
+    let told = failure(&run(&shop, &["state", "diff", "meter", "1", "6"]), 4);
+    assert!(told.contains("is not kept, nor any before it"), "{told}");
 }
 
 #[test]
@@ -623,7 +679,7 @@ fn why_tells_causes_of_an_event_and_reasons_of_a_document() {
     assert_eq!((&told[0]["by"], &told[0]["event"]), (&"outside".into(), &Json::Null));
     let expected = json!({
         "key": "state/orders/orders", "revision": 2, "at": "2026-01-05T10:00:01.000Z", "position": 3,
-        "deleted": false, "event": ORDER, "by": "step", "type": "place-order", "node": "orders",
+        "deleted": false, "missing": 0, "event": ORDER, "by": "step", "type": "place-order", "node": "orders",
         "registration": "validate", "step": "pay",
     });
     assert_eq!(told[1], expected);

@@ -204,8 +204,10 @@ pub struct Write {
     pub revision: u64,
     /// What it says from now on; `None` deletes it.
     pub content: Option<Content>,
-    /// What becomes of the revision before.
+    /// What becomes of the revisions before.
     pub past: Past,
+    /// What becomes of the written revision once there is a newer one.
+    pub replaced: Replaced,
 }
 
 /// What a document says, with the name and version of its shape, which tell how the bytes are to be read.
@@ -225,11 +227,24 @@ pub struct Content {
 pub enum Past {
     /// They stay readable by [`Store::history`] until they are pruned.
     Kept,
-    /// So many of those before the written one stay, as far as they were kept until now; older ones are forgotten.
+    /// So many of those before the written one stay, as far as they were kept until now; older ones are forgotten. Only
+    /// those count that are kept.
     Last(u32),
     /// They are forgotten, this time and those of earlier writes.
     #[default]
     Dropped,
+}
+
+/// What becomes of a revision when it is replaced, as its writer says: the one who replaces it need not know why it was
+/// written. Revision numbers that are missing from a history show where such revisions were.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[expect(clippy::exhaustive_enums, reason = "a store has to know what to do in every case")]
+pub enum Replaced {
+    /// It stays as far as the [`Past`] of what replaces it says.
+    #[default]
+    Kept,
+    /// It is forgotten, whatever that says, and those before it stay as if it had never been.
+    Forgotten,
 }
 
 /// What has to hold for a batch to be committed.
@@ -413,7 +428,7 @@ pub enum Until {
 /// What is forgotten.
 #[derive(Debug, Clone)]
 pub struct Prune {
-    /// Only what lies before this position: records that stand there, revisions that were replaced there, and
+    /// Only what lies before this position: records that stand there, revisions whose next kept one stands there, and
     /// documents that were deleted there.
     pub before: Position,
     /// Which records.
@@ -645,7 +660,13 @@ mod tests {
 
     fn document(key: &str, revision: u64, bytes: usize) -> Write {
         let content = Content { name: "x".into(), version: 1, bytes: vec![0; bytes].into() };
-        Write { key: key.into(), revision, content: Some(content), past: Past::Dropped }
+        Write {
+            key: key.into(),
+            revision,
+            content: Some(content),
+            past: Past::Dropped,
+            replaced: Replaced::Kept,
+        }
     }
 
     fn code(batch: &Batch) -> Option<&'static str> {

@@ -11,8 +11,8 @@ use async_nats::jetstream::stream;
 use happen::env::RealEnv;
 use happen_core::env::Env;
 use happen_core::store::{
-    Batch, Condition, Content, NewRecord, Past, Position, Prune, Read, Record, Select, Start, Store, Tag,
-    Write,
+    Batch, Condition, Content, NewRecord, Past, Position, Prune, Read, Record, Replaced, Select, Start,
+    Store, Tag, Write,
 };
 use happen_core::{Error, ErrorKind};
 use happen_nats::{NatsStore, NatsStoreOptions, limits};
@@ -46,7 +46,13 @@ fn one(tag: &str, text: &str) -> Batch {
 
 fn count(key: &str, revision: u64, value: u64) -> Batch {
     let content = Content { name: "count".into(), version: 1, bytes: value.to_le_bytes().into() };
-    let write = Write { key: key.into(), revision, content: Some(content), past: Past::Dropped };
+    let write = Write {
+        key: key.into(),
+        revision,
+        content: Some(content),
+        past: Past::Dropped,
+        replaced: Replaced::Kept,
+    };
     Batch { documents: vec![write], ..Batch::default() }
 }
 

@@ -6,13 +6,13 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
 use happen_core::limits::{DOCUMENT_BYTES_MAX, PAGE_BYTES_MAX, PAGE_RECORDS_MAX, RECORD_BYTES_MAX};
 use happen_core::store::{
     Batch, Committed, Condition, Content, Document, History, List, NewRecord, Past, Position, Prune, Pruned,
-    Read, Record, Select, Start, Store, Tag, Until, Write,
+    Read, Record, Replaced, Select, Start, Store, Tag, Until, Write,
 };
 use happen_core::{EventId, Result};
 
@@ -81,6 +81,8 @@ macro_rules! store_contract {
             the_log_is_read_from_a_time
             a_history_goes_back_from_anywhere
             of_a_past_the_last_revisions_stay
+            a_revision_may_be_forgotten_when_it_is_replaced
+            a_pruning_takes_what_only_a_forgotten_revision_hid
             documents_are_listed_by_prefix
             pruning_forgets_what_it_says_and_leaves_an_anchor
             what_no_store_may_take_is_refused
@@ -161,7 +163,13 @@ pub fn revisions_count_on_through_deletion(bench: &dyn StoreBench) {
     run(bench, async |store| {
         assert_eq!(codes(&store.commit(vec![one("x", 2)]).await), ["conflict"]);
         let delete = Batch {
-            documents: vec![Write { key: "x".into(), revision: 2, content: None, past: Past::Dropped }],
+            documents: vec![Write {
+                key: "x".into(),
+                revision: 2,
+                content: None,
+                past: Past::Dropped,
+                replaced: Replaced::Kept,
+            }],
             ..Batch::default()
         };
         let results = store.commit(vec![one("x", 1), one("x", 1), delete, one("x", 1)]).await;
@@ -345,11 +353,7 @@ pub fn a_history_goes_back_from_anywhere(bench: &dyn StoreBench) {
 /// Of a document whose past has a bound so many revisions before the current one stay, and no more.
 pub fn of_a_past_the_last_revisions_stay(bench: &dyn StoreBench) {
     run(bench, async |store| {
-        let revisions = async || {
-            let history = History { key: "x".into(), until: Until::Now, documents_max: 99 };
-            let found = store.history(history).await.unwrap();
-            found.iter().map(|document| document.revision).collect::<Vec<_>>()
-        };
+        let revisions = async || revisions(&store, "x").await;
         let bounded = |revision, past| of(Write { past, ..kept("x", revision) });
         for revision in 1..=6 {
             write_one(&store, bounded(revision, Past::Kept)).await;
@@ -371,13 +375,123 @@ pub fn of_a_past_the_last_revisions_stay(bench: &dyn StoreBench) {
     });
 }
 
+/// A revision whose writer keeps it for no longer is there until it is replaced; those before it stay, and a bound
+/// counts those that are kept.
+pub fn a_revision_may_be_forgotten_when_it_is_replaced(bench: &dyn StoreBench) {
+    run(bench, async |store| {
+        let passing =
+            |revision, past| of(Write { past, replaced: Replaced::Forgotten, ..kept("x", revision) });
+        let staying = |revision, past| of(Write { past, ..kept("x", revision) });
+        write_one(&store, passing(1, Past::Kept)).await;
+        assert_eq!(revisions(&store, "x").await, [1]);
+        // What comes in one call is replaced as anything else is.
+        let results = store.commit(vec![staying(2, Past::Kept), passing(3, Past::Kept)]).await;
+        let at = [position(&results[0]), position(&results[1])];
+        assert_eq!(revisions(&store, "x").await, [3, 2]);
+        write_one(&store, passing(4, Past::Kept)).await;
+        write_one(&store, staying(5, Past::Kept)).await;
+        assert_eq!(revisions(&store, "x").await, [5, 2]);
+        // What was in force then is gone, and the store gives what it has from before.
+        for at in at {
+            let history = History { key: "x".into(), until: Until::At(at), documents_max: 9 };
+            let found = store.history(history).await.unwrap();
+            assert_eq!(found.iter().map(|document| document.revision).collect::<Vec<_>>(), [2]);
+        }
+        // It outlives the process that what is current now is not to be kept.
+        write_one(&store, passing(6, Past::Kept)).await;
+        let store = bench.reopen(store);
+        write_one(&store, staying(7, Past::Kept)).await;
+        write_one(&store, staying(8, Past::Kept)).await;
+        assert_eq!(revisions(&store, "x").await, [8, 7, 5, 2]);
+        write_one(&store, staying(9, Past::Last(4))).await;
+        assert_eq!(revisions(&store, "x").await, [9, 8, 7, 5, 2]);
+        write_one(&store, staying(10, Past::Last(4))).await;
+        assert_eq!(revisions(&store, "x").await, [10, 9, 8, 7, 5]);
+        // One that goes takes the place of none that stays.
+        write_one(&store, passing(11, Past::Last(4))).await;
+        assert_eq!(revisions(&store, "x").await, [11, 10, 9, 8, 7]);
+        for revision in 12..=40 {
+            write_one(&store, passing(revision, Past::Last(4))).await;
+        }
+        assert_eq!(revisions(&store, "x").await, [40, 10, 9, 8, 7]);
+        write_one(&store, passing(41, Past::Last(2))).await;
+        assert_eq!(revisions(&store, "x").await, [41, 10, 9]);
+        let deletion = Write { content: None, ..kept("x", 42) };
+        write_one(&store, of(Write { replaced: Replaced::Forgotten, ..deletion })).await;
+        assert_eq!(revisions(&store, "x").await, [42, 10, 9]);
+        write_one(&store, staying(43, Past::Kept)).await;
+        assert_eq!(revisions(&store, "x").await, [43, 10, 9]);
+        write_one(&store, passing(44, Past::Dropped)).await;
+        assert_eq!(revisions(&store, "x").await, [44]);
+        for revision in 45..=60 {
+            write_one(&store, staying(revision, Past::Last(3))).await;
+        }
+        assert_eq!(revisions(&store, "x").await, [60, 59, 58, 57]);
+        write_one(&store, staying(61, Past::Last(0))).await;
+        assert_eq!(revisions(&store, "x").await, [61]);
+    });
+}
+
+/// A revision is pruned with the kept one that follows it; and what is pruned does not come back because that one goes
+/// when it is replaced, however soon that is.
+pub fn a_pruning_takes_what_only_a_forgotten_revision_hid(bench: &dyn StoreBench) {
+    run(bench, async |store| {
+        let passing =
+            |key: &str, revision| of(Write { replaced: Replaced::Forgotten, ..kept(key, revision) });
+        for revision in 1..=4 {
+            write_one(&store, of(kept("doc/x", revision))).await;
+            write_one(&store, of(kept("doc/y", revision))).await;
+        }
+        write_one(&store, passing("doc/x", 5)).await;
+        write_one(&store, passing("doc/y", 5)).await;
+        let before = commit(&store, vec![record("end", "end")]).await.position;
+        write_one(&store, of(kept("doc/y", 6))).await;
+        let prune = Prune {
+            before,
+            records: Select::Tagged(Vec::new()),
+            keep: Vec::new(),
+            histories: vec!["doc/".into()],
+            documents: Vec::new(),
+        };
+        // Handed over at once, so that a store which deletes in the background has not done it when the write comes.
+        let mut prune = store.prune(prune);
+        let mut write = store.commit(vec![of(kept("doc/x", 6)), of(kept("doc/x", 7))]);
+        let (mut pruned, mut written) = (None, None);
+        std::future::poll_fn(|task| {
+            if pruned.is_none()
+                && let Poll::Ready(done) = prune.as_mut().poll(task)
+            {
+                pruned = Some(done);
+            }
+            if written.is_none()
+                && let Poll::Ready(done) = write.as_mut().poll(task)
+            {
+                written = Some(done);
+            }
+            if pruned.is_some() && written.is_some() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        assert_eq!(codes(&written.unwrap()), ["ok", "ok"]);
+        pruned.unwrap().unwrap();
+        assert_eq!(revisions(&store, "doc/x").await, [7, 6]);
+        // The kept one after 4 is 6, which came later.
+        assert_eq!(revisions(&store, "doc/y").await, [6, 4]);
+    });
+}
+
 /// Documents are listed by what their keys begin with, in order, in pages; deleted ones are left out.
 pub fn documents_are_listed_by_prefix(bench: &dyn StoreBench) {
     run(bench, async |store| {
         let keys = ["a", "a/1", "a/2", "a/3", "a/\u{e4}", "a0", "b/1"];
         let written = keys.iter().map(|key| one(key, 1)).collect();
         assert_eq!(codes(&store.commit(written).await), ["ok"; 7]);
-        let deleted = Write { key: "a/2".into(), revision: 2, content: None, past: Past::Dropped };
+        let deleted = Write {
+            key: "a/2".into(),
+            revision: 2,
+            content: None,
+            past: Past::Dropped,
+            replaced: Replaced::Kept,
+        };
         store.commit(vec![Batch { documents: vec![deleted], ..Batch::default() }]).await;
         let list = async |prefix: &str, size| -> Vec<String> {
             let mut found: Vec<Document> = Vec::new();
@@ -415,7 +529,13 @@ pub fn pruning_forgets_what_it_says_and_leaves_an_anchor(bench: &dyn StoreBench)
             let results = store.commit(vec![Batch { records, documents, ..Batch::default() }]).await;
             assert_eq!(codes(&results), ["ok"]);
         }
-        let deletion = |key: &str| Write { key: key.into(), revision: 2, content: None, past: Past::Kept };
+        let deletion = |key: &str| Write {
+            key: key.into(),
+            revision: 2,
+            content: None,
+            past: Past::Kept,
+            replaced: Replaced::Kept,
+        };
         store.commit(vec![one("doc/gone", 1), one("other/gone", 1)]).await;
         let documents = vec![deletion("doc/gone"), deletion("other/gone")];
         store.commit(vec![Batch { documents, ..Batch::default() }]).await;
@@ -473,7 +593,13 @@ pub fn what_no_store_may_take_is_refused(bench: &dyn StoreBench) {
     run(bench, async |store| {
         let sized = |len: usize| {
             let content = Content { name: "x".into(), version: 1, bytes: vec![7; len].into() };
-            let write = Write { key: "x".into(), revision: 1, content: Some(content), past: Past::Dropped };
+            let write = Write {
+                key: "x".into(),
+                revision: 1,
+                content: Some(content),
+                past: Past::Dropped,
+                replaced: Replaced::Kept,
+            };
             Batch { documents: vec![write], ..Batch::default() }
         };
         let twice = Batch { documents: vec![write("x", 1, "1"), write("x", 2, "2")], ..Batch::default() };
@@ -589,7 +715,7 @@ pub fn a_watch_loses_nothing_when_its_future_is_dropped(bench: &dyn StoreBench) 
         for number in 3..20 {
             {
                 let mut next = watch.next();
-                let polled = std::future::poll_fn(|task| std::task::Poll::Ready(next.as_mut().poll(task)));
+                let polled = std::future::poll_fn(|task| Poll::Ready(next.as_mut().poll(task)));
                 assert!(polled.await.is_pending());
             }
             commit(&store, vec![record("b", "no"), record("a", &number.to_string())]).await;
@@ -1046,7 +1172,13 @@ fn record(tag: &str, text: &str) -> NewRecord {
 
 fn write(key: &str, revision: u64, text: &str) -> Write {
     let content = Content { name: "text".into(), version: 1, bytes: bytes(text) };
-    Write { key: key.into(), revision, content: Some(content), past: Past::Dropped }
+    Write { key: key.into(), revision, content: Some(content), past: Past::Dropped, replaced: Replaced::Kept }
+}
+
+async fn revisions(store: &Arc<dyn Store>, key: &str) -> Vec<u64> {
+    let history = History { key: key.into(), until: Until::Now, documents_max: 99 };
+    let found = store.history(history).await.unwrap();
+    found.iter().map(|document| document.revision).collect()
 }
 
 async fn write_one(store: &Arc<dyn Store>, batch: Batch) {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use happen_core::{Error, Result};
+use happen_core::{Error, Pattern, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::limits;
@@ -75,6 +75,10 @@ pub struct NodeOptions {
     pub attempts_max: u32,
     /// How long the second attempt waits, in milliseconds; each further one waits twice as long.
     pub retry_wait_ms: u64,
+    /// Patterns of event types whose changes of states and entities stay in the past as snapshots; empty keeps those of
+    /// all. A change made by another event is written like any other, and is not kept once it is replaced. Changes from
+    /// outside any handler are always kept. How many and how long is up to [`Retention`].
+    pub snapshots: Vec<String>,
 }
 
 /// Options that a table entry sets; what is absent stays as it was.
@@ -101,6 +105,8 @@ pub struct NodeOverrides {
     pub attempts_max: Option<u32>,
     /// See [`NodeOptions::retry_wait_ms`].
     pub retry_wait_ms: Option<u64>,
+    /// See [`NodeOptions::snapshots`].
+    pub snapshots: Option<Vec<String>>,
 }
 
 /// Whether the store of a space remembers what a node does.
@@ -227,15 +233,15 @@ impl Config {
             if options.steps_max == 0 {
                 return Err(Error::misuse(format!("`{name}`: steps_max is 0, so no flow could take a step")));
             }
+            patterns(&options.snapshots).map_err(|error| {
+                error.context(format!("`{name}`: `snapshots` has a pattern that cannot be understood"))
+            })?;
         }
         if self.idempotency_window_ms == 0 {
             return Err(Error::misuse("idempotency_window_ms is 0, so no key would be known a second time"));
         }
-        for pattern in &self.retention.keep {
-            happen_core::Pattern::parse(pattern).map_err(|error| {
-                Error::from(error).context("`retention.keep` has a pattern that cannot be understood")
-            })?;
-        }
+        patterns(&self.retention.keep)
+            .map_err(|error| error.context("`retention.keep` has a pattern that cannot be understood"))?;
         if self.remembered_events == 0 {
             return Err(Error::misuse("remembered_events is 0; the causal web needs at least one header"));
         }
@@ -256,6 +262,7 @@ impl NodeOverrides {
             durability,
             attempts_max,
             retry_wait_ms,
+            snapshots,
         } = self;
         options.max_concurrent = max_concurrent.unwrap_or(options.max_concurrent);
         options.queue_limit = queue_limit.unwrap_or(options.queue_limit);
@@ -268,6 +275,9 @@ impl NodeOverrides {
         options.retry_wait_ms = retry_wait_ms.unwrap_or(options.retry_wait_ms);
         if let Some(globs) = accept_from {
             options.accept_from.clone_from(globs);
+        }
+        if let Some(patterns) = snapshots {
+            options.snapshots.clone_from(patterns);
         }
     }
 }
@@ -323,6 +333,7 @@ impl Default for NodeOptions {
             durability: Durability::Durable,
             attempts_max: limits::RETRY_ATTEMPTS_MAX,
             retry_wait_ms: limits::RETRY_WAIT_MS,
+            snapshots: Vec::new(),
         }
     }
 }
@@ -338,8 +349,17 @@ impl Default for CorrelationLimits {
     }
 }
 
+/// Reads patterns over event types.
+///
+/// # Errors
+///
+/// That of the first one which cannot be read.
+pub(crate) fn patterns(texts: &[String]) -> Result<Vec<Pattern>> {
+    texts.iter().map(|text| Pattern::parse(text).map_err(Error::from)).collect()
+}
+
 /// Whether an id matches a glob in which `*` stands for any characters, none included. Ids are no event types: they
-/// have no segments, so this is not a [`Pattern`](crate::Pattern).
+/// have no segments, so this is not a [`Pattern`].
 pub(crate) fn glob_matches(glob: &str, id: &str) -> bool {
     let mut parts = glob.split('*');
     let Some(mut rest) = parts.next().and_then(|first| id.strip_prefix(first)) else { return false };

@@ -346,6 +346,14 @@ pub const STORE_PRUNE_RARE: usize = 16;
 /// Places that `SqliteStore::verify` names before it only counts on.
 pub const STORE_DAMAGES_MAX: usize = 100;
 
+/// Bytes from which on a past revision of a document is compressed. A shorter one takes a small part of a page of the
+/// database whatever is done to it, and moving it as it is takes the writer one statement less.
+pub const STORE_PACKED_BYTES_MIN: usize = 512;
+
+/// Revisions that are read at most to unpack one. Twice as many would save two hundredths of what there is, and double
+/// what damage to one of them can take along.
+pub const STORE_PACKED_CHAIN_MAX: usize = 16;
+
 /// Milliseconds between two looks of a watch at a store that another process writes.
 pub const STORE_FOLLOW_MS: u64 = 20;
 

@@ -14,7 +14,7 @@ use happen_core::{
 };
 
 use crate::accept::{Acceptance, Origin};
-use crate::config::{Durability, NodeOptions, Overflow, QueueOrder};
+use crate::config::{self, Durability, NodeOptions, Overflow, QueueOrder};
 use crate::context::Context;
 use crate::dispatch::{self, Job};
 use crate::durable::{Control, Debounce, Lanes, Rate, StoredFlow};
@@ -543,6 +543,32 @@ impl Node {
             options.attempts_max = max.max(1);
             options.retry_wait_ms = wait;
         });
+        self
+    }
+
+    /// Keeps in the past only what events of these types make of the states and entities of this node: the patterns say
+    /// whose changes are snapshots. Default all.
+    ///
+    /// What another event makes is committed like anything else, and no longer kept once the next change replaces it. Its
+    /// record stays, so [`Journal::when`](crate::journal::Journal::when) and
+    /// [`Journal::at`](crate::journal::Journal::at) know that it was, and never show an older one in its place. Changes
+    /// from outside any handler are always kept.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # let space = happen::Space::memory();
+    /// let meter = space.node("meter").snapshots(["meter.calibrated", "day.*"]);
+    /// ```
+    #[must_use]
+    pub fn snapshots<T: Into<String>>(self, patterns: impl IntoIterator<Item = T>) -> Self {
+        let texts: Vec<String> = patterns.into_iter().map(Into::into).collect();
+        match config::patterns(&texts) {
+            Ok(patterns) => {
+                self.inner.change(|table| table.keep_snapshots(texts.clone(), patterns.clone()));
+            }
+            Err(error) => self.inner.space.problem(error.at_node(&self.inner.name)),
+        }
         self
     }
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use happen_core::content::ContentHasher;
 use happen_core::limits::PAGE_RECORDS_MAX;
 use happen_core::store::{
-    Content, Document, History, Key, List, Past, Position, Prune, Pruned, Read, Record, Select, Start, Store,
-    Tag, Until, Write,
+    Content, Document, History, Key, List, Past, Position, Prune, Pruned, Read, Record, Replaced, Select,
+    Start, Store, Tag, Until, Write,
 };
 use happen_core::{Error, ErrorKind, EventId, Result};
 use serde::{Deserialize, Serialize};
@@ -252,7 +252,13 @@ impl Pruning {
         let mut bytes = Vec::new();
         happen_core::content::encode_into(&told, "anchor", &mut bytes)?;
         let content = Content { name: "anchor".into(), version: ANCHOR_VERSION, bytes: bytes.into() };
-        Ok(Some(Write { key: ANCHOR.into(), revision, content: Some(content), past: Past::Kept }))
+        Ok(Some(Write {
+            key: ANCHOR.into(),
+            revision,
+            content: Some(content),
+            past: Past::Kept,
+            replaced: Replaced::Kept,
+        }))
     }
 }
 

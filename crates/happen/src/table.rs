@@ -6,10 +6,11 @@ use std::fmt;
 use std::sync::{Arc, OnceLock, Weak};
 
 use happen_core::pattern::{Captures, is_runtime};
+use happen_core::store::Replaced;
 use happen_core::{ErasedEvent, Error, Event, EventType, Function, Pattern};
 
 use crate::accept::Acceptance;
-use crate::config::NodeOptions;
+use crate::config::{self, NodeOptions};
 use crate::durable::Control;
 use crate::hooks::Hooks;
 use crate::limits;
@@ -25,6 +26,8 @@ pub(crate) struct Table {
     /// What holds flows of a durable node back; absent for a node that begins them as they come.
     pub(crate) control: Option<Arc<Control>>,
     pub(crate) accept: Option<Box<Acceptance>>,
+    /// The events whose changes of documents are kept as snapshots; absent for all.
+    pub(crate) snapshots: Option<Arc<[Pattern]>>,
     pub(crate) entries: Vec<Arc<Entry>>,
     pub(crate) steps: Vec<Arc<StepEntry>>,
     pub(crate) hooks: Option<Arc<Hooks>>,
@@ -139,15 +142,23 @@ impl Route {
     }
 }
 
+/// Patterns, unless there are none.
+fn some_of(patterns: Vec<Pattern>) -> Option<Arc<[Pattern]>> {
+    (!patterns.is_empty()).then(|| patterns.into())
+}
+
 impl Table {
     pub(crate) fn new(options: NodeOptions) -> Self {
         let accept = Acceptance::from_globs(&options.accept_from).map(Box::new);
+        // Where they come from a configuration they were checked with it.
+        let snapshots = config::patterns(&options.snapshots).unwrap_or_default();
         Self {
             options: Arc::new(options),
             phase: Phase::Open,
             lane: Lane::Concurrent,
             control: None,
             accept,
+            snapshots: some_of(snapshots),
             entries: Vec::new(),
             steps: Vec::new(),
             hooks: None,
@@ -162,6 +173,22 @@ impl Table {
     /// A table that nodes with these options have in common, as long as they differ in nothing else.
     pub(crate) fn common(options: NodeOptions) -> Self {
         Self { class: Class::common(), ..Self::new(options) }
+    }
+
+    /// What becomes of a revision that an event of this type makes, once it is replaced.
+    pub(crate) fn replaced(&self, event_type: &str) -> Replaced {
+        match &self.snapshots {
+            Some(patterns) if !patterns.iter().any(|pattern| pattern.matches(event_type)) => {
+                Replaced::Forgotten
+            }
+            _ => Replaced::Kept,
+        }
+    }
+
+    /// Keeps only what events make whose types match; of all when there is no pattern.
+    pub(crate) fn keep_snapshots(&mut self, texts: Vec<String>, patterns: Vec<Pattern>) {
+        Arc::make_mut(&mut self.options).snapshots = texts;
+        self.snapshots = some_of(patterns);
     }
 
     /// Adds a registration after those of the same priority.

@@ -484,6 +484,7 @@ fn an_event_that_is_kept_and_damaged_is_told_and_holds_up_no_other() {
                 revision: 1,
                 content: Some(content),
                 past: happen::store::Past::Dropped,
+                replaced: happen::store::Replaced::Kept,
             };
             let batch = happen::store::Batch { documents: vec![write], ..Default::default() };
             world.disk.commit(vec![batch]).await.remove(0).unwrap();

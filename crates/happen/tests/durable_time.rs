@@ -5,7 +5,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use happen::store::{Batch, Content, List, MemoryStore, Past, Store, Write};
+use happen::store::{Batch, Content, List, MemoryStore, Past, Replaced, Store, Write};
 use happen::{
     Config, Context, CronError, Error, ErrorKind, Event, Missed, Node, Space, UnfitFlows, every, limits,
     millis, secs,
@@ -446,7 +446,13 @@ fn a_timer_for_a_node_that_is_not_there_is_told_and_waits() {
 /// Writes a document as a later version, or a mistake, may have left it.
 async fn left_behind(world: &World, key: &str, name: &str, version: u32, bytes: &[u8]) {
     let content = Content { name: name.into(), version, bytes: bytes.into() };
-    let write = Write { key: key.into(), revision: 1, content: Some(content), past: Past::Dropped };
+    let write = Write {
+        key: key.into(),
+        revision: 1,
+        content: Some(content),
+        past: Past::Dropped,
+        replaced: Replaced::Kept,
+    };
     let batch = Batch { documents: vec![write], ..Batch::default() };
     assert!(world.disk.commit(vec![batch]).await[0].is_ok());
 }
@@ -495,6 +501,7 @@ fn one_thing_that_cannot_be_done_holds_up_no_other() {
             revision: document.revision + 1,
             content: Some(content),
             past: Past::Dropped,
+            replaced: Replaced::Kept,
         };
         assert!(store.commit(vec![Batch { documents: vec![write], ..Batch::default() }]).await[0].is_ok());
         let space = world.space();

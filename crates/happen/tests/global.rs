@@ -19,7 +19,7 @@ use happen::limits::{
 };
 use happen::store::{
     Batch, Committed, Condition, Content, Document, History, List, MemoryStore, NewRecord, Page, Past,
-    Position, Prune, Pruned, Read, Select, Start, Store, Tag, Write,
+    Position, Prune, Pruned, Read, Replaced, Select, Start, Store, Tag, Write,
 };
 use happen::{Config, Context, Error, ErrorKind, Event, EventId, Result, Space, millis, secs, with};
 use happen_core::env::{BoxFuture, Env};
@@ -845,8 +845,13 @@ fn what_others_write_under_our_names_is_told_and_passed() {
             store.commit(vec![Batch { records: vec![record], ..Batch::default() }]).await.remove(0).unwrap();
         }
         let content = Content { name: "value".into(), version: 9, bytes: [1][..].into() };
-        let later =
-            Write { key: "global/later".into(), revision: 1, content: Some(content), past: Past::Dropped };
+        let later = Write {
+            key: "global/later".into(),
+            revision: 1,
+            content: Some(content),
+            past: Past::Dropped,
+            replaced: Replaced::Kept,
+        };
         store.commit(vec![Batch { documents: vec![later], ..Batch::default() }]).await.remove(0).unwrap();
         global.set("ours", &1).expires_in(secs(60)).await.unwrap();
         for _ in 0..4 {
@@ -1078,7 +1083,8 @@ fn a_large_value_is_whole_or_an_error() {
             let key = part(number);
             let revision = store.document(&key).await.unwrap().map_or(0, |found| found.revision) + 1;
             let content = bytes.map(|bytes| Content { name: "part".into(), version: 1, bytes: bytes.into() });
-            let write = Write { key: key.into(), revision, content, past: Past::Dropped };
+            let write =
+                Write { key: key.into(), revision, content, past: Past::Dropped, replaced: Replaced::Kept };
             store.commit(vec![Batch { documents: vec![write], ..Batch::default() }]).await.remove(0).unwrap();
         };
         let mut flipped = vec![7; LARGE_PART_BYTES];
@@ -1521,4 +1527,21 @@ impl Clients {
         assert_eq!(made, accounted, "every change was made by one call");
         assert!(made > calls.len() / 4, "the calls do something");
     }
+}
+
+#[test]
+fn a_log_with_global_state_is_verified() {
+    on_each_store(async |space| {
+        space.global().set("motd", "be kind").await.unwrap();
+        space.global().set("motd", "be kind and brief").await.unwrap();
+        let verified = space.journal().verify().await.unwrap();
+        assert!(verified.is_whole(), "{verified:?}");
+        assert_eq!((verified.records, verified.others), (2, 2));
+        // Bytes that tell of no change are told, whoever wrote them.
+        let rubbish = NewRecord { tags: vec![Tag::Type("$global".into())], bytes: (*b"rubbish").into() };
+        let batch = Batch { records: vec![rubbish], ..Batch::default() };
+        space.store().commit(vec![batch]).await.remove(0).unwrap();
+        let verified = space.journal().verify().await.unwrap();
+        assert_eq!((verified.misfits, verified.first.unwrap().position.number()), (1, 3));
+    });
 }

@@ -16,8 +16,8 @@ use happen::journal::{
 };
 use happen::limits;
 use happen::store::{
-    Batch, Content, MemoryStore, NewRecord, Past, Position, Prune, Select, SqliteOptions, SqliteStore, Store,
-    Tag, Until, Write,
+    Batch, Content, MemoryStore, NewRecord, Past, Position, Prune, Replaced, Select, SqliteOptions,
+    SqliteStore, Store, Tag, Until, Write,
 };
 use happen::{Error, ErrorKind, EventId, Result, TraceOutcome};
 use happen_core::codec::{
@@ -231,7 +231,7 @@ fn orders(open: u64) -> Content {
 }
 
 fn write(key: &str, revision: u64, content: Option<Content>) -> Write {
-    Write { key: key.into(), revision, content, past: Past::Kept }
+    Write { key: key.into(), revision, content, past: Past::Kept, replaced: Replaced::Kept }
 }
 
 fn change(key: &str, revision: u64) -> WireChange<'static> {

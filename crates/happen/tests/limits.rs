@@ -11,7 +11,7 @@ use std::time::Duration;
 use happen::config::Retention;
 use happen::store::{
     Batch, Committed, Document, History, List, MemoryStore, Page, Past, Position, Prune, Pruned, Read,
-    Select, Store, Until, Watch, Write,
+    Replaced, Select, Store, Until, Watch, Write,
 };
 use happen::{
     Config, Context, Error, ErrorKind, Event, Result, Space, Step, View, done, limits, millis, next_with,
@@ -692,7 +692,13 @@ fn references_that_change_meanwhile_are_followed_anew_up_to_a_limit() {
             let written = revisions.len() as u64;
             let again = revisions.into_iter().zip(1..).map(|(document, number)| {
                 let (key, content) = (document.key, document.content);
-                vec![Write { key, revision: written + number, content, past: Past::Dropped }]
+                vec![Write {
+                    key,
+                    revision: written + number,
+                    content,
+                    past: Past::Dropped,
+                    replaced: Replaced::Kept,
+                }]
             });
             // The last one is what it says now.
             let again = again.take(changes as usize).collect();
@@ -735,6 +741,7 @@ fn entries_beyond_those_whose_expiry_is_remembered_are_looked_for_again() {
                     revision: 1,
                     content: first.content.clone(),
                     past: Past::Dropped,
+                    replaced: Replaced::Kept,
                 };
                 let batch = Batch { documents: some.iter().map(copy).collect(), ..Batch::default() };
                 store.inner.commit(vec![batch]).await.remove(0).unwrap();

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use happen::journal::Journal;
 use happen::retention::Pruning;
 use happen::store::{
-    Batch, Content, History, MemoryStore, NewRecord, Past, Pruned, Read, Record, Select, Store, Tag, Until,
-    Write,
+    Batch, Content, History, MemoryStore, NewRecord, Past, Pruned, Read, Record, Replaced, Select, Store,
+    Tag, Until, Write,
 };
 use happen::{Config, Context, Event, EventId, Space, limits, secs};
 use happen_core::content::ContentHasher;
@@ -144,6 +144,7 @@ fn a_flow_whose_key_names_no_event_keeps_anything_from_being_forgotten() {
             revision: 1,
             content: Some(content),
             past: Past::Dropped,
+            replaced: Replaced::Kept,
         };
         let batch = Batch { documents: vec![write], ..Batch::default() };
         store.commit(vec![batch]).await.remove(0).unwrap();
@@ -165,6 +166,7 @@ async fn under_way(store: &Arc<dyn Store>, env: &Arc<dyn Env>, flows: std::ops::
             revision: 1,
             content: Some(content),
             past: Past::Dropped,
+            replaced: Replaced::Kept,
         };
         let records = vec![NewRecord { tags, bytes: (*b"?").into() }];
         let batch = Batch { records, documents: vec![write], ..Batch::default() };
@@ -201,7 +203,7 @@ fn a_pruning_that_nobody_looks_at_goes_as_far_as_not_too_many_events_are_needed(
         assert_eq!(far.carry_out(&store).await.unwrap().records, 0);
         let first = EventId::from_halves(7, 1).unwrap();
         let key = format!("flow/ear/{first}/hear").into();
-        let end = Write { key, revision: 2, content: None, past: Past::Dropped };
+        let end = Write { key, revision: 2, content: None, past: Past::Dropped, replaced: Replaced::Kept };
         store.commit(vec![Batch { documents: vec![end], ..Batch::default() }]).await.remove(0).unwrap();
         let far = Pruning::as_far_as(&store, u64::MAX).await.unwrap();
         assert_eq!(far.carry_out(&store).await.unwrap().records, 2);

@@ -19,12 +19,14 @@ use std::time::Duration;
 
 use happen::env::RealEnv;
 use happen::store::{
-    Batch, Condition, Content, Document, History, List, NewRecord, Past, Position, Prune, Read, Record,
-    Select, SqliteOptions, SqliteStore, Start, Store, StoreDamage, StoreFault, Tag, Until, Write,
+    Batch, Condition, Content, Document, History, List, MemoryStore, NewRecord, Past, Position, Prune, Read,
+    Record, Replaced, Select, SqliteOptions, SqliteStore, Start, Store, StoreDamage, StoreFault, Tag, Until,
+    Write,
 };
 use happen::{Config, Error, EventId, Result, Space};
 use happen_core::env::{BoxFuture, BoxWork, CoarseClock, Env};
 use happen_testing::store_contract::StoreBench;
+use proptest::prelude::*;
 use rusqlite::Connection;
 use tempfile::TempDir;
 
@@ -421,11 +423,11 @@ fn what_is_no_store_of_ours_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     drop(open(folder.path()).unwrap());
     let newer = Connection::open(folder.path().join("happen.db")).unwrap();
-    newer.pragma_update(None, "user_version", 2).unwrap();
+    newer.pragma_update(None, "user_version", 3).unwrap();
     drop(newer);
     for opened in [open(folder.path()), wait(SqliteStore::open_read_only(folder.path(), options()))] {
         let error = opened.unwrap_err();
-        assert_eq!(error.find_cause(), Some(&StoreFault::NewerFormat { found: 2, known: 1 }), "{error:?}");
+        assert_eq!(error.find_cause(), Some(&StoreFault::NewerFormat { found: 3, known: 2 }), "{error:?}");
         assert!(error.to_string().contains("newer program"), "{error}");
     }
 
@@ -433,6 +435,275 @@ fn what_is_no_store_of_ours_is_refused_and_left_alone() {
     let error = wait(SqliteStore::open_read_only(folder.path(), options())).unwrap_err();
     assert!(matches!(error.find_cause(), Some(StoreFault::Missing { .. })), "{error:?}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "a reader makes nothing");
+}
+
+/// A folder as the first version wrote it is read as it is, and carried over by the first process that writes it.
+#[test]
+fn a_folder_of_the_first_version_is_read_and_carried_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Connection::open(folder.path().join("happen.db")).unwrap();
+    first.execute_batch(include_str!("formats/store-1.sql")).unwrap();
+    first.pragma_update(None, "journal_mode", "wal").unwrap();
+    drop(first);
+    let revisions = |all: &Everything, key: &str| -> Vec<u64> {
+        let of_it = all.histories.iter().filter(|document| &*document.key == key);
+        of_it.map(|document| document.revision).collect()
+    };
+    let reader = wait(SqliteStore::open_read_only(folder.path(), options())).unwrap();
+    assert_eq!(wait(reader.info()).unwrap().format, 1);
+    let before = everything(&reader).unwrap();
+    assert_eq!(before.records.len(), 12);
+    assert_eq!(revisions(&before, "kept"), (1..=12).rev().collect::<Vec<_>>());
+    assert_eq!(revisions(&before, "bounded"), [12, 11, 10, 9]);
+    assert!(wait(reader.verify()).unwrap().is_whole());
+    let copy = tempfile::tempdir().unwrap();
+    wait(reader.backup(copy.path())).unwrap();
+    for folder in [&folder, &copy] {
+        let store = open(folder.path()).unwrap();
+        assert_eq!(wait(store.info()).unwrap().format, 2);
+        assert_eq!(everything(&store).unwrap(), before);
+        let passing = Write { replaced: Replaced::Forgotten, ..write("kept", None, "13", &store) };
+        let bounded = Write { past: Past::Last(3), ..write("bounded", None, "13", &store) };
+        let batch = Batch { documents: vec![passing, bounded], ..Batch::default() };
+        assert_eq!(codes(&wait(store.commit(vec![batch]))), ["ok"]);
+        let again = Batch { documents: vec![write("kept", None, "14", &store)], ..Batch::default() };
+        assert_eq!(codes(&wait(store.commit(vec![again]))), ["ok"]);
+        let after = everything(&store).unwrap();
+        let expected: Vec<_> = [14].into_iter().chain((1..=12).rev()).collect();
+        assert_eq!(revisions(&after, "kept"), expected);
+        assert_eq!(revisions(&after, "bounded"), [13, 12, 11, 10]);
+        assert!(wait(store.verify()).unwrap().is_whole());
+        drop(store);
+        assert_eq!(everything(&open(folder.path()).unwrap()).unwrap(), after);
+    }
+    // Who began to read the old version goes on with the new one.
+    assert_eq!(wait(reader.info()).unwrap().format, 2);
+    assert_eq!(revisions(&everything(&reader).unwrap(), "kept")[0], 14);
+}
+
+/// A state of some ten kilobytes of which each revision changes one entry and a count, in MessagePack or like it.
+fn ledger(revision: u64) -> Vec<u8> {
+    let mut text = format!("count {revision:08} ");
+    for entry in 0..160_u64 {
+        // The last time that its turn came.
+        let changed = (revision + 160 - entry) / 160;
+        let hash = (entry << 32 | changed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        text += &format!("id order-{entry:06} state paid at {hash:020} cents {:06};", hash % 999_983);
+    }
+    text += &format!("version {revision:08}");
+    text.into_bytes()
+}
+
+fn state(key: &str, revision: u64, bytes: Vec<u8>) -> Write {
+    let content = Content { name: "ledger".into(), version: 1, bytes: bytes.into() };
+    Write {
+        key: key.into(),
+        revision,
+        content: Some(content),
+        past: Past::Last(100),
+        replaced: Replaced::Kept,
+    }
+}
+
+fn commit_all(store: &SqliteStore, writes: impl IntoIterator<Item = Write>) {
+    let batch = |write| Batch { documents: vec![write], ..Batch::default() };
+    let results = wait(store.commit(writes.into_iter().map(batch).collect()));
+    assert!(results.iter().all(Result::is_ok), "{results:?}");
+}
+
+/// The revisions of a document, one by one and each by itself.
+fn one_by_one(store: &SqliteStore, key: &str, last: u64) -> Result<Vec<Document>> {
+    let mut found = Vec::new();
+    for revision in (1..=last).rev() {
+        let until = Until::Before(revision + 1);
+        let one = wait(store.history(History { key: key.into(), until, documents_max: 1 }))?;
+        found.extend(one.into_iter().filter(|document| document.revision == revision));
+    }
+    Ok(found)
+}
+
+#[test]
+fn a_past_of_much_that_stays_the_same_takes_little_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).unwrap();
+    let contents: Vec<_> = (1..=120).map(ledger).collect();
+    assert!(contents.iter().all(|content| content.len() > 9_000));
+    let writes =
+        (1..).zip(&contents).map(|(revision, content)| state("state/shop/ledger", revision, content.clone()));
+    commit_all(&store, writes);
+    let found = one_by_one(&store, "state/shop/ledger", 120).unwrap();
+    let revisions: Vec<_> = found.iter().map(|document| document.revision).collect();
+    assert_eq!(revisions, (20..=120).rev().collect::<Vec<_>>());
+    for document in &found {
+        let content = document.content.as_ref().unwrap();
+        assert_eq!(*content.bytes, *contents[document.revision as usize - 1]);
+    }
+    assert_eq!(everything(&store).unwrap().histories, found);
+    assert!(wait(store.verify()).unwrap().is_whole());
+    drop(store);
+    let connection = Connection::open(folder.path().join("happen.db")).unwrap();
+    let sum = |what: &str| -> u64 {
+        let sql = format!("SELECT sum({what}) FROM revisions");
+        connection.query_row(&sql, [], |row| row.get::<_, i64>(0)).unwrap() as u64
+    };
+    let (kept, whole) = (sum("length(content)"), 100 * contents[0].len() as u64);
+    assert!(kept * 10 < whole, "{kept} of {whole} bytes");
+    // One of sixteen by itself, and the others by the next one.
+    assert_eq!((sum("packing = 1"), sum("packing = 2"), sum("packing IS NULL")), (6, 94, 0));
+    let current: Vec<u8> =
+        connection.query_row("SELECT content FROM documents", [], |row| row.get(0)).unwrap();
+    assert_eq!(current, contents[119]);
+}
+
+/// Bits of a packed revision that are others: that is told, and the revisions that do not need it are given.
+#[test]
+fn a_flipped_bit_in_a_packed_revision_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path()).unwrap();
+    let key = "state/shop/ledger";
+    commit_all(&store, (1..=20).map(|revision| state(key, revision, ledger(revision)[..900].to_vec())));
+    let whole = one_by_one(&store, key, 20).unwrap();
+    drop(store);
+    let path = folder.path().join("happen.db");
+    for revision in [9_u64, 16] {
+        let row = |connection: &Connection| -> Vec<u8> {
+            let sql = "SELECT content FROM revisions WHERE revision = ?1";
+            connection.query_row(sql, [revision as i64], |row| row.get(0)).unwrap()
+        };
+        let written = row(&Connection::open(&path).unwrap());
+        let mut told = 0;
+        let bits = (0..written.len() * 8).step_by(7);
+        let tried = bits.len();
+        for bit in bits {
+            let mut flipped = written.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let put = |bytes: &[u8]| {
+                let connection = Connection::open(&path).unwrap();
+                connection.pragma_update(None, "synchronous", "off").unwrap();
+                let sql = "UPDATE revisions SET content = ?1 WHERE revision = ?2";
+                connection.execute(sql, rusqlite::params![bytes, revision as i64]).unwrap();
+            };
+            put(&flipped);
+            let store = wait(SqliteStore::open_read_only(folder.path(), options().readers(1))).unwrap();
+            let until = Until::Before(revision + 1);
+            let history = History { key: key.into(), until, documents_max: 1 };
+            match wait(store.history(history)) {
+                Ok(found) => assert_eq!(found[0], whole[20 - revision as usize], "bit {bit}"),
+                Err(error) => {
+                    assert_eq!(error.code(), "damaged", "{error}");
+                    assert!(error.to_string().contains(key), "{error}");
+                    told += 1;
+                }
+            }
+            // Those behind are read without it.
+            let until = Until::Before(revision + 2);
+            let history = History { key: key.into(), until, documents_max: 1 };
+            assert_eq!(wait(store.history(history)).unwrap()[0], whole[19 - revision as usize]);
+            drop(store);
+            put(&written);
+        }
+        assert!(told * 100 > tried * 95, "{told} of {tried}");
+    }
+    let connection = Connection::open(&path).unwrap();
+    connection.execute("DELETE FROM revisions WHERE revision = 9", []).unwrap();
+    drop(connection);
+    let store = open(folder.path()).unwrap();
+    let history = |revision| History { key: key.into(), until: Until::Before(revision), documents_max: 1 };
+    assert_eq!(code_of(wait(store.history(history(9)))), "damaged", "what it is read by is not there");
+    assert_eq!(wait(store.history(history(11))).unwrap()[0].revision, 10);
+    assert!(!wait(store.verify()).unwrap().is_whole());
+}
+
+/// What a random history does to one document.
+#[derive(Debug, Clone)]
+enum Act {
+    Write { bytes: usize, changed: usize, past: Past, replaced: Replaced },
+    Delete { past: Past },
+    Prune { back: u64 },
+    Reopen,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let past = || prop_oneof![3 => Just(Past::Kept), 4 => (1..40_u32).prop_map(Past::Last), 1 => Just(Past::Dropped)];
+    let replaced = prop_oneof![4 => Just(Replaced::Kept), 1 => Just(Replaced::Forgotten)];
+    let bytes = prop_oneof![4 => 400..4_000_usize, 1 => 0..600_usize, 1 => 60_000..70_000_usize];
+    let write = (bytes, 0..4_usize, past(), replaced)
+        .prop_map(|(bytes, changed, past, replaced)| Act::Write { bytes, changed, past, replaced });
+    prop_oneof![
+        20 => write,
+        1 => past().prop_map(|past| Act::Delete { past }),
+        1 => (0..30_u64).prop_map(|back| Act::Prune { back }),
+        1 => Just(Act::Reopen),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    /// Packed or not: the store in a folder has the same past as the one in memory.
+    #[test]
+    fn a_packed_past_is_that_of_a_store_that_packs_nothing(acts in prop::collection::vec(act(), 1..90)) {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Arc::new(Clock { unix_ms: AtomicU64::new(1_000), env: RealEnv::new() });
+        let open = || {
+            let options = SqliteOptions::new(Arc::clone(&clock) as Arc<dyn Env>);
+            wait(SqliteStore::open(folder.path(), options)).unwrap()
+        };
+        let model = MemoryStore::new(Arc::clone(&clock) as Arc<dyn Env>);
+        let mut store = open();
+        let (key, mut positions) = ("state/shop/ledger", vec![Position::START]);
+        let mut bytes: Vec<u8> = Vec::new();
+        for (number, act) in (1_u64..).zip(&acts) {
+            let revision = wait(model.documents(vec![key.into()])).unwrap().pop().flatten();
+            let revision = revision.map_or(0, |document| document.revision) + 1;
+            let write = match act {
+                Act::Write { bytes: len, changed, past, replaced } => {
+                    // About the same as before: longer or shorter, and changed in a few places.
+                    let noise = |at: usize| (at as u64 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15) as u8;
+                    let before = bytes.len();
+                    bytes.resize(*len, 0);
+                    (before..*len).for_each(|at| bytes[at] = noise(at));
+                    for place in 0..*changed {
+                        let at = noise(place) as usize * len / 256;
+                        if let Some(byte) = bytes.get_mut(at) {
+                            *byte = noise(at);
+                        }
+                    }
+                    Write { past: *past, replaced: *replaced, ..state(key, revision, bytes.clone()) }
+                }
+                Act::Delete { past } => Write { past: *past, content: None, ..state(key, revision, Vec::new()) },
+                Act::Prune { back } => {
+                    let before = positions[positions.len().saturating_sub(*back as usize + 1)];
+                    let prune = || Prune {
+                        before,
+                        records: Select::Tagged(Vec::new()),
+                        keep: Vec::new(),
+                        histories: vec!["state/".into()],
+                        documents: Vec::new(),
+                    };
+                    prop_assert_eq!(wait(store.prune(prune())).unwrap(), wait(model.prune(prune())).unwrap());
+                    continue;
+                }
+                Act::Reopen => {
+                    drop(store);
+                    store = open();
+                    continue;
+                }
+            };
+            let batch = || vec![Batch { documents: vec![write.clone()], ..Batch::default() }];
+            prop_assert_eq!(codes(&wait(store.commit(batch()))), ["ok"]);
+            positions.push(wait(model.commit(batch())).remove(0).unwrap().position);
+        }
+        let all = |until| History { key: key.into(), until, documents_max: 1_000 };
+        let expected = wait(model.history(all(Until::Now))).unwrap();
+        prop_assert_eq!(&wait(store.history(all(Until::Now))).unwrap(), &expected);
+        for document in &expected {
+            let until = Until::Before(document.revision + 1);
+            let one = History { documents_max: 1, ..all(until) };
+            prop_assert_eq!(&wait(store.history(one)).unwrap()[0], document);
+        }
+        prop_assert!(wait(store.verify()).unwrap().is_whole());
+    }
 }
 
 #[test]
@@ -591,7 +862,13 @@ fn commit_until_killed(store: &Arc<SqliteStore>) {
                     let past = if flow % 2 == 0 { Past::Kept } else { Past::Dropped };
                     let batch = Batch {
                         records: vec![note("step", &number.to_string()); 2],
-                        documents: vec![Write { key: key.into(), revision, content: Some(content), past }],
+                        documents: vec![Write {
+                            key: key.into(),
+                            revision,
+                            content: Some(content),
+                            past,
+                            replaced: Replaced::Kept,
+                        }],
                         conditions: Vec::new(),
                     };
                     assert_eq!(codes(&wait(store.commit(vec![batch]))), ["ok"]);
@@ -800,7 +1077,7 @@ fn sample() -> (TempDir, Everything) {
         let content = Content { name: "text".into(), version: 3, bytes: text.as_bytes().into() };
         let past = if number % 2 == 0 { Past::Kept } else { Past::Dropped };
         let past = if revision == 2 && number % 6 == 3 { Past::Kept } else { past };
-        let write = Write { key, revision, content: Some(content), past };
+        let write = Write { key, revision, content: Some(content), past, replaced: Replaced::Kept };
         // Document 3 stays at its second revision.
         let documents = if number % 6 == 3 && revision > 2 { Vec::new() } else { vec![write] };
         let batch = Batch { records: vec![record], documents, ..Batch::default() };
@@ -845,7 +1122,13 @@ fn step(number: u64) -> Batch {
     let key = format!("step/{number}").into();
     Batch {
         records: vec![note("step", &number.to_string()), note("step", &number.to_string())],
-        documents: vec![Write { key, revision: 1, content: Some(content), past: Past::Dropped }],
+        documents: vec![Write {
+            key,
+            revision: 1,
+            content: Some(content),
+            past: Past::Dropped,
+            replaced: Replaced::Kept,
+        }],
         conditions: vec![Condition::Revision { key: "never".into(), revision: 0 }],
     }
 }
@@ -857,8 +1140,13 @@ fn step_without_document() -> Batch {
 /// A record and the next revision of a document.
 fn numbered(number: u64) -> Batch {
     let content = Content { name: "text".into(), version: 1, bytes: vec![7; 100].into() };
-    let document =
-        Write { key: "count".into(), revision: number + 1, content: Some(content), past: Past::Kept };
+    let document = Write {
+        key: "count".into(),
+        revision: number + 1,
+        content: Some(content),
+        past: Past::Kept,
+        replaced: Replaced::Kept,
+    };
     Batch {
         records: vec![note("step", &number.to_string())],
         documents: vec![document],
@@ -872,13 +1160,19 @@ fn write(key: &str, name: Option<&str>, text: &str, store: &SqliteStore) -> Writ
     let revision = found.map_or(0, |document| document.revision) + 1;
     let name = name.unwrap_or("text").into();
     let content = Content { name, version: 1, bytes: text.as_bytes().into() };
-    Write { key: key.into(), revision, content: Some(content), past: Past::Kept }
+    Write { key: key.into(), revision, content: Some(content), past: Past::Kept, replaced: Replaced::Kept }
 }
 
 /// Everything before this position, with an anchor.
 fn prune_all(before: Position) -> Prune {
     let content = Content { name: "anchor".into(), version: 1, bytes: (*b"hash").into() };
-    let anchor = Write { key: "anchor".into(), revision: 1, content: Some(content), past: Past::Dropped };
+    let anchor = Write {
+        key: "anchor".into(),
+        revision: 1,
+        content: Some(content),
+        past: Past::Dropped,
+        replaced: Replaced::Kept,
+    };
     let documents =
         if before.number() > 1_000 && before.number() < 20_000 { vec![anchor] } else { Vec::new() };
     Prune { before, records: Select::All, keep: Vec::new(), histories: vec!["".into()], documents }

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
-use happen::store::{Batch, Condition, Content, History, List, Past, Position, Prune, Select, Until, Write};
+use happen::store::{
+    Batch, Condition, Content, History, List, Past, Position, Prune, Replaced, Select, Until, Write,
+};
 use happen::{Config, Context, Error, ErrorKind, Event, Moment, Node, Space};
 use happen_testing::Simulator;
 use serde::{Deserialize, Serialize};
@@ -568,7 +570,13 @@ async fn live_documents_and_committed_ones_are_listed_together() {
     let store = space.store();
     let write = |key: &str| {
         let content = Content { name: "x".into(), version: 1, bytes: (*b"x").into() };
-        let write = Write { key: key.into(), revision: 1, content: Some(content), past: Past::Dropped };
+        let write = Write {
+            key: key.into(),
+            revision: 1,
+            content: Some(content),
+            past: Past::Dropped,
+            replaced: Replaced::Kept,
+        };
         Batch { documents: vec![write], ..Batch::default() }
     };
     let results = store.commit(["a", "b", "m", "n", "x", "y"].map(write).into()).await;
@@ -601,7 +609,13 @@ async fn nobody_writes_a_state_through_the_store() {
     let node = space.node("n");
     node.state::<Count>().set(Count::more).unwrap();
     let store = space.store();
-    let write = |key: &str| Write { key: key.into(), revision: 2, content: None, past: Past::Dropped };
+    let write = |key: &str| Write {
+        key: key.into(),
+        revision: 2,
+        content: None,
+        past: Past::Dropped,
+        replaced: Replaced::Kept,
+    };
     let of = |key: &str| Batch { documents: vec![write(key)], ..Batch::default() };
     let condition = Condition::Revision { key: "state/n/count".into(), revision: 1 };
     let depends = Batch { conditions: vec![condition], ..Batch::default() };

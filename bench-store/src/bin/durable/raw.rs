@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use happen::EventId;
-use happen::store::{Batch, List, NewRecord, Past, Read, Select, Store, Tag, Write};
+use happen::store::{Batch, List, NewRecord, Past, Read, Replaced, Select, Store, Tag, Write};
 use rusqlite::{Connection, params};
 
 /// One step as a space wrote it, to be written again under other ids.
@@ -27,6 +27,7 @@ impl Template {
             revision: document.revision,
             content: document.content,
             past: Past::Last(revisions_max),
+            replaced: Replaced::Kept,
         };
         let record = NewRecord { tags: record.tags.to_vec(), bytes: record.bytes.clone() };
         Self { batch: Batch { records: vec![record], documents: vec![write], ..Batch::default() } }

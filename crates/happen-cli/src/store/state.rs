@@ -1,11 +1,12 @@
 //! `happen state`: what documents say, what they said, what differs, and a change by hand. Owns how that is told; does not
 //! know the Rust types of states, so it cannot check what they would: a space that runs does.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 
 use clap::{Args, Subcommand};
 use happen::ErrorKind;
 use happen::control::{Answer, Request, SetState};
+use happen::journal::{At, Journal, Then};
 use happen::store::{Document, History, List, SqliteStore, Store as _, Until};
 use happen_core::limits::DOCUMENT_BYTES_MAX;
 use serde_json::{Value as Json, json};
@@ -16,11 +17,11 @@ use crate::store::content::{Exactness, packed, shown};
 use crate::store::diff::{Difference, differences};
 use crate::store::hand::{self, Hand};
 use crate::store::key::{ENTITY, Meant, STATE, escaped, meant, new_key};
-use crate::store::moment::Utc;
+use crate::store::moment::{Moment, Utc};
 use crate::store::table::{Listing, WIDTH_CHARS_MAX};
 use crate::store::upkeep::position_json;
-use crate::store::web::{made_by, reason_json};
-use crate::store::{Place, journal, of_store};
+use crate::store::web::{NOT_KEPT, made_by, not_kept, reason_json};
+use crate::store::{Place, journal, now_unix_ms, of_store};
 
 /// What is done with documents.
 #[derive(Debug, Subcommand)]
@@ -54,6 +55,12 @@ pub(crate) struct GetArguments {
     /// A past revision instead of the current one
     #[arg(long, value_name = "N")]
     revision: Option<u64>,
+    /// What it said then: a time, or an age such as 10m
+    #[arg(long, value_name = "TIME", value_parser = Moment::parse, conflicts_with = "revision")]
+    at: Option<Moment>,
+    /// With --at, the newest kept revision from before where that of then is not kept
+    #[arg(long, requires = "at")]
+    nearest: bool,
     #[command(flatten)]
     place: Place,
 }
@@ -147,12 +154,27 @@ async fn list(arguments: &ListArguments, output: &Output) -> Result<(), Failure>
 }
 
 async fn get(arguments: &GetArguments, output: &Output) -> Result<(), Failure> {
-    let store = arguments.place.open_to_read().await?;
+    let (store, journal) = journal(&arguments.place).await?;
     let meant = meant(&store, &arguments.key).await?;
-    let document = match arguments.revision {
-        Some(revision) => at_revision(&store, &meant.key, revision).await?,
-        None => current(&store, &meant).await?.ok_or_else(|| not_there(&meant.key))?,
+    let then = match arguments.at {
+        Some(moment) => Some(at_moment(&store, &journal, &meant.key, moment, arguments.nearest).await?),
+        None => None,
     };
+    let missing = then.as_ref().map(|then| then.missing);
+    let document = match (then, arguments.revision) {
+        (Some(then), _) => then.value,
+        (None, Some(revision)) => at_revision(&store, &meant.key, revision).await?,
+        (None, None) => current(&store, &meant).await?.ok_or_else(|| not_there(&meant.key))?,
+    };
+    if let Some(missing) = missing.filter(|missing| *missing > 0 && !arguments.place.json) {
+        remark(&format!(
+            "this is revision {} of `{}`; {} after it until then {} not kept",
+            document.revision,
+            meant.key,
+            if missing == 1 { "the one".to_owned() } else { format!("up to {missing}") },
+            if missing == 1 { "is" } else { "are" },
+        ))?;
+    }
     let Some(content) = &document.content else {
         return Err(Failure::NotFound(format!(
             "document `{}` was deleted by revision {} at {}; `happen state history` has the revisions before",
@@ -168,7 +190,51 @@ async fn get(arguments: &GetArguments, output: &Output) -> Result<(), Failure> {
     let mut told = revision_json(&document);
     told["content"] = shown.json;
     told["exact"] = (shown.exactness == Exactness::Exact).into();
+    if let Some(missing) = missing {
+        told["missing"] = missing.into();
+    }
     output.write_json(&told)
+}
+
+/// What is kept of a document from then.
+///
+/// # Errors
+///
+/// [`Failure::NotFound`] when there was none, or when what is kept is older and nobody asked for that.
+async fn at_moment(
+    store: &SqliteStore,
+    journal: &Journal,
+    key: &str,
+    moment: Moment,
+    nearest: bool,
+) -> Result<Then<Document>, Failure> {
+    let unix_ms = moment.unix_ms(now_unix_ms());
+    let then = journal.nearest(key, At::Time(unix_ms)).await;
+    let then = match then {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound { .. }) => {
+            return Err(Failure::NotFound(format!(
+                "nothing is kept of document `{key}` from {} or before; `happen state history` has what there is",
+                Utc(unix_ms)
+            )));
+        }
+        then => then.map_err(|error| of_store(store.folder(), &error))?,
+    };
+    let then = then.ok_or_else(|| {
+        Failure::NotFound(format!("document `{key}` was not there yet at {}", Utc(unix_ms)))
+    })?;
+    if then.is_exact() || nearest {
+        return Ok(then);
+    }
+    Err(Failure::NotFound(format!(
+        "what document `{key}` said at {} is not kept; the newest before that is, is revision {}: --nearest prints it",
+        Utc(unix_ms),
+        then.revision
+    )))
+}
+
+/// Tells a person something about what is printed, beside it.
+fn remark(text: &str) -> Result<(), Failure> {
+    writeln!(std::io::stderr().lock(), "happen: {text}").map_err(Failure::Output)
 }
 
 fn not_there(key: &str) -> Failure {
@@ -187,11 +253,28 @@ async fn at_revision(store: &SqliteStore, key: &str, revision: u64) -> Result<Do
     let until = Until::Before(revision.saturating_add(1));
     let history = History { key: key.into(), until, documents_max: 1 };
     let found = store.history(history).await.map_err(|error| of_store(store.folder(), &error))?;
-    found.into_iter().find(|document| document.revision == revision).ok_or_else(|| {
-        Failure::NotFound(format!(
-            "document `{key}` has no revision {revision}, or it was pruned; `happen state history` has those there are"
-        ))
-    })
+    match found.into_iter().next() {
+        Some(document) if document.revision == revision => Ok(document),
+        older => {
+            let current = store
+                .documents(vec![key.into()])
+                .await
+                .map_err(|error| of_store(store.folder(), &error))?
+                .pop()
+                .flatten();
+            let has = current.is_some_and(|current| revision > 0 && revision < current.revision);
+            let what = match (has, older) {
+                (true, Some(older)) => {
+                    format!("is not kept; the newest before it that is, is {}", older.revision)
+                }
+                (true, None) => "is not kept, nor any before it".to_owned(),
+                (false, _) => "was never written".to_owned(),
+            };
+            Err(Failure::NotFound(format!(
+                "revision {revision} of document `{key}` {what}; `happen state history` has those there are"
+            )))
+        }
+    }
 }
 
 /// What is told of a revision without its content.
@@ -224,6 +307,9 @@ async fn history(arguments: &HistoryArguments, output: &Output) -> Result<(), Fa
                 [reason.revision.to_string(), Utc(reason.at_unix_ms).short(), event, made_by(reason)]
             };
             page.push(row, || reason_json(&meant.key, reason));
+            if let Some(revisions) = not_kept(reason) {
+                page.remark([revisions, String::new(), "-".to_owned(), NOT_KEPT.to_owned()]);
+            }
         }
         if page.write(output)? == Reader::Gone {
             return Ok(());

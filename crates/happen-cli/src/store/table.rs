@@ -33,6 +33,13 @@ impl Listing {
         }
     }
 
+    /// Adds a line for people alone: programs have its sense in the JSON of another one.
+    pub(crate) fn remark<const N: usize>(&mut self, row: [String; N]) {
+        if self.json.is_none() {
+            self.table.push(row);
+        }
+    }
+
     /// Writes the page; says whether somebody reads on.
     ///
     /// # Errors

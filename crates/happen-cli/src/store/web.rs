@@ -226,10 +226,23 @@ async fn why_document(
                 [event, Utc(reason.at_unix_ms).short(), reason.revision.to_string(), made_by(reason)]
             };
             page.push(row, || reason_json(key, reason));
+            if let Some(revisions) = not_kept(reason) {
+                page.remark(["-".to_owned(), String::new(), revisions, NOT_KEPT.to_owned()]);
+            }
         }
         if page.write(output)? == Reader::Gone {
             return Ok(());
         }
+    }
+}
+
+/// The revisions right before this one that are not kept, as a range.
+pub(crate) fn not_kept(reason: &Reason) -> Option<String> {
+    let (first, last) = (reason.revision - reason.missing, reason.revision - 1);
+    match reason.missing {
+        0 => None,
+        1 => Some(last.to_string()),
+        _ => Some(format!("{first}-{last}")),
     }
 }
 
@@ -251,6 +264,7 @@ pub(crate) fn reason_json(key: &str, reason: &Reason) -> Json {
         "at": Utc(reason.at_unix_ms).to_string(),
         "position": position_json(reason.position),
         "deleted": reason.is_deletion,
+        "missing": reason.missing,
         "event": reason.event().map(|event| event.to_string()),
         "by": match &reason.made_by {
             MadeBy::Step { .. } => "step",
@@ -267,5 +281,7 @@ pub(crate) fn reason_json(key: &str, reason: &Reason) -> Json {
     told
 }
 
+/// What is told of revisions that are not kept.
+pub(crate) const NOT_KEPT: &str = "(not kept)";
 /// Events that are written at once: of the largest ones 64 MiB are read, of common ones some ten KiB.
 const PAGE_EVENTS: usize = 64;

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use happen::store::{Batch, Content, NewRecord, Past, SqliteOptions, SqliteStore, Store, Tag, Write};
+use happen::store::{
+    Batch, Content, NewRecord, Past, Replaced, SqliteOptions, SqliteStore, Store, Tag, Write,
+};
 use happen::{Error, EventId};
 use happen_core::codec::{
     CauseLink, Outcome, PointKind, StepOutcome, WireChange, WireError, WireEvent, WireFlow, WirePoint,
@@ -137,7 +139,7 @@ pub(crate) fn packed(json: &Json) -> Vec<u8> {
 /// A new revision of a document.
 pub(crate) fn document(key: &str, revision: u64, name: &str, bytes: Option<Vec<u8>>) -> Write {
     let content = bytes.map(|bytes| Content { name: name.into(), version: 1, bytes: bytes.into() });
-    Write { key: key.into(), revision, content, past: Past::Kept }
+    Write { key: key.into(), revision, content, past: Past::Kept, replaced: Replaced::Kept }
 }
 
 fn tags(of: &WireEvent<'_>) -> Vec<Tag> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use happen_core::limits::BATCH_PARTS_MAX;
 use happen_core::store::{
-    Batch, Condition, Content, Key, NewRecord, Past, Position, Prune, Select, Tag, Write,
+    Batch, Condition, Content, Key, NewRecord, Past, Position, Prune, Replaced, Select, Tag, Write,
 };
 use happen_core::{EventId, Result};
 
@@ -234,6 +234,7 @@ fn put_writes(bytes: &mut Vec<u8>, writes: &[Write]) {
         };
         bytes.put_u8(past);
         bytes.put_u32(count);
+        bytes.put_u8(u8::from(write.replaced == Replaced::Forgotten));
         match &write.content {
             None => bytes.put_u8(0),
             Some(content) => {
@@ -254,11 +255,16 @@ fn write(take: &mut Take<'_>) -> Result<Write> {
         (2, count) => Past::Last(count),
         (kind, _) => return Err(unreadable(&format!("a past of kind {kind} is not known"))),
     };
+    let replaced = match take.u8()? {
+        0 => Replaced::Kept,
+        1 => Replaced::Forgotten,
+        kind => return Err(unreadable(&format!("a way {kind} to be replaced is not known"))),
+    };
     let content = match take.u8()? {
         0 => None,
         _ => Some(Content { name: take.text()?.into(), version: take.u32()?, bytes: take.bytes()?.into() }),
     };
-    Ok(Write { key, revision, content, past })
+    Ok(Write { key, revision, content, past, replaced })
 }
 
 const COMMIT: u8 = 0;
@@ -277,7 +283,13 @@ mod tests {
     fn batches() -> Vec<Batch> {
         let id = |byte| EventId::from_bytes([byte; 16]).unwrap();
         let content = Content { name: "counter".into(), version: 3, bytes: [1, 2, 3].into() };
-        let write = |past, content| Write { key: "state/a".into(), revision: 7, content, past };
+        let write = |past, content| Write {
+            key: "state/a".into(),
+            revision: 7,
+            content,
+            past,
+            replaced: if past == Past::Kept { Replaced::Forgotten } else { Replaced::Kept },
+        };
         vec![
             Batch {
                 records: vec![

@@ -12,7 +12,8 @@ use happen_core::env::{BoxFuture, Env};
 use happen_core::limits::{DOCUMENT_BYTES_MAX, PAGE_RECORDS_MAX};
 use happen_core::payload::ErasedPayload;
 use happen_core::store::{
-    Batch, Committed, Condition, Content, Document, Key, List, Past, Read, Select, Store, Tag, Write,
+    Batch, Committed, Condition, Content, Document, Key, List, Past, Read, Replaced, Select, Store, Tag,
+    Write,
 };
 use happen_core::{Answer as Answering, Dynamic, Error, ErrorKind, EventId, EventType, Result, Value};
 use serde_json::Value as Json;
@@ -410,6 +411,7 @@ impl<'h> Hands<'h> {
             revision: written.revision,
             content: Some(content),
             past: self.live.map_or(Past::Kept, |Live { durable, .. }| durable.documents.past()),
+            replaced: Replaced::Kept,
         };
         self.commit(by_hand::changed(&name.node, write)?).await?;
         if let Some(Live { durable, .. }) = self.live {

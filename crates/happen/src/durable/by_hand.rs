@@ -16,7 +16,7 @@ use happen_core::id::IdBlock;
 use happen_core::limits::{DOCUMENT_BYTES_MAX, EVENT_BYTES_MAX, PAGE_RECORDS_MAX, RECORD_BYTES_MAX};
 use happen_core::payload::ErasedPayload;
 use happen_core::store::{
-    Batch, Content, Document, Key, List, NewRecord, Past, Read, Record, Select, Store, Tag, Write,
+    Batch, Content, Document, Key, List, NewRecord, Past, Read, Record, Replaced, Select, Store, Tag, Write,
 };
 use happen_core::{Error, ErrorKind, EventId, Result};
 use serde_json::Value as Json;
@@ -169,6 +169,7 @@ pub(crate) fn tried_now(flow: &Document, now_unix_ms: u64) -> Result<Option<Batc
         revision: flow.revision + 1,
         content: Some(content),
         past: Past::Dropped,
+        replaced: Replaced::Kept,
     };
     Ok(Some(Batch { documents: vec![write], ..Batch::default() }))
 }
@@ -305,7 +306,8 @@ pub(crate) fn kept(env: &Arc<dyn Env>, incoming: &Incoming<'_>) -> Result<(Event
     event.encode_into(&mut frame, EVENT_BYTES_MAX)?;
     let key = format!("{INBOX}{}/{id}", escaped(incoming.node)).into();
     let content = Content { name: "inbox".into(), version: 1, bytes: frame.into() };
-    let write = Write { key, revision: 1, content: Some(content), past: Past::Dropped };
+    let write =
+        Write { key, revision: 1, content: Some(content), past: Past::Dropped, replaced: Replaced::Kept };
     Ok((id, Batch { documents: vec![write], ..Batch::default() }))
 }
 
@@ -323,6 +325,7 @@ pub(super) fn deletion(document: &Document) -> Write {
         revision: document.revision + 1,
         content: None,
         past: Past::Dropped,
+        replaced: Replaced::Kept,
     }
 }
 
@@ -331,7 +334,7 @@ fn begins(key: &Key, revision: u64, letter: &Document, bytes: Arc<[u8]>) -> (Wri
     let content = Some(flow_content(bytes));
     let flow =
         Document { key: Arc::clone(key), revision, content: content.clone(), ..Document::clone(letter) };
-    (Write { key: Arc::clone(key), revision, content, past: Past::Dropped }, flow)
+    (Write { key: Arc::clone(key), revision, content, past: Past::Dropped, replaced: Replaced::Kept }, flow)
 }
 
 fn flow_content(bytes: Arc<[u8]>) -> Content {

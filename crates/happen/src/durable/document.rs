@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use happen_core::env::BoxFuture;
-use happen_core::store::{Bytes, Condition, Content, Document as Stored, Key, Past, Store, Write};
+use happen_core::store::{Bytes, Condition, Content, Document as Stored, Key, Past, Replaced, Store, Write};
 use happen_core::{Error, ErrorKind, Result, State, state};
 use tokio::sync::Notify;
 
@@ -563,7 +563,7 @@ impl<S: State> Holding for Held<'_, S> {
         let revision = latest.revision + 1;
         *self.applied = Some(Arc::new(Version { revision, value }));
         let past = self.document.past;
-        let write = Write { key: Arc::clone(key), revision, content, past };
+        let write = Write { key: Arc::clone(key), revision, content, past, replaced: Replaced::Kept };
         Ok(Applied { write: Some(write), condition: None })
     }
 

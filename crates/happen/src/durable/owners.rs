@@ -19,8 +19,8 @@ use happen_core::env::Env;
 use happen_core::limits::{PAGE_RECORDS_MAX, RECORD_BYTES_MAX, RECORD_TAGS_MAX};
 use happen_core::pattern::is_runtime;
 use happen_core::store::{
-    Batch, Content, Document, Key, List, NewRecord, Past, Position, Read, Record, Select, Store, Tag, Watch,
-    Write,
+    Batch, Content, Document, Key, List, NewRecord, Past, Position, Read, Record, Replaced, Select, Store,
+    Tag, Watch, Write,
 };
 use happen_core::{ErasedEvent, Error, ErrorKind, Pattern, Result, State};
 use serde::{Deserialize, Serialize};
@@ -188,6 +188,7 @@ impl Durable {
             revision: 1,
             content: Some(content.clone()),
             past: Past::Dropped,
+            replaced: Replaced::Kept,
         };
         Inboxes { documents: nodes.iter().map(document).collect(), nodes }
     }
@@ -286,7 +287,13 @@ impl Durable {
         if !owners.is_written() || self.commits.is_fenced() {
             return;
         }
-        let end = Write { key: Arc::clone(&owners.process), revision: 2, content: None, past: Past::Dropped };
+        let end = Write {
+            key: Arc::clone(&owners.process),
+            revision: 2,
+            content: None,
+            past: Past::Dropped,
+            replaced: Replaced::Kept,
+        };
         let batch = Batch { documents: vec![end], ..Batch::default() };
         if let Some(Err(error)) = self.store.commit(vec![batch]).await.pop() {
             tracing::warn!(target: "happen", code = error.code(), "the process could not say that it goes: {error}");
@@ -503,6 +510,7 @@ impl Owners {
                 revision: 1,
                 content,
                 past: Past::Dropped,
+                replaced: Replaced::Kept,
             });
         }
         let mut changes = Vec::new();
@@ -525,7 +533,13 @@ impl Owners {
             let key = named(OWNERS, &node.name);
             let revision = before.map_or(0, |owner| owner.revision) + 1;
             changes.push(WireChange { key: key.to_string().into(), revision });
-            batch.documents.push(Write { key, revision, content: Some(content), past: Past::Dropped });
+            batch.documents.push(Write {
+                key,
+                revision,
+                content: Some(content),
+                past: Past::Dropped,
+                replaced: Replaced::Kept,
+            });
         }
         if !changes.is_empty() {
             let record = WireRecord { changes, ..WireRecord::default() };

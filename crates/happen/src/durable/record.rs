@@ -8,7 +8,7 @@ use happen_core::codec::{
     self, PointKind, StepOutcome, WireChange, WireError, WireFlow, WireRecord, WireReply, WireStep,
 };
 use happen_core::limits::{DOCUMENT_BYTES_MAX, RECORD_BYTES_MAX, RECORD_TAGS_MAX};
-use happen_core::store::{Batch, Bytes, Content, NewRecord, Past, Read, Select, Start, Tag, Write};
+use happen_core::store::{Batch, Bytes, Content, NewRecord, Past, Read, Replaced, Select, Start, Tag, Write};
 use happen_core::{ErasedEvent, Error, ErrorKind, Event, EventType, Result};
 
 use super::accept;
@@ -128,12 +128,14 @@ impl StoredFlow {
         let mut changes = Vec::new();
         let mut consequences = Vec::new();
         let mut refused = None;
+        let table = self.node.table.load();
         for (document, key) in held.iter_mut().zip(&keys) {
             let mut unstamped = Vec::new();
             match document.apply(&mut unstamped) {
                 Ok(Applied { write, condition }) => {
                     batch.conditions.extend(condition);
-                    if let Some(write) = write {
+                    if let Some(mut write) = write {
+                        write.replaced = table.replaced(self.event.envelope().event_type.as_str());
                         changes.push(WireChange { key: key.to_string().into(), revision: write.revision });
                         batch.documents.push(write);
                     }
@@ -503,7 +505,7 @@ impl StoredFlow {
     }
 
     fn write(&self, revision: u64, content: Option<Content>) -> Write {
-        Write { key: Arc::clone(&self.key), revision, content, past: Past::Dropped }
+        Write { key: Arc::clone(&self.key), revision, content, past: Past::Dropped, replaced: Replaced::Kept }
     }
 
     /// The document of a flow that begins.
@@ -551,7 +553,13 @@ impl StoredFlow {
                     let step = next(StepOutcome::Failed(encode_error(self, error)?.into()));
                     let key = self.name().key(DEAD);
                     let content = Some(self.form(DEAD, step)?);
-                    writes.push(Write { key, revision: dead + 1, content, past: Past::Dropped });
+                    writes.push(Write {
+                        key,
+                        revision: dead + 1,
+                        content,
+                        past: Past::Dropped,
+                        replaced: Replaced::Kept,
+                    });
                 }
                 Ok(writes)
             }

@@ -7,7 +7,9 @@ use std::sync::atomic::Ordering;
 use happen_core::codec;
 use happen_core::codec::{StepOutcome, WireParcel, WireRecord, WireReply};
 use happen_core::limits::{PAGE_RECORDS_MAX, RECORD_BYTES_MAX};
-use happen_core::store::{Batch, Content, Document, Key, List, Past, Position, Read, Select, Tag, Write};
+use happen_core::store::{
+    Batch, Content, Document, Key, List, Past, Position, Read, Replaced, Select, Tag, Write,
+};
 use happen_core::{ErasedEvent, Error, ErrorKind, EventId, Result};
 use serde_json::Value as Json;
 
@@ -165,8 +167,13 @@ impl Durable {
                 let mut made = [0; 16];
                 space.env.fill_random(&mut made);
                 let content = Content { name: "identity".into(), version: 1, bytes: made.into() };
-                let write =
-                    Write { key: IDENTITY.into(), revision: 1, content: Some(content), past: Past::Dropped };
+                let write = Write {
+                    key: IDENTITY.into(),
+                    revision: 1,
+                    content: Some(content),
+                    past: Past::Dropped,
+                    replaced: Replaced::Kept,
+                };
                 let batch = Batch { documents: vec![write], ..Batch::default() };
                 match self.commits.commit(batch).await {
                     Ok(_) => made,

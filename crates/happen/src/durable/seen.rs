@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use happen_core::env::BoxFuture;
 use happen_core::hash::digest;
 use happen_core::limits::PAGE_RECORDS_MAX;
-use happen_core::store::{Batch, Key, List, Past, Prune, Read, Select, Write};
+use happen_core::store::{Batch, Key, List, Past, Prune, Read, Replaced, Select, Write};
 use happen_core::{ErasedEvent, Error, ErrorKind, EventId, Result, State};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
@@ -308,7 +308,7 @@ pub(super) async fn sweep(space: &Arc<SpaceInner>, durable: &Arc<Durable>) -> Re
             continue;
         }
         let (key, revision) = (Arc::clone(&document.key), document.revision + 1);
-        writes.push(Write { key, revision, content: None, past: Past::Dropped });
+        writes.push(Write { key, revision, content: None, past: Past::Dropped, replaced: Replaced::Kept });
     }
     for some in writes.chunks(SWEEP_BATCH) {
         let batch = Batch { documents: some.to_vec(), ..Batch::default() };

@@ -6,7 +6,7 @@ use std::fmt;
 use std::ops::RangeFrom;
 use std::sync::Arc;
 
-use happen_core::store::{Bytes, Content, Key, NewRecord, Tag};
+use happen_core::store::{Bytes, Content, Key, NewRecord, Record, Tag};
 use happen_core::{Error, ErrorKind, EventId, Result, content};
 use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -191,6 +191,18 @@ impl Manifest {
 /// begin with `$` belong to the framework.
 pub(super) fn tag() -> Tag {
     Tag::Type("$global".into())
+}
+
+/// Whether a record tells of a change of global state; an error when it should and cannot be read.
+///
+/// # Errors
+///
+/// As [`Told::of_record`].
+pub(crate) fn is_change(record: &Record) -> Result<bool> {
+    if record.tags[..] != [tag()] {
+        return Ok(false);
+    }
+    Told::of_record(&record.bytes).map(|_| true)
 }
 
 /// The key of the document of an entry, or what those of all entries begin with whose names begin so.

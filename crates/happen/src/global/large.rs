@@ -9,7 +9,7 @@ use std::fmt;
 use std::fmt::Write as _;
 
 use happen_core::content::ContentHasher;
-use happen_core::store::{Batch, Condition, Content, Document, Key, List, Past, Store, Write};
+use happen_core::store::{Batch, Condition, Content, Document, Key, List, Past, Replaced, Store, Write};
 use happen_core::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 
@@ -395,7 +395,7 @@ async fn commit(store: &dyn Store, batch: Batch) -> Result<()> {
 }
 
 fn write(key: Key, revision: u64, content: Option<Content>) -> Write {
-    Write { key, revision, content, past: Past::Dropped }
+    Write { key, revision, content, past: Past::Dropped, replaced: Replaced::Kept }
 }
 
 fn revision(document: Option<&Document>) -> u64 {

@@ -29,7 +29,7 @@ use format::{Kept, Made};
 use write::{Place, Wanted};
 
 pub(crate) use commons::Commons;
-pub(crate) use format::Author;
+pub(crate) use format::{Author, is_change};
 pub use keys::Keys;
 pub use large::{LargeValue, LargeWriter};
 pub use watch::{Change, ChangeKind, Watch};

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use happen_core::store::{Batch, Document, Key, Past, Position, Prune, Select, Store, Write};
+use happen_core::store::{Batch, Document, Key, Past, Position, Prune, Replaced, Select, Store, Write};
 use happen_core::{Error, ErrorKind, Result};
 
 use super::Global;
@@ -236,6 +236,12 @@ pub(super) fn batch(place: &Place, revision: u64, change: Made, author: Author) 
         Made::Deleted | Made::Expired => None,
     };
     let told = Told { name: place.name.clone(), revision, change, author };
-    let write = Write { key: Arc::clone(&place.document), revision, content, past: Past::Dropped };
+    let write = Write {
+        key: Arc::clone(&place.document),
+        revision,
+        content,
+        past: Past::Dropped,
+        replaced: Replaced::Kept,
+    };
     Ok(Batch { records: vec![told.to_record()?], documents: vec![write], conditions: Vec::new() })
 }

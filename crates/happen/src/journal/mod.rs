@@ -32,7 +32,7 @@ use crate::tree;
 pub use self::entry::{About, Change, Entry, FlowName, Point, StepEnd, StoredEvent, StoredStep};
 pub use self::find::{Ambiguous, Sought};
 pub use self::flows::{DeadFlow, FlowFilter, FlowUnderWay, Flows, Standing};
-pub use self::past::{At, MadeBy, Reason};
+pub use self::past::{At, MadeBy, Reason, Then};
 pub use self::tail::Tail;
 pub use self::verify::{Misfit, Verification};
 pub use self::when::{Query, Snapshot, Snapshots, When};

@@ -23,6 +23,28 @@ pub enum At {
     Event(EventId),
 }
 
+/// What is kept of a value from a moment: the value as it was then, or, where that revision is not kept, the newest one
+/// from before that is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Then<T> {
+    /// The value.
+    pub value: T,
+    /// Its revision.
+    pub revision: u64,
+    /// How many later revisions had been written by then, none of which is kept; 0 says that the value is exactly as it
+    /// was. Where the log does not have the records any more that tell, as many as there can be.
+    pub missing: u64,
+}
+
+impl<T> Then<T> {
+    /// Whether it was so then. Otherwise it is older.
+    #[must_use]
+    pub const fn is_exact(&self) -> bool {
+        self.missing == 0
+    }
+}
+
 /// Why a document has one of its revisions.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -35,6 +57,8 @@ pub struct Reason {
     pub at_unix_ms: u64,
     /// Whether it deleted the document.
     pub is_deletion: bool,
+    /// How many revisions right before it are not kept: made by events that make no snapshots, or forgotten.
+    pub missing: u64,
     /// What made it.
     pub made_by: MadeBy,
 }
@@ -70,32 +94,146 @@ impl Reason {
 impl Journal {
     /// The document as it was then; `None` when there was none. A revision that deleted it has no content.
     ///
+    /// Never an older one: [`Journal::nearest`] gives that, and says so.
+    ///
     /// # Errors
     ///
-    /// As [`Journal`] says; [`ErrorKind::NotFound`] also when the revision of then is not kept any more.
+    /// As [`Journal`] says; [`ErrorKind::NotFound`] also when the revision of then is not kept, because the event that made
+    /// it makes no snapshots, or not any more.
     ///
     /// # Cost
     ///
-    /// Up to three reads, and for a time a few more that halve the log.
+    /// As [`Journal::nearest`].
     pub async fn at(&self, key: &str, at: At) -> Result<Option<Document>> {
+        exactly(key, self.nearest(key, at).await?)
+    }
+
+    /// What is kept of the document from then: the document as it was, or the newest kept revision from before, with how
+    /// many came after it; `None` when there was none.
+    ///
+    /// # Errors
+    ///
+    /// As [`Journal`] says; [`ErrorKind::NotFound`] also when nothing is kept from before then, and there was something.
+    ///
+    /// # Cost
+    ///
+    /// Up to five reads, and for a time a few more that halve the log. Where revisions are missing, the records of the node
+    /// behind that moment are read up to the next change, [`limits::JOURNAL_LOOKED_AT_MAX`] at most.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use happen::{Context, Event};
+    /// use happen::journal::At;
+    ///
+    /// # #[derive(happen::State, Default, Clone, serde::Serialize, serde::Deserialize)]
+    /// # struct Meter { watts: u64 }
+    /// # fn set(n: &Event<u64>, cx: &Context) -> happen::Result<()> {
+    /// #     let watts = **n;
+    /// #     cx.state::<Meter>().set(move |_| Meter { watts })
+    /// # }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// let space = happen::Space::open(folder.path()).await?;
+    /// let meter = space.node("meter").snapshots(["day.ended"]);
+    /// # meter.on("u64", set);
+    /// space.start().await?;
+    /// meter.state::<Meter>().commit(|_| Meter { watts: 40 }).await?;
+    /// # space.send("meter", 50u64).reply::<()>().await?;
+    /// let noon = space.journal().head().await?;
+    /// # space.send("meter", 60u64).reply::<()>().await?;
+    ///
+    /// // What the events of noon made was not kept.
+    /// let then = space.journal().nearest("state/meter/meter", At::Position(noon)).await?.unwrap();
+    /// assert_eq!((then.revision, then.missing, then.is_exact()), (1, 1, false));
+    /// assert_eq!(space.journal().at("state/meter/meter", At::Position(noon)).await.unwrap_err().code(), "not-found");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn nearest(&self, key: &str, at: At) -> Result<Option<Then<Document>>> {
         let key: Key = key.into();
-        let found = match at {
-            At::Position(position) => self.in_force(&key, Until::At(position), u64::MAX).await?,
-            At::Time(unix_ms) => self.at_time(&key, unix_ms).await?,
-            At::Event(event) => self.after_event(&key, event).await?,
+        let (found, behind) = match at {
+            At::Position(position) => {
+                let found = self.in_force(&key, Until::At(position), u64::MAX).await?;
+                (found, Some(Start::Position(position)))
+            }
+            At::Time(unix_ms) => {
+                let behind = unix_ms.checked_add(1).map(Start::Time);
+                (self.at_time(&key, unix_ms).await?, behind)
+            }
+            At::Event(event) => match self.change_by(&key, event).await? {
+                Made::Revision(revision) => return self.up_to_revision(&key, revision).await.map(Some),
+                Made::Nothing(newest) => {
+                    let found = self.in_force(&key, Until::At(newest), u64::MAX).await?;
+                    (found, Some(Start::Position(newest)))
+                }
+            },
         };
-        if found.is_some() {
-            return Ok(found);
+        let revision = found.as_ref().map_or(0, |found| found.revision);
+        let missing = self.missing_behind(&key, revision, behind).await?;
+        match found {
+            Some(found) => Ok(Some(Then { revision, missing, value: found })),
+            None if missing > 0 => Err(not_kept(&key)),
+            None => Ok(None),
         }
-        let is_known = self.store.documents(vec![Key::clone(&key)]).await?.pop().flatten().is_some();
-        // Revisions are forgotten from the first one on, so the first one tells whether any were.
-        if is_known && self.revision(&key, 1).await?.is_none() {
-            return Err(not_found(format!(
-                "document `{key}` as it was then: that revision is not kept any more; ask for a later time, or keep more \
-                 of its history"
-            )));
+    }
+
+    /// How many revisions after this one had been written before a place of the log, when the next kept one was not.
+    async fn missing_behind(&self, key: &Key, revision: u64, behind: Option<Start>) -> Result<u64> {
+        let current = self.store.documents(vec![Key::clone(key)]).await?.pop().flatten();
+        let Some(current) = current.filter(|current| current.revision > revision) else { return Ok(0) };
+        if current.revision == revision + 1 || self.revision(key, revision + 1).await?.is_some() {
+            return Ok(0);
+        }
+        let next = match behind {
+            Some(start) => self.next_change(key, start).await?,
+            None => None,
+        };
+        let next = match next {
+            // A document that was deleted and forgotten begins to count anew.
+            Some(next) if next > revision && next <= current.revision => next,
+            _ => self.next_kept(key, revision, current.revision).await?,
+        };
+        Ok(next - 1 - revision)
+    }
+
+    /// The revision that the first change of a document makes from a place of the log on.
+    async fn next_change(&self, key: &Key, start: Start) -> Result<Option<u64>> {
+        let mut walk =
+            Walk::new(self.store(), Read::forward(records_about(key)).start(start).at_most(RECORDS_FIRST));
+        let mut looked_at = 0;
+        while let Some(records) = walk.next().await? {
+            for record in &records {
+                if let Some(revision) = revision_of(record, key)? {
+                    return Ok(Some(revision));
+                }
+                looked_at += 1;
+                if looked_at >= limits::JOURNAL_LOOKED_AT_MAX {
+                    return Ok(None);
+                }
+            }
         }
         Ok(None)
+    }
+
+    /// The oldest revision that is kept after this one, up to one that is. Each turn halves what is left.
+    async fn next_kept(&self, key: &Key, revision: u64, kept: u64) -> Result<u64> {
+        let (mut low, mut high) = (revision, kept);
+        while high - low > 1 {
+            let middle = low + (high - low) / 2;
+            match self.kept_up_to(key, middle).await?.map_or(0, |found| found.revision) {
+                found if found > revision => high = found,
+                _ => low = middle,
+            }
+        }
+        Ok(high)
+    }
+
+    /// What is kept from when a document had this revision.
+    async fn up_to_revision(&self, key: &Key, revision: u64) -> Result<Then<Document>> {
+        let found = self.kept_up_to(key, revision).await?.ok_or_else(|| not_kept(key))?;
+        Ok(Then { revision: found.revision, missing: revision - found.revision, value: found })
     }
 
     /// The state of a node as it was then; `None` when it had none.
@@ -110,7 +248,7 @@ impl Journal {
     /// # use std::sync::Arc;
     /// # use happen::env::RealEnv;
     /// use happen::journal::{At, Journal};
-    /// # use happen::store::{Batch, Content, MemoryStore, Past, Store, Write};
+    /// # use happen::store::{Batch, Content, MemoryStore, Past, Replaced, Store, Write};
     ///
     /// #[derive(happen::State, Default, Clone, serde::Serialize, serde::Deserialize)]
     /// struct Count { total: u64 }
@@ -120,7 +258,8 @@ impl Journal {
     /// # let store: Arc<dyn Store> = Arc::new(MemoryStore::new(Arc::new(RealEnv::new())));
     /// # let bytes = happen_core::state::encode(&Count { total: 3 })?.into();
     /// # let content = Content { name: "count".into(), version: 1, bytes };
-    /// # let write = Write { key: "state/shop/count".into(), revision: 1, content: Some(content), past: Past::Kept };
+    /// # let key = "state/shop/count".into();
+    /// # let write = Write { key, revision: 1, content: Some(content), past: Past::Kept, replaced: Replaced::Kept };
     /// # store.commit(vec![Batch { documents: vec![write], ..Batch::default() }]).await.remove(0)?;
     /// let journal = Journal::new(store);
     /// let count: Count = journal.state_at("shop", At::Time(u64::MAX)).await?.unwrap_or_default();
@@ -142,6 +281,24 @@ impl Journal {
         self.decoded_at(&entity_key::<S>(node, key), at).await
     }
 
+    /// What is kept of the state of a node from then, as [`Journal::nearest`] gives it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Journal::nearest`]; [`ErrorKind::Undecodable`] when it was written in another shape.
+    pub async fn nearest_state<S: State>(&self, node: &str, at: At) -> Result<Option<Then<S>>> {
+        decoded(self.nearest(&state_key::<S>(node), at).await?)
+    }
+
+    /// What is kept of an entity of a node from then, as [`Journal::nearest`] gives it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Journal::nearest_state`].
+    pub async fn nearest_entity<S: State>(&self, node: &str, key: &str, at: At) -> Result<Option<Then<S>>> {
+        decoded(self.nearest(&entity_key::<S>(node, key), at).await?)
+    }
+
     /// Which steps and events made a document what it is: its revisions, the newest first, each with what wrote it.
     ///
     /// A page has at most [`limits::JOURNAL_ROWS_MAX`] of them; [`Until::Before`] the last one's revision goes on, and
@@ -153,7 +310,7 @@ impl Journal {
     ///
     /// # Cost
     ///
-    /// A read for the page, and one for each revision.
+    /// Two reads for the page, and one for each revision.
     pub async fn why_document(&self, key: &str, until: Until) -> Result<Vec<Reason>> {
         let key: Key = key.into();
         let documents_max = limits::JOURNAL_ROWS_MAX;
@@ -165,12 +322,21 @@ impl Journal {
             )));
         }
         let mut reasons = Vec::with_capacity(revisions.len());
+        let mut older =
+            revisions.iter().skip(1).map(|document| document.revision).collect::<Vec<_>>().into_iter();
         for document in revisions {
+            let before = document.revision.saturating_sub(1);
+            let older = match older.next() {
+                Some(older) => older,
+                // The last of the page.
+                None => self.kept_up_to(&key, before).await?.map_or(0, |older| older.revision),
+            };
             reasons.push(Reason {
                 revision: document.revision,
                 position: document.position,
                 at_unix_ms: document.at_unix_ms,
                 is_deletion: document.content.is_none(),
+                missing: before.saturating_sub(older),
                 made_by: self.writer_of(&document).await?,
             });
         }
@@ -179,10 +345,8 @@ impl Journal {
 
     /// What the record says that was committed with this revision.
     async fn writer_of(&self, document: &Document) -> Result<MadeBy> {
-        let node = Name::of(&document.key).map(|name| name.node.into_owned());
-        let select = node.map_or(Select::All, |node| Select::tag(Tag::Node(node.into())));
         // The step's record is mostly the last one of its node in the commit.
-        let read = Read::backward(select).start(up_to(document.position)).at_most(8);
+        let read = Read::backward(records_about(&document.key)).start(up_to(document.position)).at_most(8);
         let mut walk = Walk::new(self.store(), read);
         while let Some(records) = walk.next().await? {
             for record in &records {
@@ -201,10 +365,15 @@ impl Journal {
 
     /// One revision of a document, while it is kept.
     pub(super) async fn revision(&self, key: &Key, revision: u64) -> Result<Option<Document>> {
+        let found = self.kept_up_to(key, revision).await?;
+        Ok(found.filter(|document| document.revision == revision))
+    }
+
+    /// The newest revision up to this one that is kept.
+    async fn kept_up_to(&self, key: &Key, revision: u64) -> Result<Option<Document>> {
         let until = Until::Before(revision.saturating_add(1));
         let history = History { key: Key::clone(key), until, documents_max: 1 };
-        let found = self.store.history(history).await?.pop();
-        Ok(found.filter(|document| document.revision == revision))
+        Ok(self.store.history(history).await?.pop())
     }
 
     async fn at_time(&self, key: &Key, unix_ms: u64) -> Result<Option<Document>> {
@@ -236,22 +405,20 @@ impl Journal {
         }
     }
 
-    async fn after_event(&self, key: &Key, event: EventId) -> Result<Option<Document>> {
+    /// What an event made of a document.
+    async fn change_by(&self, key: &Key, event: EventId) -> Result<Made> {
         let read = Read::backward(Select::tag(Tag::Event(event))).at_most(8);
         let mut walk = Walk::new(self.store(), read);
         let mut newest = None;
         while let Some(records) = walk.next().await? {
             for record in &records {
                 newest.get_or_insert(record.position);
-                let wire = entry::wire(record)?;
-                let changes = wire.step.as_ref().map_or(&wire.changes, |step| &step.changes);
-                if let Some(change) = changes.iter().find(|change| *change.key == **key) {
-                    return self.revision(key, change.revision).await;
+                if let Some(revision) = revision_of(record, key)? {
+                    return Ok(Made::Revision(revision));
                 }
             }
         }
-        let newest = newest.ok_or_else(|| no_event(event))?;
-        self.in_force(key, Until::At(newest), u64::MAX).await
+        newest.map(Made::Nothing).ok_or_else(|| no_event(event))
     }
 
     async fn decoded_at<S: State>(&self, key: &str, at: At) -> Result<Option<S>> {
@@ -260,6 +427,54 @@ impl Journal {
             None => Ok(None),
         }
     }
+}
+
+/// What the handling of an event made of a document.
+enum Made {
+    /// This revision, the last one that it made.
+    Revision(u64),
+    /// Nothing, up to this position, which is the last that tells of the event.
+    Nothing(Position),
+}
+
+fn exactly(key: &str, then: Option<Then<Document>>) -> Result<Option<Document>> {
+    match then {
+        Some(Then { revision, missing, .. }) if missing > 0 => Err(not_found(format!(
+            "document `{key}` as it was then: that revision is not kept, the newest before that is, is {revision}, and up \
+             to {missing} came after it until then; `Journal::nearest` gives it"
+        ))),
+        then => Ok(then.map(|then| then.value)),
+    }
+}
+
+fn not_kept(key: &str) -> Error {
+    not_found(format!(
+        "document `{key}` as it was then: that revision is not kept, nor one before; ask for a later time, or keep more of \
+         its history"
+    ))
+}
+
+fn decoded<S: State>(then: Option<Then<Document>>) -> Result<Option<Then<S>>> {
+    let Some(Then { value, revision, missing }) = then else { return Ok(None) };
+    match decode_document(&value)? {
+        Some(value) => Ok(Some(Then { value, revision, missing })),
+        // A deletion leaves no state to show; but an older one does not say that there was none then.
+        None if missing > 0 => Err(not_kept(&value.key)),
+        None => Ok(None),
+    }
+}
+
+/// The records that may tell of a change of this document.
+fn records_about(key: &str) -> Select {
+    let node = Name::of(key).map(|name| name.node.into_owned());
+    node.map_or(Select::All, |node| Select::tag(Tag::Node(node.into())))
+}
+
+/// The revision of a document that a record tells of.
+fn revision_of(record: &Record, key: &str) -> Result<Option<u64>> {
+    let wire = entry::wire(record)?;
+    let changes = wire.step.as_ref().map_or(&wire.changes, |step| &step.changes);
+    Ok(changes.iter().find(|change| *change.key == *key).map(|change| change.revision))
 }
 
 /// What wrote this revision, when this record tells.
@@ -301,3 +516,6 @@ pub(super) fn decode_document<S: State>(document: &Document) -> Result<Option<S>
     let decoded = happen_core::state::decode_document(content.version, &content.bytes);
     decoded.map(Some).map_err(|error| error.context(format!("document `{}`", document.key)))
 }
+
+/// Records of the first page that is read for the next change: most come soon.
+const RECORDS_FIRST: usize = 32;

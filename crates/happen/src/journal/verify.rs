@@ -13,6 +13,7 @@ use happen_core::{Error, ErrorKind, EventId, Result};
 use super::entry;
 use super::walk::Walk;
 use super::{Journal, limits};
+use crate::global;
 use crate::retention::Anchor;
 
 /// What a verification counted, and the first record that does not fit.
@@ -32,7 +33,8 @@ pub struct Verification {
     pub edge: u64,
     /// Steps whose event was pruned.
     pub forgotten: u64,
-    /// Records that are about no event and no node: somebody else wrote them, and what they say was not checked.
+    /// Records that are about no event and no node: changes of global state, which can be read, and what somebody else wrote,
+    /// which was not checked.
     pub others: u64,
     /// Things that do not fit.
     pub misfits: u64,
@@ -217,7 +219,15 @@ impl Check<'_> {
             self.found.others += 1;
             return Ok(());
         }
-        let wire = match entry::wire(record) {
+        let wire = match global::is_change(record) {
+            Ok(true) => {
+                self.found.others += 1;
+                return Ok(());
+            }
+            Ok(false) => entry::wire(record),
+            Err(error) => Err(error),
+        };
+        let wire = match wire {
             Ok(wire) => wire,
             Err(error) => {
                 self.misfit(record.position, event, told(&error));

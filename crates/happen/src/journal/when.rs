@@ -68,7 +68,7 @@ pub struct Snapshots<T> {
     pub snapshots: Vec<Snapshot<T>>,
     /// Where to go on with [`Query::after`]; `None` when all was looked through.
     pub next: Option<Position>,
-    /// Revisions that were selected and are not kept any more.
+    /// Revisions that were selected and are not kept: made by events that make no snapshots, or forgotten.
     pub forgotten: u64,
 }
 

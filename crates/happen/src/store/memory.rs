@@ -9,7 +9,7 @@ use happen_core::env::{BoxFuture, Env};
 use happen_core::limits::{PAGE_BYTES_MAX, PAGE_RECORDS_MAX};
 use happen_core::store::{
     Batch, Committed, Condition, Document, History, Key, List, Order, Page, Past, Position, Prune, Pruned,
-    Read, Record, Select, Start, Store, Tag, Until, Watch, Write,
+    Read, Record, Replaced, Select, Start, Store, Tag, Until, Watch, Write,
 };
 use happen_core::{Error, ErrorKind, Result};
 use tokio::sync::Notify;
@@ -64,8 +64,16 @@ struct Log {
     records: Vec<Record>,
     /// The positions of each tag's records, ascending.
     by_tag: HashMap<Tag, Vec<u64>>,
-    /// The revisions of each document, the newest last; never without one.
-    documents: BTreeMap<Key, VecDeque<Document>>,
+    documents: BTreeMap<Key, Revisions>,
+}
+
+/// What is kept of a document.
+#[derive(Default)]
+struct Revisions {
+    /// The newest last; never without one.
+    kept: VecDeque<Document>,
+    /// What becomes of the newest once it is replaced.
+    replaced: Replaced,
 }
 
 struct MemoryWatch {
@@ -232,22 +240,25 @@ impl Log {
     }
 
     fn write(&mut self, writes: Vec<Write>, position: Position) {
-        for Write { key, revision, content, past } in writes {
-            let revisions = self.documents.entry(Arc::clone(&key)).or_default();
-            match past {
-                Past::Kept => {}
-                Past::Dropped => revisions.clear(),
-                Past::Last(count) => {
-                    revisions.retain(|older| older.revision.saturating_add(u64::from(count)) >= revision);
-                }
+        for Write { key, revision, content, past, replaced } in writes {
+            let Revisions { kept, replaced: now } = self.documents.entry(Arc::clone(&key)).or_default();
+            if *now == Replaced::Forgotten {
+                kept.pop_back();
             }
+            let stay = match past {
+                Past::Kept => kept.len(),
+                Past::Dropped => 0,
+                Past::Last(count) => usize::try_from(count).unwrap_or(usize::MAX),
+            };
+            kept.drain(..kept.len().saturating_sub(stay));
             let at_unix_ms = self.at_unix_ms;
-            revisions.push_back(Document { key, revision, position, at_unix_ms, content });
+            kept.push_back(Document { key, revision, position, at_unix_ms, content });
+            *now = replaced;
         }
     }
 
     fn document(&self, key: &str) -> Option<&Document> {
-        self.documents.get(key)?.back()
+        self.documents.get(key)?.kept.back()
     }
 
     fn read(&self, read: &Read) -> Page {
@@ -330,13 +341,13 @@ impl Log {
         };
         let found = self.documents.range::<str, _>((start, Bound::Unbounded));
         let found = found.take_while(|(key, _)| key.starts_with(&*list.prefix));
-        let current = found.filter_map(|(_, revisions)| revisions.back());
+        let current = found.filter_map(|(_, revisions)| revisions.kept.back());
         page(current.filter(|document| document.content.is_some()), list.documents_max)
     }
 
     fn history(&self, history: &History) -> Vec<Document> {
         let Some(revisions) = self.documents.get(&history.key) else { return Vec::new() };
-        let selected = revisions.iter().rev().filter(|document| match history.until {
+        let selected = revisions.kept.iter().rev().filter(|document| match history.until {
             Until::Now => true,
             Until::At(position) => document.position <= position,
             Until::Before(revision) => document.revision < revision,
@@ -370,7 +381,7 @@ impl Log {
         }
         let mut pruned = Pruned { records: gone.len() as u64, revisions: 0 };
         for prefix in &histories {
-            self.documents.retain(|key, revisions| {
+            self.documents.retain(|key, Revisions { kept: revisions, .. }| {
                 if !key.starts_with(&**prefix) {
                     return true;
                 }

@@ -8,7 +8,7 @@ mod sqlite;
 
 pub use happen_core::store::{
     Batch, Bytes, Committed, Condition, Content, Document, History, Key, List, NewRecord, Order, Page, Past,
-    Position, Prune, Pruned, Read, Record, Select, Start, Store, Tag, Until, Watch, Write,
+    Position, Prune, Pruned, Read, Record, Replaced, Select, Start, Store, Tag, Until, Watch, Write,
 };
 
 pub(crate) use live::SpaceStore;

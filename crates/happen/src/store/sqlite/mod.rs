@@ -5,6 +5,7 @@ mod fault;
 mod schema;
 mod log_file;
 mod rows;
+mod packing;
 mod horizon;
 mod query;
 mod writer;

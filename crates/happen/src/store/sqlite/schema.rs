@@ -1,6 +1,7 @@
 //! The tables of the embedded store: their text, how a connection to them is set up, and how a new database comes to
 //! be. Owns the version of the format; does not know who reads or writes. `docs/format.md` has the same for people.
 
+use std::borrow::Cow;
 use std::fs::{self, File};
 use std::path::Path;
 use std::time::Duration;
@@ -15,7 +16,14 @@ use super::rows;
 pub(super) const APPLICATION_ID: i64 = 0x4841_5050;
 
 /// The version of the tables, which the header of the file keeps as `user_version`.
-pub(super) const FORMAT_VERSION: i64 = 1;
+pub(super) const FORMAT_VERSION: i64 = 2;
+
+/// The first version, which is carried over when it is opened to be written, and read as it is.
+const FORMAT_FIRST: i64 = 1;
+
+/// What came with the second version: the last columns of these tables.
+const COLUMNS_SECOND: [(&str, &str); 2] =
+    [("documents", "replaced INTEGER"), ("revisions", "packing INTEGER")];
 
 /// The database in the folder of a store. SQLite keeps two more files beside it while it is open.
 pub(super) const DATABASE: &str = "happen.db";
@@ -78,7 +86,8 @@ CREATE TABLE documents (
     checksum INTEGER NOT NULL,
     name INTEGER,
     version INTEGER,
-    content BLOB
+    content BLOB,
+    replaced INTEGER
 ) STRICT;
 CREATE TABLE revisions (
     id INTEGER PRIMARY KEY,
@@ -90,6 +99,7 @@ CREATE TABLE revisions (
     name INTEGER,
     version INTEGER,
     content BLOB,
+    packing INTEGER,
     UNIQUE (document, revision)
 ) STRICT;
 CREATE TABLE prunes (
@@ -201,7 +211,7 @@ fn flags(mode: OpenFlags, create: bool) -> OpenFlags {
 
 /// The connection that writes; there is one. One that does not sync leaves it to the system when its writes reach the disk.
 pub(super) fn writer(folder: &Path, pages_max: Option<u64>, synced: bool) -> Result<Connection> {
-    let connection = connect(folder, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let (connection, version) = connect(folder, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     let what = || format!("open the store in {}", folder.display());
     let mode: String =
         connection.query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0)).during(what)?;
@@ -220,18 +230,33 @@ pub(super) fn writer(folder: &Path, pages_max: Option<u64>, synced: bool) -> Res
         let set = format!("PRAGMA max_page_count = {pages}");
         connection.query_row(&set, [], |row| row.get::<_, i64>(0)).during(what)?;
     }
+    if version == FORMAT_FIRST {
+        carry_over(folder, &connection)?;
+    }
     Ok(connection)
+}
+
+/// Makes a store of the first version one of this version: whole or not at all, and without touching a row.
+fn carry_over(folder: &Path, connection: &Connection) -> Result<()> {
+    let what = || format!("carry the store in {} over to format {FORMAT_VERSION}", folder.display());
+    let add = |(table, column)| format!("ALTER TABLE {table} ADD COLUMN {column}; ");
+    let columns: String = COLUMNS_SECOND.map(add).concat();
+    connection
+        .execute_batch(&format!("BEGIN IMMEDIATE; {columns} PRAGMA user_version = {FORMAT_VERSION}; COMMIT"))
+        .during(what)?;
+    check_tables(folder, connection, FORMAT_VERSION)
 }
 
 /// A connection that reads.
 pub(super) fn reader(folder: &Path) -> Result<Connection> {
-    let connection = connect(folder, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    let (connection, _) = connect(folder, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
     let set = format!("PRAGMA cache_size = -{READER_CACHE_KIB};");
     connection.execute_batch(&set).during(|| format!("open the store in {}", folder.display()))?;
     Ok(connection)
 }
 
-fn connect(folder: &Path, mode: OpenFlags) -> Result<Connection> {
+/// A connection, and the version of what it is connected to.
+fn connect(folder: &Path, mode: OpenFlags) -> Result<(Connection, i64)> {
     let database = folder.join(DATABASE);
     check_file(folder, &database)?;
     let what = || format!("open the store in {}", folder.display());
@@ -250,8 +275,8 @@ fn connect(folder: &Path, mode: OpenFlags) -> Result<Connection> {
     connection.set_prepared_statement_cache_capacity(STATEMENTS_MAX);
     // Costs little, and finds cells of pages that cannot be.
     connection.execute_batch("PRAGMA cell_size_check = 1").during(what)?;
-    check_version(folder, &connection)?;
-    Ok(connection)
+    let version = check_version(folder, &connection)?;
+    Ok((connection, version))
 }
 
 /// A path as a URI has it.
@@ -274,7 +299,19 @@ fn check_file(folder: &Path, database: &Path) -> Result<()> {
     }
 }
 
-fn check_version(folder: &Path, connection: &Connection) -> Result<()> {
+/// The version of what a connection sees now: another process may carry it over while this one reads.
+pub(super) fn version(connection: &Connection) -> Result<i64> {
+    let what = || "read the version of the store".to_owned();
+    let mut version = connection.prepare_cached("PRAGMA user_version").during(what)?;
+    version.query_row([], |row| row.get(0)).during(what)
+}
+
+/// Whether the tables that a connection sees now can have packed revisions.
+pub(super) fn has_packing(connection: &Connection) -> Result<bool> {
+    Ok(version(connection)? > FORMAT_FIRST)
+}
+
+fn check_version(folder: &Path, connection: &Connection) -> Result<i64> {
     let what = || format!("read the version of the store in {}", folder.display());
     let number = |pragma| connection.query_row(pragma, [], |row| row.get::<_, i64>(0)).during(what);
     let (application, version) = (number("PRAGMA application_id")?, number("PRAGMA user_version")?);
@@ -282,7 +319,7 @@ fn check_version(folder: &Path, connection: &Connection) -> Result<()> {
         return Err(fault::not_a_store(&folder.join(DATABASE)));
     }
     match version {
-        FORMAT_VERSION => check_tables(folder, connection),
+        FORMAT_FIRST..=FORMAT_VERSION => check_tables(folder, connection, version).map(|()| version),
         found if found > FORMAT_VERSION => {
             let source = StoreFault::NewerFormat { found, known: FORMAT_VERSION };
             let what = format!(
@@ -300,7 +337,7 @@ fn check_version(folder: &Path, connection: &Connection) -> Result<()> {
 }
 
 /// Checks that the tables are those that were made: SQLite keeps their text, and what it says is how it reads them.
-fn check_tables(folder: &Path, connection: &Connection) -> Result<()> {
+fn check_tables(folder: &Path, connection: &Connection, version: i64) -> Result<()> {
     let what = || format!("read what tables the store in {} has", folder.display());
     // In any order, because a copy has them in another one.
     let mut select =
@@ -310,20 +347,35 @@ fn check_tables(folder: &Path, connection: &Connection) -> Result<()> {
     while let Some(row) = rows.next().during(what)? {
         found.push((row.get(0).during(what)?, row.get(1).during(what)?));
     }
-    let expected = TABLES.split(";\n").map(str::trim).filter(|table| !table.is_empty());
+    let tables = tables(version);
+    let expected = tables.split(";\n").map(str::trim).filter(|table| !table.is_empty());
     let expected: Vec<_> = expected.collect();
     let is_there = |table: &&str| {
         let name = table.split_whitespace().nth(2);
-        found.iter().any(|(named, text)| text == table && name == Some(&**named))
+        found.iter().any(|(named, text)| is_same_sql(text, table) && name == Some(&**named))
     };
     if found.len() == expected.len() && expected.iter().all(is_there) {
         return Ok(());
     }
     Err(fault::damaged(format!(
-        "the store in {}: its tables are not those of format {FORMAT_VERSION}; keep a copy of the folder and restore a \
-         backup",
+        "the store in {}: its tables are not those of format {version}; keep a copy of the folder and restore a backup",
         folder.display()
     )))
+}
+
+/// Whether two statements are the same but for white space: SQLite adds a column to the text of its table in its own way.
+fn is_same_sql(one: &str, other: &str) -> bool {
+    one.split_ascii_whitespace().flat_map(str::bytes).eq(other.split_ascii_whitespace().flat_map(str::bytes))
+}
+
+/// The tables of a version.
+fn tables(version: i64) -> Cow<'static, str> {
+    if version > FORMAT_FIRST {
+        return TABLES.into();
+    }
+    let without =
+        |tables: String, (_, column): &(&str, &str)| tables.replace(&format!(",\n    {column}"), "");
+    COLUMNS_SECOND.iter().fold(TABLES.to_owned(), without).into()
 }
 
 pub(super) const PUT_LOG: &str =

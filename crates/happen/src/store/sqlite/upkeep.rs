@@ -236,7 +236,7 @@ impl Queries {
             let head = queries.head()?;
             let page_bytes = number(queries, "PRAGMA page_size")?;
             Ok(StoreInfo {
-                format: schema::FORMAT_VERSION as u32,
+                format: schema::version(&queries.connection)? as u32,
                 records: number(queries, "SELECT count(*) FROM records")?,
                 documents: number(queries, "SELECT count(*) FROM documents")?,
                 revisions: number(queries, "SELECT count(*) FROM revisions")?,

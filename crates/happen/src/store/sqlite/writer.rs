@@ -9,15 +9,17 @@ use std::time::Duration;
 
 use happen_core::env::Env;
 use happen_core::store::{
-    Batch, Committed, Condition, Content, Document, NewRecord, Order, Past, Position, Prune, Pruned, Tag,
-    Write,
+    Batch, Committed, Condition, Content, Document, NewRecord, Order, Past, Position, Prune, Pruned,
+    Replaced, Tag, Write,
 };
 use happen_core::{Error, ErrorKind, Result};
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, OptionalExtension as _};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::fault::{self, Fault};
 use super::horizon::{Horizon, Pruning};
+use super::packing::{self, Packed};
 use super::prune::{Slice, Sweep};
 use super::query::{Head, Queries, Range, number, position, run};
 use super::rows::{self, Columns};
@@ -89,8 +91,25 @@ struct Found {
     revision: u64,
     /// Whether it was deleted and the deletion is forgotten.
     forgotten: bool,
-    /// Whether it may have past revisions. Most have none, and then nothing needs to be looked for to drop them.
-    has_past: bool,
+    position: i64,
+    past: Kept,
+    /// Bytes of its content.
+    bytes: u64,
+    /// What becomes of it when it is replaced.
+    replaced: Replaced,
+}
+
+/// What is kept of a document's past. Most have none, and then nothing needs to be looked for to drop it; and of most
+/// that have one, the numbers tell how many revisions there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Kept {
+    #[default]
+    Nothing,
+    /// All revisions back from the current one, up to the oldest that is kept.
+    All,
+    /// Some of them. They are counted when they may be too many, and how many there may be is kept, because to count a
+    /// hundred takes as long as the rest of the write; a pruning makes them fewer without saying so.
+    Some { at_most: u32 },
 }
 
 /// Why a transaction was given up: the store failed, and not what was asked.
@@ -329,7 +348,14 @@ impl Writer {
                 id: row.get(0)?,
                 revision: row.get::<_, i64>(1)? as u64,
                 forgotten: deleted && self.horizon.hides_deletion(key, position),
-                has_past: row.get(4)?,
+                position,
+                past: Kept::from_number(row.get(4)?),
+                bytes: row.get::<_, i64>(6)? as u64,
+                replaced: if row.get::<_, Option<i64>>(5)?.is_some() {
+                    Replaced::Forgotten
+                } else {
+                    Replaced::Kept
+                },
             })
         });
         let found = row.optional().during(what)?;
@@ -417,42 +443,96 @@ impl Writer {
             }
         };
         let connection = &self.queries.connection;
-        let mut has_past = false;
-        if let Some(Found { id, forgotten, has_past: had, .. }) = found {
-            if !matches!(write.past, Past::Dropped | Past::Last(0)) && !forgotten {
-                let what = || "keep the past of a document".to_owned();
-                connection.prepare_cached(KEEP_PAST).during(what)?.execute([id]).during(what)?;
-                has_past = true;
-                if let Past::Last(count) = write.past
-                    && let Some(oldest) = write.revision.checked_sub(u64::from(count)).filter(|_| had)
-                {
-                    let what = || "forget the oldest past of a document".to_owned();
-                    let mut drop_older = connection.prepare_cached(DROP_OLDER).during(what)?;
-                    drop_older.execute(rusqlite::params![id, oldest as i64]).during(what)?;
-                }
-            } else if had {
-                // Also what is forgotten and still there, which would be taken for the past of the new one.
-                let what = || "forget the past of a document".to_owned();
-                connection.prepare_cached(DROP_PAST).during(what)?.execute([id]).during(what)?;
-            }
-        }
+        let past = found.map_or(Ok(Kept::Nothing), |found| self.keep_past(write, found))?.number();
         let (revision, at) = (write.revision as i64, self.head.at_unix_ms as i64);
+        let replaced = (write.replaced == Replaced::Forgotten).then_some(1);
         match found {
             Some(Found { id, .. }) => {
                 let mut update = connection.prepare_cached(UPDATE_DOCUMENT).during(what)?;
-                let row =
-                    rusqlite::params![id, has_past, revision, place, at, checksum, name, version, bytes];
+                let row = rusqlite::params![
+                    id, past, revision, place, at, checksum, name, version, bytes, replaced
+                ];
                 update.execute(row).during(what)?;
             }
             None => {
                 let mut insert = connection.prepare_cached(INSERT_DOCUMENT).during(what)?;
                 let key = &*write.key;
-                let row =
-                    rusqlite::params![key, has_past, revision, place, at, checksum, name, version, bytes];
+                let row = rusqlite::params![
+                    key, past, revision, place, at, checksum, name, version, bytes, replaced
+                ];
                 insert.execute(row).during(what)?;
             }
         }
         Ok(())
+    }
+
+    /// Moves what is replaced to the past, as far as it is to be kept; gives what there is of the past then.
+    fn keep_past(&self, write: &Write, found: Found) -> Result<Kept> {
+        let connection = &self.queries.connection;
+        let id = found.id;
+        let passes = found.replaced == Replaced::Forgotten;
+        // What a pruning under way has forgotten must not come back when the revision goes by which that is known.
+        let hidden = passes && self.horizon.hides_before(&write.key, found.position);
+        if matches!(write.past, Past::Dropped | Past::Last(0)) || found.forgotten || hidden {
+            if found.past != Kept::Nothing {
+                // Also what is forgotten and still there, which would be taken for the past of the new one.
+                let what = || "forget the past of a document".to_owned();
+                connection.prepare_cached(DROP_PAST).during(what)?.execute([id]).during(what)?;
+            }
+            return Ok(Kept::Nothing);
+        }
+        let past = match (found.past, passes) {
+            (Kept::Nothing, true) => return Ok(Kept::Nothing),
+            (Kept::All, true) => Kept::Some { at_most: u32::MAX },
+            (Kept::Nothing | Kept::All, false) => Kept::All,
+            (Kept::Some { at_most }, true) => Kept::Some { at_most },
+            (Kept::Some { at_most }, false) => Kept::Some { at_most: at_most.saturating_add(1) },
+        };
+        if !passes {
+            let what = || "keep the past of a document".to_owned();
+            match self.packed(write, found)? {
+                Some(Packed { packing, bytes }) => {
+                    let mut keep = connection.prepare_cached(KEEP_PAST_PACKED).during(what)?;
+                    keep.execute(rusqlite::params![id, bytes, packing]).during(what)?;
+                }
+                None => {
+                    connection.prepare_cached(KEEP_PAST).during(what)?.execute([id]).during(what)?;
+                }
+            }
+        }
+        let Past::Last(count) = write.past else { return Ok(past) };
+        let what = || "forget the oldest past of a document".to_owned();
+        match past {
+            Kept::All if found.past == Kept::All => {
+                if let Some(oldest) = write.revision.checked_sub(u64::from(count)) {
+                    let mut drop_older = connection.prepare_cached(DROP_OLDER).during(what)?;
+                    drop_older.execute([id, oldest as i64]).during(what)?;
+                }
+                Ok(past)
+            }
+            Kept::Some { at_most } if at_most > count => {
+                let mut drop_beyond = connection.prepare_cached(DROP_BEYOND).during(what)?;
+                drop_beyond.execute([id, i64::from(count)]).during(what)?;
+                Ok(Kept::Some { at_most: count })
+            }
+            past => Ok(past),
+        }
+    }
+
+    /// The content that is replaced, made smaller; `None` when it moves as it is.
+    fn packed(&self, write: &Write, found: Found) -> Result<Option<Packed>> {
+        if !packing::is_worth_it(found.bytes) {
+            return Ok(None);
+        }
+        // What is written now becomes the dictionary, if it stays as long as what is packed with it.
+        let next = write.content.as_ref().filter(|_| write.replaced == Replaced::Kept);
+        let next = next.map(|content| &content.bytes[..]);
+        let what = || format!("read document `{}`", write.key);
+        let mut select = self.queries.connection.prepare_cached(CONTENT).during(what)?;
+        let mut rows = select.query([found.id]).during(what)?;
+        let Some(row) = rows.next().during(what)? else { return Ok(None) };
+        let ValueRef::Blob(content) = row.get_ref(0).during(what)? else { return Ok(None) };
+        Ok(packing::pack(found.revision, content, next))
     }
 
     /// Makes a pruning true for everybody; what it forgets is deleted later.
@@ -528,6 +608,25 @@ impl Writer {
     }
 }
 
+impl Kept {
+    /// As the column `past` has it.
+    fn from_number(number: i64) -> Self {
+        match number {
+            0 => Self::Nothing,
+            1 => Self::All,
+            more => Self::Some { at_most: u32::try_from(more.saturating_sub(2)).unwrap_or(u32::MAX) },
+        }
+    }
+
+    fn number(self) -> i64 {
+        match self {
+            Self::Nothing => 0,
+            Self::All => 1,
+            Self::Some { at_most } => i64::from(at_most) + 2,
+        }
+    }
+}
+
 impl Patience {
     fn new() -> Self {
         let alone = thread::available_parallelism().is_ok_and(|processors| processors.get() == 1);
@@ -599,21 +698,28 @@ pub(super) fn closed(batches: usize) -> Vec<Result<Committed>> {
     (0..batches).map(|_| Err(fault::closed())).collect()
 }
 
-pub(super) const REVISION: &str =
-    "SELECT id, revision, position, content IS NULL, past FROM documents WHERE key = ?1";
+pub(super) const REVISION: &str = "SELECT id, revision, position, content IS NULL, past, replaced, \
+    ifnull(length(content), 0) FROM documents WHERE key = ?1";
 pub(super) const INSERT_RECORD: &str = "INSERT INTO records (position, at_unix_ms, checksum, event, cause, \
     correlation, node, type, sender, tags, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
 const INSERT_TAG: &str = "INSERT INTO tags (kind, value, position) VALUES (?1, ?2, ?3)";
 const INSERT_NAME: &str = "INSERT INTO names (name) VALUES (?1)";
 const INSERT_DOCUMENT: &str = "INSERT INTO documents (key, past, revision, position, at_unix_ms, checksum, \
-    name, version, content) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)";
+    name, version, content, replaced) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)";
 const UPDATE_DOCUMENT: &str = "UPDATE documents SET past = ?2, revision = ?3, position = ?4, at_unix_ms = ?5, \
-    checksum = ?6, name = ?7, version = ?8, content = ?9 WHERE id = ?1";
+    checksum = ?6, name = ?7, version = ?8, content = ?9, replaced = ?10 WHERE id = ?1";
 const KEEP_PAST: &str = "INSERT INTO revisions (document, revision, position, at_unix_ms, checksum, name, \
     version, content) SELECT id, revision, position, at_unix_ms, checksum, name, version, content \
     FROM documents WHERE id = ?1";
+const KEEP_PAST_PACKED: &str = "INSERT INTO revisions (document, revision, position, at_unix_ms, checksum, name, \
+    version, content, packing) SELECT id, revision, position, at_unix_ms, checksum, name, version, ?2, ?3 \
+    FROM documents WHERE id = ?1";
+const CONTENT: &str = "SELECT content FROM documents WHERE id = ?1";
 const DROP_PAST: &str = "DELETE FROM revisions WHERE document = ?1";
 const DROP_OLDER: &str = "DELETE FROM revisions WHERE document = ?1 AND revision < ?2";
+/// Where numbers are missing the revisions are counted: an index of some hundred entries is looked at, and no content.
+pub(super) const DROP_BEYOND: &str = "DELETE FROM revisions WHERE document = ?1 AND revision <= (SELECT revision \
+    FROM revisions WHERE document = ?1 ORDER BY revision DESC LIMIT 1 OFFSET ?2)";
 
 #[cfg(test)]
 mod tests {
