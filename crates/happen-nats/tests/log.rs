@@ -360,30 +360,35 @@ async fn a_log_that_was_cut_off_is_told_and_not_taken_for_the_whole() {
 async fn a_server_or_a_stream_that_cannot_keep_the_promise_is_told() {
     let server = NatsServer::start();
     let context = async_nats::jetstream::new(client(&server.url()).await);
-    let name = format!("happen_{SPACE}");
-    let usual = || stream::Config {
-        name: name.clone(),
-        subjects: vec![format!("happen.{SPACE}.log")],
+    let usual = |space: &str| stream::Config {
+        name: format!("happen_{space}"),
+        subjects: vec![format!("happen.{space}.log")],
         discard: stream::DiscardPolicy::New,
         ..stream::Config::default()
     };
+    let opened = async |space: &str| {
+        let options = NatsStoreOptions::new(space, env());
+        NatsStore::open(client(&server.url()).await, options).await.map(drop)
+    };
     let cases = [
-        (stream::Config { subjects: vec!["other".into()], ..usual() }, "other subjects"),
-        (stream::Config { storage: stream::StorageType::Memory, ..usual() }, "in memory"),
-        (stream::Config { retention: stream::RetentionPolicy::WorkQueue, ..usual() }, "once they are read"),
-        (stream::Config { max_age: Duration::from_secs(60), ..usual() }, "by age"),
-        (stream::Config { discard: stream::DiscardPolicy::Old, ..usual() }, "by age or number"),
-        (stream::Config { no_ack: true, ..usual() }, "acknowledges nothing"),
+        (stream::Config { subjects: vec!["other".into()], ..usual("a") }, "other subjects"),
+        (stream::Config { storage: stream::StorageType::Memory, ..usual("b") }, "in memory"),
+        (
+            stream::Config { retention: stream::RetentionPolicy::WorkQueue, ..usual("c") },
+            "once they are read",
+        ),
+        (stream::Config { max_age: Duration::from_secs(60), ..usual("d") }, "by age"),
+        (stream::Config { discard: stream::DiscardPolicy::Old, ..usual("e") }, "by age or number"),
+        (stream::Config { no_ack: true, ..usual("f") }, "acknowledges nothing"),
     ];
-    for (config, why) in cases {
+    for (space, (config, why)) in ["a", "b", "c", "d", "e", "f"].into_iter().zip(cases) {
         context.create_stream(config).await.unwrap();
-        let error = NatsStore::open(client(&server.url()).await, options()).await.unwrap_err();
+        let error = opened(space).await.unwrap_err();
         assert!(matches!(error.kind(), ErrorKind::Misuse { .. }), "{error}");
         assert!(error.to_string().contains(why), "{error}");
-        context.delete_stream(&name).await.unwrap();
     }
-    context.create_stream(usual()).await.unwrap();
-    open(&server.url()).await.close().await;
+    context.create_stream(usual("g")).await.unwrap();
+    opened("g").await.unwrap();
 }
 
 #[tokio::test]

@@ -1,0 +1,234 @@
+//! Real processes on one log over NATS, killed at any moment, and servers as well: each order is charged once and heard of
+//! once by everybody who should.
+#![cfg(unix)]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "processes are real, and so are the moments at which they are killed"
+)]
+
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use happen::env::RealEnv;
+use happen::{Config, Context, Error, Event, Space, Step, done, next, secs};
+use happen_core::env::Env;
+use happen_nats::{NatsStore, NatsStoreOptions};
+use happen_testing::{NatsCluster, NatsServer};
+use serde::{Deserialize, Serialize};
+
+#[derive(happen::Event, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[event("order.create")]
+struct Create {
+    id: u64,
+}
+
+#[derive(happen::Event, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[event("charge")]
+struct Charge {
+    order: u64,
+}
+
+#[derive(happen::Event, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[event("paid")]
+struct Paid {
+    order: u64,
+}
+
+#[derive(happen::Event, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[event("order.placed")]
+struct Placed {
+    id: u64,
+}
+
+/// What a node has done, once for each order.
+#[derive(happen::State, Default, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[state("done", version = 1)]
+struct Done {
+    orders: Vec<u64>,
+}
+
+fn with(id: u64) -> impl Fn(Done) -> Done + Send + Sync + 'static {
+    move |mut done| {
+        done.orders.push(id);
+        done
+    }
+}
+
+async fn take(order: Event<Create>, cx: Context) -> happen::Result<Step> {
+    cx.state::<Done>().set(with(order.id))?;
+    next(charge)
+}
+
+async fn charge(order: Event<Create>, cx: Context) -> happen::Result<Step> {
+    cx.send("bank", Charge { order: order.id }).reply::<Paid>().await?;
+    cx.send("notes", Placed { id: order.id }).await?;
+    cx.broadcast(Placed { id: order.id })?;
+    done(Paid { order: order.id })
+}
+
+async fn space(url: &str) -> Space {
+    let env: Arc<dyn Env> = Arc::new(RealEnv::new());
+    let client = async_nats::connect(url.split(',').collect::<Vec<_>>()).await.unwrap();
+    // Nobody asks again here, however long the servers take to agree on who leads.
+    let options = NatsStoreOptions::new("shop", Arc::clone(&env)).commit_wait(secs(120));
+    let store = NatsStore::open(client, options).await.unwrap();
+    Space::with_store(Config::default(), env, Arc::new(store)).unwrap()
+}
+
+fn build(space: &Space, role: &str) {
+    match role {
+        "shop" => drop(space.node("orders").on("order.create", take).step(charge)),
+        "bank" => drop(space.node("bank").on("charge", |charge: &Event<Charge>, cx: &Context| {
+            cx.state::<Done>().set(with(charge.order))?;
+            Ok::<_, Error>(Paid { order: charge.order })
+        })),
+        _ => {
+            let note = |placed: &Event<Placed>, cx: &Context| cx.state::<Done>().set(with(placed.id));
+            drop(space.node("notes").on("order.placed", note));
+            drop(space.node("mails").on("order.*", note));
+        }
+    }
+}
+
+struct Process(Child);
+
+impl Process {
+    fn start(role: &str, url: &str) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.env(ROLE, role).env(URL, url);
+        command.args(["--exact", "a_process_that_another_test_kills", "--nocapture", "--test-threads=1"]);
+        Self(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+/// Does nothing in the ordinary test: it is what the others start.
+#[test]
+fn a_process_that_another_test_kills() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    let url = std::env::var(URL).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let space = space(&url).await;
+        build(&space, &role);
+        space.start().await.unwrap();
+        std::future::pending::<()>().await;
+    });
+}
+
+/// What the log says that a node has done.
+async fn done_by(space: &Space, node: &str) -> Vec<u64> {
+    let key = format!("state/{node}/done");
+    let Some(document) = space.store().document(&key).await.unwrap() else { return Vec::new() };
+    let content = document.content.unwrap();
+    let done: Done = happen_core::state::decode_document(content.version, &content.bytes).unwrap();
+    done.orders
+}
+
+fn sorted(mut orders: Vec<u64>) -> Vec<u64> {
+    orders.sort_unstable();
+    orders
+}
+
+/// Starts those again that ended by themselves, because there was no server when they began.
+fn look_after(processes: &mut [Process], url: &str) {
+    for (process, role) in processes.iter_mut().zip(ROLES) {
+        if process.0.try_wait().unwrap().is_some() {
+            *process = Process::start(role, url);
+        }
+    }
+}
+
+/// Sends orders while whatever runs is killed, one thing after the other, and checks what became of them.
+async fn survive(url: &str, mut kill: impl FnMut(u64)) {
+    let env: Arc<dyn Env> = Arc::new(RealEnv::new());
+    let mut processes: Vec<_> = ROLES.iter().map(|role| Process::start(role, url)).collect();
+    let asking = space(url).await;
+    asking.start().await.unwrap();
+    until(&env, async || asking.send("orders", Create { id: 0 }).await.is_ok()).await;
+    for id in 1..ORDERS {
+        // Stored for a node that may be dead at this moment.
+        asking.send("orders", Create { id }).await.unwrap();
+        if id % 10 == 0 {
+            let victim = (env.random_u64() % ROLES.len() as u64) as usize;
+            let replaced = Process::start(ROLES[victim], url);
+            drop(std::mem::replace(&mut processes[victim], replaced));
+            kill(id);
+        }
+        look_after(&mut processes, url);
+        env.sleep(Duration::from_millis(10)).await;
+    }
+    let all: Vec<u64> = (0..ORDERS).collect();
+    let twice: Vec<u64> = all.iter().flat_map(|id| [*id, *id]).collect();
+    until(&env, || async {
+        done_by(&asking, "mails").await.len() >= all.len()
+            && done_by(&asking, "notes").await.len() >= twice.len()
+    })
+    .await;
+    // Whoever would do something twice has the time to.
+    env.sleep(secs(1)).await;
+    for node in ["orders", "bank", "mails"] {
+        assert_eq!(sorted(done_by(&asking, node).await), all, "{node}");
+    }
+    assert_eq!(sorted(done_by(&asking, "notes").await), twice, "sent to it once, and heard by it once");
+    let verified = asking.journal().verify().await.unwrap();
+    assert!(verified.is_whole(), "{verified:?}");
+    asking.stop().await.unwrap();
+}
+
+async fn until(env: &Arc<dyn Env>, mut holds: impl AsyncFnMut() -> bool) {
+    for _ in 0..1_200 {
+        if holds().await {
+            return;
+        }
+        env.sleep(Duration::from_millis(50)).await;
+    }
+    panic!("this takes longer than a minute");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_that_are_killed_lose_nothing_and_do_nothing_twice() {
+    let server = NatsServer::start();
+    survive(&server.url(), |_| {}).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_and_the_server_that_are_killed_lose_nothing_and_do_nothing_twice() {
+    let mut server = NatsServer::start();
+    let url = server.url();
+    survive(&url, |id| {
+        if id % 20 == 0 {
+            server.restart();
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_and_servers_of_a_cluster_that_are_killed_lose_nothing_and_do_nothing_twice() {
+    let mut cluster = NatsCluster::start(3);
+    let url = cluster.url();
+    survive(&url, |id| {
+        if id % 30 == 0 {
+            let server = (id / 30) as usize % 3;
+            cluster.servers[server].restart();
+        }
+    })
+    .await;
+}
+
+const ROLES: [&str; 3] = ["shop", "bank", "office"];
+
+/// Orders of a run.
+const ORDERS: u64 = 100;
+
+const ROLE: &str = "HAPPEN_TEST_ROLE";
+const URL: &str = "HAPPEN_TEST_URL";
