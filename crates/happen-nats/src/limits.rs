@@ -86,3 +86,9 @@ pub const SERVER_WINDOW_MS: u64 = 1_000;
 
 /// How long to wait before a server is asked again that could not open the log, in milliseconds.
 pub const OPEN_AGAIN_MS: u64 = 50;
+
+/// After how many bytes of messages a copy of the log is kept at the server: 64 MiB, which are read again in some seconds.
+pub const COPY_AFTER_BYTES: u64 = 64 << 20;
+
+/// How many bytes may say to which message a copy goes and who wrote until then: 64 MiB, for entries that are half written.
+pub const SNAPSHOT_HEADER_BYTES_MAX: usize = 64 << 20;

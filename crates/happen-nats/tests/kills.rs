@@ -2,10 +2,6 @@
 //! once by everybody who should.
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-#![expect(
-    clippy::disallowed_methods,
-    reason = "processes are real, and so are the moments at which they are killed"
-)]
 
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;

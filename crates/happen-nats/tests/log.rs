@@ -466,3 +466,103 @@ async fn a_store_that_is_closed_says_so() {
     let error = store.read(Read::forward(Select::All)).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Closed { .. }), "{error}");
 }
+
+/// Writes a kilobyte so many times, by turns, and gives the texts.
+async fn write_much(stores: &[&NatsStore], count: usize) -> Vec<String> {
+    let mut written = Vec::new();
+    for number in 0..count {
+        let text = format!("{number:01000}");
+        assert!(stores[number % stores.len()].commit(vec![one("a", &text)]).await.remove(0).is_ok());
+        written.push(text);
+    }
+    written
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_is_kept_and_the_log_before_it_is_let_go() {
+    let server = NatsServer::start();
+    let often = || options().copy_after(20_000);
+    let opened = async || NatsStore::open(client(&server.url()).await, often()).await.unwrap();
+    let (here, there) = (opened().await, opened().await);
+    let mut written = write_much(&[&here, &there], 150).await;
+    let context = async_nats::jetstream::new(client(&server.url()).await);
+    let stream = context.get_stream(format!("happen_{SPACE}")).await.unwrap();
+    let env = env();
+    for _ in 0..1_000 {
+        if stream.get_info().await.unwrap().state.first_sequence > 1 {
+            break;
+        }
+        env.sleep(Duration::from_millis(5)).await;
+    }
+    let state = stream.get_info().await.unwrap().state;
+    assert!(state.first_sequence > 40, "{state:?}");
+    assert!(state.messages < 110, "{state:?}");
+    // Whoever comes now has everything, writes on, and is at the same places as those that were there all the time.
+    let new = opened().await;
+    assert_eq!(texts(&all(&new).await), written);
+    written.extend(write_much(&[&new, &here], 100).await);
+    let records = has(&there, written.len()).await;
+    assert_eq!(texts(&records), written);
+    for store in [&here, &new, &opened().await] {
+        assert_eq!(has(store, written.len()).await, records);
+        assert_eq!(store.refused(), 0);
+    }
+    // What a writer sent before its copy was kept is known to be there also behind it.
+    let newest = stream.get_info().await.unwrap().state.last_sequence;
+    let last = stream.get_raw_message(newest).await.unwrap().payload;
+    context.publish(format!("happen.{SPACE}.log"), last).await.unwrap().await.unwrap();
+    assert!(new.commit(vec![one("a", "behind")]).await.remove(0).is_ok());
+    assert_eq!(texts(&all(&opened().await).await).len(), written.len() + 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn copies_are_kept_while_many_open_and_write() {
+    let server = NatsServer::start();
+    let often = || options().copy_after(10_000);
+    let opened = async || NatsStore::open(client(&server.url()).await, often()).await.unwrap();
+    let stores = [opened().await, opened().await];
+    let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
+    let writing =
+        stores.iter().enumerate().map(|(index, store)| write_on(store, index as u64, &stop, &written));
+    let opening = async {
+        for _ in 0..15 {
+            let since = written.load(Ordering::SeqCst);
+            until(&written, since + 20).await;
+            let new = opened().await;
+            let known = all(&new).await.len() as u64;
+            assert!(known >= since + 20, "{known} records are known, and {since} were there before");
+        }
+        stop.store(true, Ordering::SeqCst);
+    };
+    let (acknowledged, ()) = tokio::join!(futures_util::future::join_all(writing), opening);
+    let count = acknowledged.iter().map(Vec::len).sum();
+    let records = has(&stores[0], count).await;
+    assert_eq!(all(&opened().await).await, records);
+}
+
+#[tokio::test]
+async fn a_copy_that_is_none_is_told() {
+    let server = NatsServer::start();
+    let context = async_nats::jetstream::new(client(&server.url()).await);
+    let config = async_nats::jetstream::object_store::Config {
+        bucket: format!("happen_{SPACE}"),
+        ..Default::default()
+    };
+    let objects = context.create_object_store(config).await.unwrap();
+    // Of another version, with a header that has no end, and with one that claims more than there is.
+    let header = |bytes: &[u8]| [&(bytes.len() as u32).to_le_bytes()[..], bytes].concat();
+    let rest = [0; 8 + 8 + 16 + 8 + 4];
+    for (bytes, code) in [
+        (header(&[&[9][..], &rest].concat()), "misuse"),
+        (header(&[1, 2, 3]), "damaged"),
+        (u32::MAX.to_le_bytes().to_vec(), "damaged"),
+        (vec![1], "io"),
+        ([header(&[&[1][..], &rest].concat()), b"no database".to_vec()].concat(), "misuse"),
+    ] {
+        objects.put("copy", &mut &bytes[..]).await.unwrap();
+        let error = NatsStore::open(client(&server.url()).await, options()).await.unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+    }
+    objects.delete("copy").await.unwrap();
+    open(&server.url()).await.close().await;
+}

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,6 +14,7 @@ use happen_core::{Error, ErrorKind, Result};
 use tokio::sync::watch;
 
 use super::entry::{Digest, Standing};
+use super::snapshot::{Header, Snapshots};
 use crate::limits;
 
 /// What this process has of a log.
@@ -37,22 +39,40 @@ struct Standings {
 }
 
 impl Copy {
-    pub(crate) async fn new(env: Arc<dyn Env>) -> Result<Self> {
-        let made = tempfile::Builder::new().prefix("happen-").tempdir();
-        let folder = made.map_err(|error| {
-            Error::new(ErrorKind::Io { what: "make a temporary folder for a copy of the log".into() })
-                .with_source(error)
-        })?;
+    /// A copy in a folder of its own: that which was kept last, or an empty one.
+    ///
+    /// # Errors
+    ///
+    /// When the folder cannot be made, and as [`Snapshots::load`].
+    pub(crate) async fn new(env: Arc<dyn Env>, snapshots: &Snapshots) -> Result<(Self, Header)> {
+        let folder = temporary()?;
+        let header = snapshots.load(&folder.path().join(DATABASE)).await?.unwrap_or_default();
         let store = SqliteStore::open(folder.path(), SqliteOptions::new(env).unsynced()).await?;
-        Ok(Self {
+        let copy = Self {
             store,
-            reached: watch::Sender::new(0),
-            standings: Mutex::default(),
+            reached: watch::Sender::new(header.sequence),
+            standings: Mutex::new(Standings {
+                last: header.standing,
+                kept: VecDeque::from([header.standing]),
+            }),
             failure: Mutex::default(),
             failed: watch::Sender::new(false),
             refused: AtomicU64::new(0),
             _folder: folder,
-        })
+        };
+        Ok((copy, header))
+    }
+
+    /// Writes the copy as it is into a new folder. Nothing may be taken meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// As [`SqliteStore::backup`].
+    pub(crate) async fn write(&self) -> Result<(tempfile::TempDir, PathBuf)> {
+        let folder = temporary()?;
+        self.store.backup(folder.path()).await?;
+        let file = folder.path().join(DATABASE);
+        Ok((folder, file))
     }
 
     /// Notes what came of an entry.
@@ -170,6 +190,16 @@ fn check_meant(error: &Error) -> Result<()> {
         _ => Err(error.duplicate()),
     }
 }
+
+fn temporary() -> Result<tempfile::TempDir> {
+    tempfile::Builder::new().prefix("happen-").tempdir().map_err(|error| {
+        let what = "make a temporary folder for a copy of the log".to_owned();
+        Error::new(ErrorKind::Io { what }).with_source(error)
+    })
+}
+
+/// The file of a store in a folder.
+const DATABASE: &str = "happen.db";
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -19,6 +19,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use super::copy::{Copy, check_pruned, outcome_of};
 use super::entry::{Entry, Standing};
 use super::message::{Arrived, Message, WriterId, Writers};
+use super::snapshot::{Header, Snapshots};
 use crate::limits;
 
 /// What the log did with what this process wrote.
@@ -47,6 +48,11 @@ pub(crate) struct Follower {
     pub(crate) writers: Writers,
     /// The last message that was read.
     pub(crate) sequence: u64,
+    pub(crate) snapshots: Snapshots,
+    /// A copy is due after so many bytes.
+    pub(crate) copy_after: u64,
+    /// Whether the copy is to be kept once everything that was read is taken.
+    pub(crate) keeps_copy: bool,
 }
 
 /// A message on its way into the copy.
@@ -125,6 +131,10 @@ impl Follower {
         let mut messages = self.messages().await.map_err(Again::Failed)?;
         let mut taking: VecDeque<Taking> = VecDeque::new();
         let end = loop {
+            if self.keeps_copy && taking.is_empty() {
+                self.keeps_copy = false;
+                self.keep_copy().await;
+            }
             tokio::select! {
                 biased;
                 (sequence, taken) = next_taken(&mut taking) => {
@@ -132,7 +142,7 @@ impl Follower {
                         return Ok(End::Failed(error));
                     }
                 }
-                message = messages.next(), if taking.len() < limits::LOG_AHEAD_MAX => {
+                message = messages.next(), if taking.len() < limits::LOG_AHEAD_MAX && !self.keeps_copy => {
                     let message = match message {
                         Some(Ok(message)) => message,
                         Some(Err(error)) => break Err(Again::Failed(error.to_string())),
@@ -164,6 +174,26 @@ impl Follower {
         }
         let first = self.stream.info().await.map(|info| info.state.first_sequence);
         first.is_ok_and(|first| first > self.sequence + 1) || in_vain >= limits::READ_AGAIN_MAX
+    }
+
+    /// Writes the copy as it is now, and keeps it beside.
+    async fn keep_copy(&self) {
+        let header =
+            Header { standing: self.copy.standing(), sequence: self.sequence, writers: self.writers.clone() };
+        let (folder, file) = match self.copy.write().await {
+            Ok(written) => written,
+            Err(error) => {
+                tracing::warn!(target: "happen", code = error.code(), "no copy of the log was written: {error}");
+                return;
+            }
+        };
+        let (snapshots, stream) = (self.snapshots.clone(), self.stream.clone());
+        self.env.spawn(Box::pin(async move {
+            if let Err(error) = snapshots.save(&header, &file, &stream).await {
+                tracing::warn!(target: "happen", code = error.code(), "no copy of the log was kept: {error}");
+            }
+            drop(folder);
+        }));
     }
 
     async fn messages(&self) -> Result<Messages, String> {
@@ -234,6 +264,8 @@ impl Follower {
             }
         };
         let own = (message.writer == self.own).then_some(message.number);
+        // Whoever writes the message at which a copy is due keeps it.
+        self.keeps_copy |= self.writers.is_copy_due(bytes.len(), self.copy_after) && own.is_some();
         let whole = match self.writers.take(&message, at_unix_ms) {
             Ok(Arrived::Whole(whole)) => whole,
             Ok(Arrived::Part | Arrived::Again) => return Ok(None),

@@ -64,10 +64,14 @@ impl<'b> Message<'b> {
 }
 
 /// Who has written what so far: every copy of the log has the same.
-#[derive(Debug, Default)]
-pub(crate) struct Writers(HashMap<WriterId, Writer>);
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Writers {
+    known: HashMap<WriterId, Writer>,
+    /// The bytes of all messages since the last one that a copy was due at.
+    bytes: u64,
+}
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Writer {
     number: u64,
     at_unix_ms: u64,
@@ -95,7 +99,7 @@ impl Writers {
     ///
     /// When an entry has too many bytes; it has no effect then.
     pub(crate) fn take(&mut self, message: &Message<'_>, at_unix_ms: u64) -> Result<Arrived> {
-        let writer = self.0.entry(message.writer).or_default();
+        let writer = self.known.entry(message.writer).or_default();
         if message.number <= writer.number {
             return Ok(Arrived::Again);
         }
@@ -115,9 +119,44 @@ impl Writers {
         if message.more { Ok(Arrived::Part) } else { Ok(Arrived::Whole(std::mem::take(&mut writer.parts))) }
     }
 
+    /// Counts the bytes of a message. True when there are so many that a copy is due: at the same messages everywhere.
+    pub(crate) fn is_copy_due(&mut self, bytes: usize, copy_after: u64) -> bool {
+        self.bytes += bytes as u64;
+        let due = self.bytes >= copy_after;
+        if due {
+            self.bytes = 0;
+        }
+        due
+    }
+
     /// Forgets who wrote nothing for long. Called at the same messages by everybody.
     pub(crate) fn forget_before(&mut self, unix_ms: u64) {
-        self.0.retain(|_, writer| writer.at_unix_ms >= unix_ms);
+        self.known.retain(|_, writer| writer.at_unix_ms >= unix_ms);
+    }
+}
+
+impl Writers {
+    pub(crate) fn put(&self, bytes: &mut Vec<u8>) {
+        bytes.put_u64(self.bytes);
+        bytes.put_count(self.known.len());
+        for (id, writer) in &self.known {
+            bytes.extend(id);
+            bytes.put_u64(writer.number);
+            bytes.put_u64(writer.at_unix_ms);
+            bytes.put_bytes(&writer.parts);
+        }
+    }
+
+    /// # Errors
+    ///
+    /// When the bytes are none that were put.
+    pub(crate) fn taken(take: &mut Take<'_>) -> Result<Self> {
+        let bytes = take.u64()?;
+        let writers = take.list(|take| {
+            let (id, number, at_unix_ms) = (take.array()?, take.u64()?, take.u64()?);
+            Ok((id, Writer { number, at_unix_ms, parts: take.bytes()?.to_vec() }))
+        })?;
+        Ok(Self { known: writers.into_iter().collect(), bytes })
     }
 }
 
@@ -217,10 +256,13 @@ mod tests {
     }
 
     #[test]
-    fn who_wrote_nothing_for_long_is_forgotten() {
+    fn writers_are_kept_with_a_copy_and_forgotten_in_time() {
         let mut writers = Writers::default();
         writers.take(&message(ADA, 1, false, b""), 10).unwrap();
         writers.take(&message(BOB, 1, true, b"x"), 20).unwrap();
+        let mut bytes = Vec::new();
+        writers.put(&mut bytes);
+        let mut writers = Writers::taken(&mut Take::new(&bytes)).unwrap();
         writers.forget_before(20);
         assert_eq!(writers.take(&message(BOB, 2, false, b"y"), 30).unwrap(), Arrived::Whole(b"xy".to_vec()));
         assert_eq!(writers.take(&message(ADA, 2, false, b""), 30).unwrap(), Arrived::Early);

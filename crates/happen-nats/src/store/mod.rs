@@ -9,6 +9,7 @@ mod copy;
 mod entry;
 mod follower;
 mod message;
+mod snapshot;
 mod stream;
 mod writer;
 
@@ -27,7 +28,8 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use self::copy::Copy;
 use self::entry::BatchBytes;
 use self::follower::Follower;
-use self::message::{WriterId, Writers};
+use self::message::WriterId;
+use self::snapshot::{Header, Snapshots};
 use self::writer::{Call, Sending, Writer, closed};
 use crate::limits;
 
@@ -39,13 +41,21 @@ pub struct NatsStoreOptions {
     space: String,
     replicas: Option<usize>,
     commit_wait: Duration,
+    copy_after: u64,
 }
 
 impl NatsStoreOptions {
     /// The log of the space with this name, with tasks and waits from this environment.
     #[must_use]
     pub fn new(space: impl Into<String>, env: Arc<dyn Env>) -> Self {
-        Self { env, prefix: PREFIX.into(), space: space.into(), replicas: None, commit_wait: COMMIT_WAIT }
+        Self {
+            env,
+            prefix: PREFIX.into(),
+            space: space.into(),
+            replicas: None,
+            commit_wait: COMMIT_WAIT,
+            copy_after: limits::COPY_AFTER_BYTES,
+        }
     }
 
     /// The same with another beginning of all subjects and streams than `happen`.
@@ -59,6 +69,13 @@ impl NatsStoreOptions {
     #[must_use]
     pub fn replicas(self, replicas: usize) -> Self {
         Self { replicas: Some(replicas), ..self }
+    }
+
+    /// The same with a copy that is kept whenever so many bytes were written to the log, instead of
+    /// [`limits::COPY_AFTER_BYTES`]. Every process on a log has to say the same.
+    #[must_use]
+    pub fn copy_after(self, bytes: u64) -> Self {
+        Self { copy_after: bytes, ..self }
     }
 
     /// The same with commits that wait so long for their answer, instead of [`limits::COMMIT_WAIT_MS`].
@@ -123,7 +140,8 @@ impl NatsStore {
     ///
     /// # Cost
     ///
-    /// Reads the log once: some hundred thousand records in a few seconds.
+    /// Fetches the copy that was kept last, and reads what was written since: at most some
+    /// [`limits::COPY_AFTER_BYTES`] bytes.
     pub async fn open(client: async_nats::Client, options: NatsStoreOptions) -> Result<Self> {
         let env = Arc::clone(&options.env);
         let context = ContextBuilder::new()
@@ -140,7 +158,10 @@ impl NatsStore {
                 return Err(Error::new(ErrorKind::Io { what }));
             }
         };
-        let copy = Arc::new(Copy::new(Arc::clone(&env)).await?);
+        let replicas = stream.cached_info().config.num_replicas;
+        let snapshots = Snapshots::new(context.clone(), &options, replicas);
+        let (copy, Header { sequence, writers, .. }) = Copy::new(Arc::clone(&env), &snapshots).await?;
+        let copy = Arc::new(copy);
         let mut own: WriterId = Default::default();
         env.fill_random(&mut own);
         let (calls, waiting) = mpsc::channel(limits::LOG_CALLS_MAX);
@@ -158,8 +179,11 @@ impl NatsStore {
             news: tell,
             anew: Arc::clone(&anew),
             closed,
-            writers: Writers::default(),
-            sequence: 0,
+            writers,
+            sequence,
+            snapshots,
+            copy_after: options.copy_after.max(1),
+            keeps_copy: false,
         };
         env.spawn(Box::pin(follower.run()));
         let writer = Writer {

@@ -1,0 +1,220 @@
+//! Copies of a log as it was at one message, kept in the object store of the server, so that whoever opens the log need not
+//! read all of it and what lies before can be let go. Owns how such a copy is kept and found; does not know what is in it.
+
+use std::collections::HashMap;
+use std::io::Cursor;
+use std::path::Path;
+
+use async_nats::jetstream::Context;
+use async_nats::jetstream::object_store::{Config, InfoErrorKind, ObjectMetadata, ObjectStore};
+use async_nats::jetstream::stream::{StorageType, Stream};
+use happen_core::{Error, ErrorKind, Result};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::NatsStoreOptions;
+use super::entry::Standing;
+use super::message::Writers;
+use super::writer::told;
+use crate::bytes::{Put, Take, unreadable};
+use crate::limits;
+use crate::names::token;
+
+/// Where the copies of one log are kept. There is one at a time.
+#[derive(Clone)]
+pub(crate) struct Snapshots {
+    context: Context,
+    bucket: String,
+    replicas: usize,
+}
+
+/// What belongs to a copy beside the database.
+#[derive(Debug, Default)]
+pub(crate) struct Header {
+    /// How the copy stands: behind the message with this sequence.
+    pub(crate) standing: Standing,
+    /// The last message that it has taken, which may be one without effect behind the last entry.
+    pub(crate) sequence: u64,
+    pub(crate) writers: Writers,
+}
+
+impl Header {
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        bytes.put_u8(VERSION);
+        bytes.put_u64(self.sequence);
+        bytes.put_u64(self.standing.sequence);
+        bytes.extend(self.standing.digest);
+        self.writers.put(&mut bytes);
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut take = Take::new(bytes);
+        let version = take.u8()?;
+        if version != VERSION {
+            return Err(Error::misuse(format!(
+                "a later version of Happen keeps the copy of this log (format {version}, known is {VERSION}); update this \
+                 program"
+            )));
+        }
+        let sequence = take.u64()?;
+        let standing = Standing { sequence: take.u64()?, digest: take.array()? };
+        let writers = Writers::taken(&mut take)?;
+        take.end()?;
+        Ok(Self { standing, sequence, writers })
+    }
+}
+
+impl Snapshots {
+    pub(crate) fn new(context: Context, options: &NatsStoreOptions, replicas: usize) -> Self {
+        Self { context, bucket: bucket(options), replicas }
+    }
+
+    /// Writes the newest copy into a file. None when there is none.
+    ///
+    /// # Errors
+    ///
+    /// - [`ErrorKind::Misuse`]: a later version made it.
+    /// - [`ErrorKind::Damaged`]: it is not what was put there.
+    /// - [`ErrorKind::Io`]: the server does not give it, or the file cannot be written.
+    pub(crate) async fn load(&self, file: &Path) -> Result<Option<Header>> {
+        let Ok(objects) = self.context.get_object_store(&self.bucket).await else { return Ok(None) };
+        match objects.info(COPY).await {
+            Ok(info) if !info.deleted => {}
+            Ok(_) => return Ok(None),
+            Err(error) if error.kind() == InfoErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed("find the copy", &error)),
+        }
+        let mut object = objects.get(COPY).await.map_err(|error| failed("get the copy", &error))?;
+        let len = object.read_u32_le().await.map_err(|error| failed("read the copy", &error))? as usize;
+        if len > limits::SNAPSHOT_HEADER_BYTES_MAX {
+            return Err(unreadable("the copy of the log says too much of itself"));
+        }
+        let mut header = vec![0; len];
+        object.read_exact(&mut header).await.map_err(|error| failed("read the copy", &error))?;
+        let header = Header::decode(&header)?;
+        let written = async {
+            let mut to = tokio::fs::File::create(file).await?;
+            // The end of an object is told once its digest was found right.
+            tokio::io::copy(&mut object, &mut to).await?;
+            to.flush().await
+        };
+        written.await.map_err(|error| failed("read the copy", &error))?;
+        Ok(Some(header))
+    }
+
+    /// Keeps the copy in a file in place of the one before, and lets go what the stream has of the time before that one.
+    /// False when another process has kept a later one.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`].
+    pub(crate) async fn save(&self, header: &Header, file: &Path, stream: &Stream) -> Result<bool> {
+        let objects = self.objects().await?;
+        let before = match objects.info(COPY).await {
+            Ok(info) => info.metadata.get(SEQUENCE).and_then(|text| text.parse::<u64>().ok()),
+            Err(error) if error.kind() == InfoErrorKind::NotFound => None,
+            Err(error) => return Err(failed("find the copy before", &error)),
+        };
+        if before.is_some_and(|before| before >= header.sequence) {
+            return Ok(false);
+        }
+        let said = header.encode();
+        let mut first = Vec::new();
+        first.put_bytes(&said);
+        let database = tokio::fs::File::open(file).await.map_err(|error| failed("read the copy", &error))?;
+        let mut data = Cursor::new(first).chain(database);
+        let meta = ObjectMetadata {
+            name: COPY.to_owned(),
+            description: None,
+            chunk_size: None,
+            metadata: HashMap::from([(SEQUENCE.to_owned(), header.sequence.to_string())]),
+            headers: None,
+        };
+        objects.put(meta, &mut data).await.map_err(|error| failed("keep the copy", &error))?;
+        // Whoever reads behind the copy before still finds everything, and has until the next one to get here.
+        if let Some(before) = before {
+            let purged = stream.purge().sequence(before + 1).await;
+            purged.map_err(|error| failed("let go what the copy has", &error))?;
+        }
+        Ok(true)
+    }
+
+    async fn objects(&self) -> Result<ObjectStore> {
+        if let Ok(objects) = self.context.get_object_store(&self.bucket).await {
+            return Ok(objects);
+        }
+        let config = Config {
+            bucket: self.bucket.clone(),
+            description: Some("copies of a log".to_owned()),
+            storage: StorageType::File,
+            num_replicas: self.replicas,
+            ..Config::default()
+        };
+        let made = self.context.create_object_store(config).await;
+        made.map_err(|error| failed("make a place for copies", &error))
+    }
+}
+
+/// The name of the bucket, in which fewer characters are allowed than in that of a stream.
+fn bucket(options: &NatsStoreOptions) -> String {
+    let plain = format!("{}_{}", token(&options.prefix), token(&options.space));
+    if !plain.contains('=') {
+        return plain;
+    }
+    let hash = blake3::hash(plain.as_bytes()).to_hex();
+    let short: String = hash.chars().take(BUCKET_HASH_DIGITS).collect();
+    format!("{}_{short}", plain.replace('=', "-"))
+}
+
+fn failed(what: &str, error: &dyn std::error::Error) -> Error {
+    Error::new(ErrorKind::Io { what: format!("{what} of the log: {}", told(error)) })
+}
+
+/// The name of the copy.
+const COPY: &str = "copy";
+
+/// What says in the server's list up to where a copy goes.
+const SEQUENCE: &str = "sequence";
+
+const VERSION: u8 = 1;
+
+/// Enough of a hash that two spaces do not meet.
+const BUCKET_HASH_DIGITS: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use happen::env::RealEnv;
+
+    use super::*;
+
+    #[test]
+    fn a_header_is_read_as_it_was_written() {
+        let header = Header {
+            standing: Standing { sequence: 7, digest: [3; 16] },
+            sequence: 9,
+            writers: Writers::default(),
+        };
+        let bytes = header.encode();
+        let read = Header::decode(&bytes).unwrap();
+        assert_eq!((read.sequence, read.standing), (header.sequence, header.standing));
+        for length in 0..bytes.len() {
+            assert!(Header::decode(&bytes[..length]).is_err());
+        }
+        let later = [&[VERSION + 1], &bytes[1..]].concat();
+        assert!(matches!(Header::decode(&later).unwrap_err().kind(), ErrorKind::Misuse { .. }));
+    }
+
+    #[test]
+    fn spaces_of_any_name_have_a_bucket_of_their_own() {
+        let name = |space: &str| bucket(&NatsStoreOptions::new(space, Arc::new(RealEnv::new())));
+        assert_eq!(name("shop-1"), "happen_shop-1");
+        let all = [name("a.b"), name("a-2eb"), name("a=2eb"), name("größe"), name("a b")];
+        for (index, one) in all.iter().enumerate() {
+            assert!(one.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte)), "{one}");
+            assert!(!all[..index].contains(one), "{one}");
+        }
+    }
+}
