@@ -378,10 +378,10 @@ pub fn of_a_past_the_last_revisions_stay(bench: &dyn StoreBench) {
 /// A revision whose writer keeps it for no longer is there until it is replaced; those before it stay, and a bound
 /// counts those that are kept.
 pub fn a_revision_may_be_forgotten_when_it_is_replaced(bench: &dyn StoreBench) {
-    run(bench, async |store| {
-        let passing =
-            |revision, past| of(Write { past, replaced: Replaced::Forgotten, ..kept("x", revision) });
-        let staying = |revision, past| of(Write { past, ..kept("x", revision) });
+    let passing = |revision, past| of(Write { past, replaced: Replaced::Forgotten, ..kept("x", revision) });
+    let staying = |revision, past| of(Write { past, ..kept("x", revision) });
+    let store = bench.open();
+    bench.block_on(Box::pin(async {
         write_one(&store, passing(1, Past::Kept)).await;
         assert_eq!(revisions(&store, "x").await, [1]);
         // What comes in one call is replaced as anything else is.
@@ -399,7 +399,9 @@ pub fn a_revision_may_be_forgotten_when_it_is_replaced(bench: &dyn StoreBench) {
         }
         // It outlives the process that what is current now is not to be kept.
         write_one(&store, passing(6, Past::Kept)).await;
-        let store = bench.reopen(store);
+    }));
+    let store = bench.reopen(store);
+    bench.block_on(Box::pin(async {
         write_one(&store, staying(7, Past::Kept)).await;
         write_one(&store, staying(8, Past::Kept)).await;
         assert_eq!(revisions(&store, "x").await, [8, 7, 5, 2]);
@@ -429,7 +431,7 @@ pub fn a_revision_may_be_forgotten_when_it_is_replaced(bench: &dyn StoreBench) {
         assert_eq!(revisions(&store, "x").await, [60, 59, 58, 57]);
         write_one(&store, staying(61, Past::Last(0))).await;
         assert_eq!(revisions(&store, "x").await, [61]);
-    });
+    }));
 }
 
 /// A revision is pruned with the kept one that follows it; and what is pruned does not come back because that one goes
