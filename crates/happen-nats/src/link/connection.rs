@@ -42,7 +42,8 @@ impl Connection {
     /// Connects to a server, or to the first of several that answers; their addresses are separated by commas.
     ///
     /// The callbacks for events and for the time between attempts are set here; everything else of the options stays:
-    /// how to sign in, TLS, the certificates. With `retry_on_initial_connect` it does not wait for a server.
+    /// how to sign in, TLS, the certificates. A name and a password, or a token, in the first address that has one are used to
+    /// sign in at all of them, before what the options say; they are percent-encoded there. With `retry_on_initial_connect` it does not wait for a server.
     ///
     /// # Errors
     ///
@@ -65,6 +66,7 @@ impl Connection {
             .map(|server| format!("{}://{}:{}", server.scheme(), server.host(), server.port()))
             .collect();
         let url = shown.join(",");
+        let options = signed_in(options, &servers);
         let (changes, status) = watch::channel(Status { is: ConnectionStatus::Disconnected, begun: 0 });
         let connected = options
             .event_callback(move |event| {
@@ -103,6 +105,28 @@ impl Connection {
     }
 }
 
+/// The options with what an address says about signing in, which the client itself does not look at.
+fn signed_in(options: ConnectOptions, servers: &[ServerAddr]) -> ConnectOptions {
+    match servers.iter().find_map(|server| Some((server.username()?, server.password()))) {
+        Some((name, Some(password))) => options.user_and_password(decoded(name), decoded(password)),
+        Some((token, None)) => options.token(decoded(token)),
+        None => options,
+    }
+}
+
+/// A part of an address without its percent-encoding. What is not encoded rightly stays as it is.
+fn decoded(part: &str) -> String {
+    let mut bytes = Vec::with_capacity(part.len());
+    let mut rest = part.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let digits = after.first_chunk::<2>().filter(|_| *first == b'%');
+        let byte = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
+        bytes.push(byte.unwrap_or(*first));
+        rest = if byte.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8(bytes).unwrap_or_else(|_| part.to_owned())
+}
+
 fn note(status: &mut Status, event: &Event) -> bool {
     let before = *status;
     match event {
@@ -134,6 +158,15 @@ impl fmt::Debug for Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_encoded_in_an_address_is_decoded() {
+        let parts =
+            [("ada", "ada"), ("a%20b%40", "a b@"), ("%", "%"), ("%4", "%4"), ("%zz", "%zz"), ("%ff", "%ff")];
+        for (part, expected) in parts {
+            assert_eq!(decoded(part), expected);
+        }
+    }
 
     #[test]
     fn attempts_to_connect_are_never_far_apart() {

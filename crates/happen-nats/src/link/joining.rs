@@ -32,7 +32,7 @@ impl Shared {
         }
         let claim = Bytes::from(plain(&wire.header(kind::CLAIM, 0), &[]));
         let hello = Bytes::from(plain(&wire.header(kind::HELLO, 0), &[]));
-        let holder = self.ask(wire.subjects.bounces_of(&wire.name)?, claim);
+        let holder = self.ask(wire.subjects.bounces_of(&wire.name)?, claim.clone());
         let (holder, others) = join(holder, self.ask(wire.subjects.presence(), hello)).await;
         if holder?.is_some() {
             return Err(Error::misuse(format!("a space has one member named `{}` at a time", wire.name)));
@@ -56,11 +56,13 @@ impl Shared {
         let mut pulse = Pulse::new(Arc::clone(&self), stamp);
         pulse.announce().await;
         pulse.ask(0).await;
-        let flushed = client.flush().await;
         wire.env.spawn(Box::pin(Arc::clone(&self).read_events(events)));
         wire.env.spawn(Box::pin(Arc::clone(&self).read_replies(replies)));
         wire.env.spawn(Box::pin(pulse.beat(presence, status)));
-        flushed.map_err(|error| Error::new(ErrorKind::Io { what: "joining".to_owned() }).with_source(error))
+        // Answered by the own task that was just begun: the server has taken what was subscribed before.
+        let heard = self.ask(wire.subjects.bounces_of(&wire.name)?, claim).await;
+        let lost = || Error::new(ErrorKind::Io { what: "joining".to_owned() });
+        heard.and_then(|heard| heard.ok_or_else(lost)).map(drop).inspect_err(|_| drop(self.close()))
     }
 
     /// Asks whoever takes this subject. `None` when nobody does, or answers.

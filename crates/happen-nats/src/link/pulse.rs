@@ -25,14 +25,14 @@ pub(super) struct Pulse {
     stamp: u64,
     revision: u64,
     nodes: Nodes,
-    /// How often the connection had begun when this was last looked at.
-    begun: u64,
+    /// How the connection was when this was last looked at.
+    status: Status,
 }
 
 impl Pulse {
     pub(super) fn new(shared: Arc<Shared>, stamp: u64) -> Self {
-        let begun = shared.wire.connection.status().borrow().begun;
-        let mut pulse = Self { shared, stamp, revision: 1, nodes: Nodes::new(), begun };
+        let status = *shared.wire.connection.status().borrow();
+        let mut pulse = Self { shared, stamp, revision: 1, nodes: Nodes::new(), status };
         pulse.nodes = pulse.look();
         pulse
     }
@@ -178,19 +178,19 @@ impl Pulse {
     async fn connection_changed(&mut self, now: Status) {
         let wire = Arc::clone(&self.shared.wire);
         let connected = now.is == ConnectionStatus::Connected;
-        let begun_anew = now.begun != self.begun;
+        let before = std::mem::replace(&mut self.status, now);
+        let begun_anew = now.begun != before.begun;
         if !connected || begun_anew {
             wire.set_connected(false);
             let members = lock(&self.shared.roster).all();
             members.iter().for_each(|member| member.hold());
             self.shared.asking.end_left(&members);
-            if connected && begun_anew {
-                // The one between was too short to be seen.
+            if connected && before.is == ConnectionStatus::Connected {
+                // What was between was too short to be seen.
                 wire.tell_status(ConnectionStatus::Disconnected);
             }
         }
         if connected {
-            self.begun = now.begun;
             lock(&self.shared.roster).hear_anew(wire.env.monotonic());
             wire.set_connected(true);
             self.announce().await;
