@@ -15,12 +15,16 @@ use crate::limits;
 ///
 /// # Examples
 ///
-/// ```no_run
+/// ```
 /// use happen_nats::Connection;
 ///
-/// # async fn example() -> happen::Result<()> {
-/// let options = async_nats::ConnectOptions::new().user_and_password("ada".into(), "secret".into());
-/// let connection = Connection::open("nats://one:4222,nats://two:4222", options).await?;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> happen::Result<()> {
+/// # let server = happen_testing::NatsServer::start();
+/// # let addresses = format!("{0},{0}", server.url().replace("//", "//ada:secret@"));
+/// // Such as nats://ada:secret@one:4222,nats://ada:secret@two:4222
+/// let connection = Connection::open(&addresses, async_nats::ConnectOptions::new()).await?;
+/// assert!(!format!("{connection:?}").contains("secret"));
 /// # Ok(())
 /// # }
 /// ```
@@ -42,8 +46,9 @@ impl Connection {
     /// Connects to a server, or to the first of several that answers; their addresses are separated by commas.
     ///
     /// The callbacks for events and for the time between attempts are set here; everything else of the options stays:
-    /// how to sign in, TLS, the certificates. A name and a password, or a token, in the first address that has one are used to
-    /// sign in at all of them, before what the options say; they are percent-encoded there. With `retry_on_initial_connect` it does not wait for a server.
+    /// how to sign in, TLS, the certificates. A name and a password, or a token, in the first address that has one are
+    /// used to sign in at all of them, before what the options say; they are percent-encoded there. With
+    /// `retry_on_initial_connect` it does not wait for a server.
     ///
     /// # Errors
     ///

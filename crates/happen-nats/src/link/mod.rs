@@ -53,18 +53,32 @@ pub use self::connection::Connection;
 ///
 /// # Examples
 ///
-/// ```no_run
+/// ```
 /// use std::sync::Arc;
 ///
-/// use happen::Space;
+/// use happen::env::RealEnv;
+/// use happen::{Context, Event, Space};
 /// use happen_nats::{Connection, LinkOptions, NatsLink};
 ///
-/// # async fn example() -> happen::Result<()> {
-/// let connection = Connection::open("nats://127.0.0.1:4222", async_nats::ConnectOptions::new()).await?;
-/// let env = Arc::new(happen::env::RealEnv::new());
-/// let space = Space::memory();
-/// space.join(NatsLink::new(&connection, env, LinkOptions::new("shop", "api-1"))?)?;
-/// space.start().await?;
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> happen::Result<()> {
+/// # let server = happen_testing::NatsServer::start();
+/// # let url = server.url();
+/// // In one process:
+/// let connection = Connection::open(&url, async_nats::ConnectOptions::new()).await?;
+/// let there = Space::memory();
+/// there.join(NatsLink::new(&connection, Arc::new(RealEnv::new()), LinkOptions::new("shop", "echo-1"))?)?;
+/// there.node("echo").on("string", |said: &Event<String>, _: &Context| said.to_uppercase());
+/// there.start().await?;
+///
+/// // In another:
+/// let connection = Connection::open(&url, async_nats::ConnectOptions::new()).await?;
+/// let here = Space::memory();
+/// here.join(NatsLink::new(&connection, Arc::new(RealEnv::new()), LinkOptions::new("shop", "api-1"))?)?;
+/// here.start().await?;
+/// # while here.remote_nodes().is_empty() { tokio::task::yield_now().await; }
+/// let heard = here.send("echo", "hello".to_owned()).reply::<String>().await?;
+/// assert_eq!(*heard, "HELLO");
 /// # Ok(())
 /// # }
 /// ```
