@@ -50,6 +50,7 @@ struct Desk {
     opened: Condvar,
     frames: Mutex<Vec<Vec<u8>>>,
     told: Mutex<Vec<String>>,
+    never_answers: AtomicBool,
 }
 
 impl Desk {
@@ -65,6 +66,7 @@ impl Desk {
             opened: Condvar::new(),
             frames: Mutex::default(),
             told: Mutex::default(),
+            never_answers: AtomicBool::new(false),
         })
     }
 
@@ -104,7 +106,10 @@ impl Inbound for Desk {
 
     fn request(&self, _: &str, frame: &[u8]) -> Box<dyn Replies> {
         self.take(frame);
-        Box::new(Echo(vec![frame.to_vec()]))
+        match self.never_answers.load(Ordering::SeqCst) {
+            true => Box::new(Silence),
+            false => Box::new(Echo(vec![frame.to_vec()])),
+        }
     }
 
     fn publish(&self, frame: &[u8]) {
@@ -125,6 +130,15 @@ impl Inbound for Desk {
             other => format!("{other:?}"),
         };
         self.told.lock().unwrap().push(told);
+    }
+}
+
+/// Never answers.
+struct Silence;
+
+impl Replies for Silence {
+    fn poll_next(&mut self, _: &mut TaskContext<'_>) -> Poll<Option<happen::Result<Vec<u8>>>> {
+        Poll::Pending
     }
 }
 
@@ -228,26 +242,55 @@ async fn what_waits_for_the_server_has_an_end() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_requests_of_a_link_have_an_end() {
     let env = env();
-    let mut server = NatsServer::start();
-    let [(a, desk), _] = &two(&server.url(), &server.url(), &env).await;
-    server.kill();
-    until(&env, "it is noticed", || desk.told() == ["disconnected"]).await;
-    // They need not leave to be counted.
+    let server = NatsServer::start();
+    let [(a, _), (_b, there)] = &two(&server.url(), &server.url(), &env).await;
+    there.never_answers.store(true, Ordering::SeqCst);
     let mut replies = Vec::new();
-    for _ in 0..limits::LINK_QUEUE_MAX - 1 {
-        replies.push(a.request("b", vec![0]).unwrap());
+    while replies.len() < limits::REQUESTS_MAX {
+        match a.request("b", vec![0]) {
+            Ok(waiting) => replies.push(waiting),
+            // The queue is full, which is another limit.
+            Err(_) => env.sleep(Duration::from_millis(1)).await,
+        }
     }
-    a.request("b", vec![0]).map(drop).unwrap();
-    // One that nobody waits for leaves its place with what cancels it.
-    drop(replies);
-    server.restart();
-    let mut one = a.request("b", b"one".to_vec());
-    until(&env, "there is room", || {
-        one = a.request("b", b"one".to_vec());
-        one.is_ok()
-    })
-    .await;
-    assert_eq!(next_reply(&mut *one.unwrap()).await.unwrap().unwrap(), b"one");
+    until(&env, "all came", || there.came() == limits::REQUESTS_MAX).await;
+    let error = a.request("b", vec![0]).err().unwrap();
+    assert!(error.to_string().contains("the number of requests"), "{error}");
+    // One that nobody waits for any more leaves its place.
+    replies.pop();
+    there.never_answers.store(false, Ordering::SeqCst);
+    let mut one = a.request("b", b"one".to_vec()).unwrap();
+    assert_eq!(next_reply(&mut *one).await.unwrap().unwrap(), b"one");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_members_that_are_remembered_have_an_end() {
+    let env = env();
+    let server = NatsServer::start();
+    let [(a, desk), _] = &two(&server.url(), &server.url(), &env).await;
+    let stranger = async_nats::connect(server.url()).await.unwrap();
+    let beat = |run: u64| {
+        let mut bytes = vec![1, 18];
+        [run, 1].iter().for_each(|number| bytes.extend(number.to_le_bytes()));
+        bytes.extend(b"\x01x");
+        bytes.extend(1u64.to_le_bytes());
+        bytes
+    };
+    let refused = || desk.told().iter().filter(|told| told.contains("one member too many")).count();
+    // The other member is one of them.
+    for run in 1..=limits::MEMBERS_MAX as u64 {
+        assert_eq!(refused(), 0);
+        stranger.publish("happen.tests.presence", beat(run).into()).await.unwrap();
+    }
+    until(&env, "one is refused", || refused() == 1).await;
+    let mut replies = a.request("b", b"still".to_vec()).unwrap();
+    assert_eq!(next_reply(&mut *replies).await.unwrap().unwrap(), b"still");
+    // Those who say nothing more are forgotten.
+    env.sleep(limits::SILENT_MAX + 2 * limits::HEARTBEAT).await;
+    stranger.publish("happen.tests.presence", beat(1 << 40).into()).await.unwrap();
+    env.sleep(Duration::from_millis(100)).await;
+    assert_eq!(refused(), 1);
+    assert_eq!(a.peers().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

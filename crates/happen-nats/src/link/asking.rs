@@ -196,3 +196,20 @@ impl Drop for Asked {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_sends_far_beyond_the_credit() {
+        let max = 2 * limits::CREDIT_UNITS as usize;
+        for (replies, ends) in [(max - 1, false), (max, false), (max + 1, true)] {
+            let inbox = Inbox::default();
+            (0..replies).for_each(|_| inbox.put(Some(b"reply"), None));
+            let came = lock(&inbox.0);
+            assert_eq!(matches!(came.end, Some(Err(_))), ends, "{replies}");
+            assert_eq!(came.replies.len(), replies.min(max));
+        }
+    }
+}

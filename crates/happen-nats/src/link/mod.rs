@@ -135,6 +135,8 @@ struct Shared {
     stamp: AtomicU64,
     /// The own one.
     joined: AtomicU64,
+    /// How often the connection began anew.
+    begun: AtomicU64,
     /// Woken when the own nodes have changed.
     changed: Notify,
     attached: AtomicBool,
@@ -160,6 +162,7 @@ impl NatsLink {
             answering: Arc::default(),
             stamp: AtomicU64::new(0),
             joined: AtomicU64::new(0),
+            begun: AtomicU64::new(0),
             changed: Notify::new(),
             attached: AtomicBool::new(false),
             closing: watch::Sender::new(false),

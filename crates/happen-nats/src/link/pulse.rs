@@ -191,6 +191,7 @@ impl Pulse {
             }
         }
         if connected {
+            self.shared.begun.fetch_add(1, Ordering::SeqCst);
             lock(&self.shared.roster).hear_anew(wire.env.monotonic());
             wire.set_connected(true);
             self.announce().await;
@@ -225,10 +226,9 @@ impl Shared {
         }
         let heard = lock(&self.roster).hear(&self.wire, header, presence);
         let heard = heard.map_err(|_| Unreadable("a name that is none"))?;
+        let member = heard.member.as_ref().ok_or(Unreadable("a message of one member too many"))?;
         heard.over.iter().for_each(|member| self.gone(member));
-        if let Some(member) = &heard.member {
-            member.release(&self.wire);
-        }
+        member.release(&self.wire);
         Ok(heard)
     }
 

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use async_nats::{Message, StatusCode, Subscriber};
 use bytes::Bytes;
@@ -42,15 +43,27 @@ impl Course {
 
 /// The courses of all members; those of the gone are forgotten now and then.
 #[derive(Default)]
-struct Courses(HashMap<u64, Course>);
+struct Courses {
+    of: HashMap<u64, Course>,
+    /// How often the connection had begun anew.
+    begun: u64,
+}
 
 impl Courses {
     fn of(&mut self, shared: &Shared, instance: u64) -> &mut Course {
-        if self.0.len() >= 2 * limits::MEMBERS_MAX && !self.0.contains_key(&instance) {
+        if self.of.len() >= 2 * limits::MEMBERS_MAX && !self.of.contains_key(&instance) {
             let roster = lock(&shared.roster);
-            self.0.retain(|instance, _| roster.by_instance(*instance).is_some());
+            self.of.retain(|instance, _| roster.by_instance(*instance).is_some());
         }
-        self.0.entry(instance).or_default()
+        self.of.entry(instance).or_default()
+    }
+
+    /// Expects no message in particular after the connection was lost.
+    fn begin_anew(&mut self, begun: u64) {
+        if self.begun != begun {
+            self.begun = begun;
+            self.of.clear();
+        }
     }
 }
 
@@ -188,13 +201,15 @@ impl Shared {
         }
         let frames = Frames::read(input)?;
         let member = self.sender(&header)?;
+        // Who waited for what was lost with the connection has been told.
+        courses.begin_anew(self.begun.load(Ordering::SeqCst));
         let missing = courses.of(self, header.instance).note(header.number);
         if missing > 0 {
             // Nobody knows whose replies they were.
             let what =
                 format!("receiving from `{}`, of which {missing} messages did not arrive,", member.name);
             self.wire.lost(&Error::new(ErrorKind::Io { what }));
-            self.asking.end_of(&member);
+            self.asking.end_left(std::slice::from_ref(&member));
         }
         for frame in frames {
             self.take_reply(&member, frame)?;

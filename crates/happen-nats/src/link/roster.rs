@@ -208,3 +208,25 @@ impl Roster {
         &mut self.index
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listeners_are_remembered_up_to_a_limit() {
+        let mut roster = Roster::default();
+        for (count, remembered) in
+            [(1, 1), (limits::LINK_TYPES_MAX, limits::LINK_TYPES_MAX), (1, limits::LINK_TYPES_MAX)]
+        {
+            for number in 0..count - 1 {
+                roster.listeners(&format!("type-{number}"));
+            }
+            roster.listeners(&format!("one of {remembered} and {count}"));
+            assert_eq!(roster.index.listeners.len(), remembered);
+        }
+        roster.stale = true;
+        roster.listeners("anew");
+        assert_eq!(roster.index.listeners.len(), 1);
+    }
+}
