@@ -64,6 +64,10 @@ pub const SILENT_MAX: Duration = Duration::from_millis(3_500);
 /// server still believes in.
 pub const ATTACH_WAIT: Duration = Duration::from_secs(2);
 
+/// How long a link waits, when it attaches, until the server has taken what it subscribed and told. A large member has
+/// many messages to tell, and a busy machine is slow.
+pub const JOIN_WAIT: Duration = Duration::from_secs(10);
+
 /// How long a link that closes waits until what is in its queues has left.
 pub const CLOSE_WAIT: Duration = Duration::from_secs(5);
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use async_nats::client::{Request, RequestErrorKind};
 use async_nats::connection::State;
@@ -32,8 +33,9 @@ impl Shared {
         }
         let claim = Bytes::from(plain(&wire.header(kind::CLAIM, 0), &[]));
         let hello = Bytes::from(plain(&wire.header(kind::HELLO, 0), &[]));
-        let holder = self.ask(wire.subjects.bounces_of(&wire.name)?, claim.clone());
-        let (holder, others) = join(holder, self.ask(wire.subjects.presence(), hello)).await;
+        let holder = self.ask(wire.subjects.bounces_of(&wire.name)?, claim.clone(), limits::ATTACH_WAIT);
+        let (holder, others) =
+            join(holder, self.ask(wire.subjects.presence(), hello, limits::ATTACH_WAIT)).await;
         if holder?.is_some() {
             return Err(Error::misuse(format!("a space has one member named `{}` at a time", wire.name)));
         }
@@ -60,14 +62,19 @@ impl Shared {
         wire.env.spawn(Box::pin(Arc::clone(&self).read_replies(replies)));
         wire.env.spawn(Box::pin(pulse.beat(presence, status)));
         // Answered by the own task that was just begun: the server has taken what was subscribed before.
-        let heard = self.ask(wire.subjects.bounces_of(&wire.name)?, claim).await;
+        let heard = self.ask(wire.subjects.bounces_of(&wire.name)?, claim, limits::JOIN_WAIT).await;
         let lost = || Error::new(ErrorKind::Io { what: "joining".to_owned() });
         heard.and_then(|heard| heard.ok_or_else(lost)).map(drop).inspect_err(|_| drop(self.close()))
     }
 
     /// Asks whoever takes this subject. `None` when nobody does, or answers.
-    async fn ask(&self, subject: async_nats::Subject, message: Bytes) -> Result<Option<Bytes>> {
-        let request = Request::new().payload(message).timeout(Some(limits::ATTACH_WAIT));
+    async fn ask(
+        &self,
+        subject: async_nats::Subject,
+        message: Bytes,
+        wait: Duration,
+    ) -> Result<Option<Bytes>> {
+        let request = Request::new().payload(message).timeout(Some(wait));
         let client = self.wire.connection.client();
         match client.send_request(subject, request).await {
             Ok(answer) => Ok(Some(answer.payload)),

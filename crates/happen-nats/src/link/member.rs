@@ -51,12 +51,16 @@ struct Out {
     window: Window,
     /// The member is to say how far it is, whatever waits.
     sync_due: bool,
+    /// The member is to know that the connection was lost, before anything else.
+    returned_due: bool,
     /// When the last message left.
     left: Duration,
     /// A task takes messages out.
     draining: bool,
     /// Nothing leaves until the member has been heard of.
     held: bool,
+    /// When it was last held.
+    held_until: Option<Duration>,
     gone: bool,
 }
 
@@ -147,15 +151,24 @@ impl Member {
 
     /// Keeps everything until the member has been heard of.
     pub(super) fn hold(&self) {
-        lock(&self.out).held = true;
+        let mut out = lock(&self.out);
+        out.held = true;
+        out.returned_due = true;
     }
 
     /// Notes that the member was heard of.
     pub(super) fn release(self: &Arc<Self>, wire: &Arc<Wire>) {
         let mut out = lock(&self.out);
         if std::mem::take(&mut out.held) {
+            out.held_until = Some(wire.env.monotonic());
             self.set_going(wire, &mut out);
         }
+    }
+
+    /// Whether it is held, or was less than this time ago.
+    pub(super) fn was_held_until(&self, now: Duration, ago: Duration) -> bool {
+        let out = lock(&self.out);
+        out.held || out.held_until.is_some_and(|until| now.saturating_sub(until) < ago)
     }
 
     pub(super) fn is_held(&self) -> bool {
@@ -236,25 +249,29 @@ impl Out {
     /// Whether a frame may leave on the stack of its sender: nothing is before it, and nothing came just before it, so
     /// that a flood is gathered.
     fn is_alone(&self, lane: Lane, now: Duration) -> bool {
-        let free =
-            !self.draining && !self.held && self.events.waiting.is_empty() && self.replies.waiting.is_empty();
+        let free = !self.draining
+            && !self.held
+            && !self.returned_due
+            && self.events.waiting.is_empty()
+            && self.replies.waiting.is_empty();
         free && (lane == Lane::Replies || self.window.is_open())
             && now.saturating_sub(self.left) > limits::GATHER_AFTER
     }
 
     fn has_work(&self) -> bool {
         let events = !self.events.waiting.is_empty() && self.window.is_open();
-        !self.held && (events || self.sync_due || !self.replies.waiting.is_empty())
+        !self.held && (events || self.sync_due || self.returned_due || !self.replies.waiting.is_empty())
     }
 
     fn take(&mut self, wire: &Wire, now: Duration) -> Option<(Lane, Vec<u8>)> {
         if !self.has_work() {
             return None;
         }
-        if std::mem::take(&mut self.sync_due) {
+        let returned = std::mem::take(&mut self.returned_due);
+        if returned || std::mem::take(&mut self.sync_due) {
             let mut message = Vec::with_capacity(HEADER_BYTES_MAX + 1);
             wire.header(kind::EVENTS, self.events.number + 1).write(&mut message);
-            Frame::Sync.write(&mut message);
+            if returned { Frame::Returned } else { Frame::Sync }.write(&mut message);
             self.note_left(Lane::Events, 0, message.len(), now);
             return Some((Lane::Events, message));
         }

@@ -133,6 +133,7 @@ impl Pulse {
                     self.announce_to(&way.into()).await;
                 }
             }
+            Presence::Announce { part: 0, .. } => self.shared.hear_return(header.instance),
             _ => {}
         }
         if self.shared.hear(&header, presence)?.ask {
@@ -156,7 +157,8 @@ impl Pulse {
         if message.len() <= wire.connection.message_bytes_max() {
             self.publish(&wire.subjects.presence().into(), message).await;
         } else {
-            self.announce().await;
+            // Who sees another revision than it knows asks for all of it.
+            self.tell(kind::BEAT, &[self.stamp]).await;
         }
     }
 
@@ -230,6 +232,16 @@ impl Shared {
         heard.over.iter().for_each(|member| self.gone(member));
         member.release(&self.wire);
         Ok(heard)
+    }
+
+    /// A member announces itself to everyone. One that had done so has lost its connection meanwhile, and what was on its
+    /// way to it, or from it, may be lost; unless the own connection was lost as well, when that has been seen to.
+    fn hear_return(&self, instance: u64) {
+        let known = lock(&self.roster).told(instance);
+        let now = self.wire.env.monotonic();
+        if let Some(member) = known.filter(|member| !member.was_held_until(now, limits::HEARTBEAT)) {
+            self.asking.end_left(&[member]);
+        }
     }
 
     /// A member leaves. Replies that it sent before come another way and may come later.

@@ -129,6 +129,7 @@ impl Shared {
                 }
                 Frame::Cancel { number } => self.answering.cancel(header.instance, number),
                 Frame::Sync => sync = true,
+                Frame::Returned => self.answering.cancel_all_of(header.instance),
                 _ => self.wire.refused(Unreadable("a frame of replies among events")),
             }
         }
@@ -226,7 +227,8 @@ impl Shared {
             | Frame::Request { .. }
             | Frame::Publish { .. }
             | Frame::Cancel { .. }
-            | Frame::Sync => {
+            | Frame::Sync
+            | Frame::Returned => {
                 return Err(Unreadable("a frame of events among replies"));
             }
             reply => self.asking.take(member.instance, reply),

@@ -128,6 +128,12 @@ impl Roster {
         self.members.get(&instance).map(|entry| Arc::clone(&entry.member))
     }
 
+    /// A member, if it has told of itself.
+    pub(super) fn told(&self, instance: u64) -> Option<Arc<Member>> {
+        let entry = self.members.get(&instance).filter(|entry| entry.told.is_some());
+        entry.map(|entry| Arc::clone(&entry.member))
+    }
+
     pub(super) fn forget(&mut self, instance: u64) -> Option<Arc<Member>> {
         self.stale = true;
         self.members.remove(&instance).map(|entry| entry.member)

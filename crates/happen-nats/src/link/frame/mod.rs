@@ -95,6 +95,8 @@ pub(super) enum Frame<'a> {
     Cancel { number: u64 },
     /// Asks how far what was sent has been handed over.
     Sync,
+    /// The connection of this member was lost: it waits for nothing that it asked before.
+    Returned,
     /// A reply; more follow.
     Reply { number: u64, bytes: &'a [u8] },
     /// The last reply.
@@ -158,6 +160,7 @@ impl<'a> Frame<'a> {
             }
             Self::Cancel { number } => numbered(out, 4, number),
             Self::Sync => out.push(5),
+            Self::Returned => out.push(6),
             Self::Reply { number, bytes } => {
                 numbered(out, 17, number);
                 carry(out, bytes);
@@ -194,6 +197,7 @@ impl<'a> Frame<'a> {
             3 => Self::Publish { bytes: input.carried()? },
             4 => Self::Cancel { number: input.u64()? },
             5 => Self::Sync,
+            6 => Self::Returned,
             17 => Self::Reply { number: input.u64()?, bytes: input.carried()? },
             18 => Self::Last { number: input.u64()?, bytes: input.carried()? },
             19 => Self::End { number: input.u64()? },

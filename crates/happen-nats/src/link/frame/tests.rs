@@ -8,12 +8,13 @@ use super::*;
 
 const FORMAT: &str = include_str!("../../../../../docs/format.md");
 
-const ALL: [Frame<'static>; 13] = [
+const ALL: [Frame<'static>; 14] = [
     Frame::Post { to: "orders", bytes: b"event" },
     Frame::Request { number: 7, credit: 64, to: "orders", bytes: b"event" },
     Frame::Publish { bytes: b"event" },
     Frame::Cancel { number: 7 },
     Frame::Sync,
+    Frame::Returned,
     Frame::Reply { number: 7, bytes: b"reply" },
     Frame::Last { number: 7, bytes: b"reply" },
     Frame::End { number: 7 },
@@ -117,8 +118,8 @@ fn the_vectors_in_the_documentation_are_true() {
     let announced = announce(&header(kind::ANNOUNCE, 1), 1_750_000_000_000, &nodes, 10_000).0.remove(0);
     let changed = change(&header(kind::CHANGE, 2), 1_750_000_000_000, &before, &nodes);
     let vectors = [
-        ("events", envelope(kind::EVENTS, &ALL[..5])),
-        ("replies", envelope(kind::REPLIES, &ALL[5..])),
+        ("events", envelope(kind::EVENTS, &ALL[..6])),
+        ("replies", envelope(kind::REPLIES, &ALL[6..])),
         ("announce", announced),
         ("change", changed),
         ("beat", plain(&header(kind::BEAT, 2), &[1_750_000_000_000])),
