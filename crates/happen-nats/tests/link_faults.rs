@@ -510,6 +510,32 @@ async fn a_member_goes_on_at_another_server_of_the_cluster() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_was_gone_for_a_moment_ends_what_waited_on_both_sides() {
+    let env = env();
+    let server = NatsServer::start();
+    let a = link(&server.url(), &env, "member-a").await;
+    a.attach(Desk::new("a")).await.unwrap();
+    let connection = Connection::open(&server.url(), ConnectOptions::new()).await.unwrap();
+    let b = NatsLink::new(&connection, Arc::clone(&env), LinkOptions::new("tests", "member-b")).unwrap();
+    let there = Desk::new("b");
+    b.attach(Arc::clone(&there) as Arc<dyn Inbound>).await.unwrap();
+    until(&env, "they know each other", || a.listens("anything") && b.listens("anything")).await;
+    there.never_answers.store(true, Ordering::SeqCst);
+    let mut waiting = a.request("b", b"waits".to_vec()).unwrap();
+    until(&env, "it came", || there.came() == 1).await;
+    connection.client().force_reconnect().await.unwrap();
+    let begun = env.monotonic();
+    assert_eq!(next_reply(&mut *waiting).await.unwrap().unwrap_err().code(), "closed");
+    assert!(env.monotonic() - begun < limits::HEARTBEAT);
+    there.never_answers.store(false, Ordering::SeqCst);
+    assert_eq!(a.peers().len(), 1, "it was never missed");
+    for (link, node) in [(&a, "b"), (&b, "a")] {
+        let mut replies = link.request(node, b"on".to_vec()).unwrap();
+        assert_eq!(next_reply(&mut *replies).await.unwrap().unwrap(), b"on");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn foreign_messages_are_refused_and_disturb_nothing() {
     let env = env();
     let server = NatsServer::start();
