@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use crate::env::BoxFuture;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::pattern::Pattern;
 
 /// Carries frames between the processes (or the spaces of one process) that form one space.
@@ -100,6 +100,52 @@ pub trait Inbound: fmt::Debug + Send + Sync + 'static {
 
     /// The nodes that are here now. Empty before the space has started.
     fn presence(&self) -> Vec<NodePresence>;
+
+    /// Takes what the link has to tell about itself. Nothing depends on its being heard.
+    fn notice(&self, notice: Notice<'_>) {
+        let _ = notice;
+    }
+}
+
+/// What a link tells about itself.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum Notice<'a> {
+    /// The way to the others is there, or is there no more.
+    Connection {
+        /// Which of the two.
+        status: ConnectionStatus,
+        /// Where it leads, without anything secret.
+        url: &'a str,
+    },
+    /// Something came that is no frame. It was left out.
+    Refused(&'a Error),
+    /// Something that was on its way did not arrive.
+    Lost(&'a Error),
+}
+
+/// Whether the way to the other members is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ConnectionStatus {
+    /// Frames leave and come.
+    Connected,
+    /// It is being looked for. What leaves meanwhile waits, up to the link's limit.
+    Disconnected,
+    /// It will not be there again; the link is closed.
+    Closed,
+}
+
+impl ConnectionStatus {
+    /// Its name, in small letters.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connected => "connected",
+            Self::Disconnected => "disconnected",
+            Self::Closed => "closed",
+        }
+    }
 }
 
 /// The replies to one request, in order: the items of a stream, if it is one, and at last its outcome.

@@ -2,39 +2,82 @@
 
 use std::fmt::Write as _;
 
-/// A name as one part of a subject, or as the name of a stream: letters, digits, `-` and `_` stand for themselves, every
-/// other byte is `=` and its two hexadecimal digits. Different names stay different.
-pub(crate) fn token(name: &str) -> String {
+use happen_core::{Error, Result};
+
+use crate::limits;
+
+/// A name as one token of a subject, or as the name of a stream: letters, digits, `-` and `_` stay, every other byte is `=`
+/// and its two hexadecimal digits. Different names stay different.
+///
+/// # Errors
+///
+/// When it is empty or too long.
+pub(crate) fn token(what: &str, name: &str) -> Result<String> {
+    if name.is_empty() || name.len() > limits::NAME_BYTES_MAX {
+        let max = limits::NAME_BYTES_MAX;
+        return Err(Error::misuse(format!(
+            "the name of a {what} has 1 to {max} bytes, `{name}` has {}",
+            name.len()
+        )));
+    }
     let mut token = String::with_capacity(name.len());
     for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_') {
+        if byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_' {
             token.push(char::from(byte));
         } else {
-            // Writing to a text cannot fail.
-            let _ = write!(token, "={byte:02x}");
+            // Writing to a text does not fail.
+            let _ = write!(token, "={byte:02X}");
         }
     }
-    token
+    Ok(token)
+}
+
+/// What subjects may begin with.
+///
+/// # Errors
+///
+/// When it is no words with dots between them.
+pub(crate) fn check_prefix(prefix: &str) -> Result<()> {
+    let plain = |part: &str| {
+        let takes = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'*' | b'>');
+        !part.is_empty() && part.bytes().all(takes)
+    };
+    if prefix.len() <= limits::NAME_BYTES_MAX && !prefix.starts_with('$') && prefix.split('.').all(plain) {
+        return Ok(());
+    }
+    Err(Error::misuse(format!(
+        "`{prefix}` is no prefix of subjects: at most {} bytes of words without `*`, `>` and spaces, with dots between \
+         them, and not the server's own, which begin with `$`",
+        limits::NAME_BYTES_MAX
+    )))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::token;
+    use super::*;
 
     #[test]
-    fn names_are_written_so_that_no_two_are_the_same() {
+    fn names_are_tokens_whatever_is_in_them() {
         for (name, expected) in [
-            ("orders", "orders"),
-            ("Orders-1_a", "Orders-1_a"),
-            ("a.b", "a=2eb"),
-            ("a=2eb", "a=3d2eb"),
-            ("*", "=2a"),
-            (">", "=3e"),
-            ("größe", "gr=c3=b6=c3=9fe"),
+            ("api-1_B", "api-1_B"),
+            ("a.b", "a=2Eb"),
             ("a b", "a=20b"),
-            ("", ""),
+            ("*", "=2A"),
+            (">", "=3E"),
+            ("=", "=3D"),
+            ("ü", "=C3=BC"),
+            ("\0", "=00"),
         ] {
-            assert_eq!(token(name), expected);
+            assert_eq!(token("member", name).unwrap(), expected);
         }
+    }
+
+    #[test]
+    fn names_have_an_end() {
+        let long = |bytes| "x".repeat(bytes);
+        assert!(token("member", &long(limits::NAME_BYTES_MAX - 1)).is_ok());
+        assert!(token("member", &long(limits::NAME_BYTES_MAX)).is_ok());
+        assert_eq!(token("member", &long(limits::NAME_BYTES_MAX + 1)).unwrap_err().code(), "misuse");
+        assert_eq!(token("member", "").unwrap_err().code(), "misuse");
     }
 }

@@ -565,6 +565,8 @@ macro_rules! __link_cases {
                     expected += 3;
                 }
                 until(&env, "all were counted", || b.refused_frames() == expected).await;
+                // A frame is counted before it is told.
+                until(&env, "all were told", || refused.lock().unwrap().len() as u64 == expected).await;
                 assert_eq!(*refused.lock().unwrap(), vec!["undecodable"; expected as usize]);
                 assert_eq!(*a.send("b", 7u64).reply::<u64>().await.unwrap(), 7);
                 assert_eq!(a.refused_frames(), 0);

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use happen::{Config, Context, ErrorKind, Event, Hub, Link, Space, limits};
-use happen_core::env::Env;
+use happen::{Config, Context, Error, ErrorKind, Event, Hub, Link, Space, limits};
+use happen_core::env::{BoxFuture, Env};
+use happen_core::link::{ConnectionStatus, Inbound, Notice, Peer, Replies};
 use happen_testing::link::{Probe, until};
 use happen_testing::{Simulator, link_contract};
 
@@ -153,6 +154,69 @@ fn a_link_is_joined_once_and_before_the_start() {
         assert_eq!(format!("{hub:?}"), r#"["one"]"#);
         second.stop().await.unwrap();
         assert_eq!(format!("{hub:?}"), "[]");
+    });
+}
+
+/// A link to nowhere that keeps whom it was attached to.
+#[derive(Debug, Default)]
+struct Nowhere(Mutex<Option<Arc<dyn Inbound>>>);
+
+impl Link for Nowhere {
+    fn attach(&self, inbound: Arc<dyn Inbound>) -> BoxFuture<'_, happen::Result<()>> {
+        *self.0.lock().unwrap() = Some(inbound);
+        Box::pin(std::future::ready(Ok(())))
+    }
+    fn changed(&self) {}
+    fn post(&self, to: &str, _: Vec<u8>) -> happen::Result<()> {
+        Err(Error::new(ErrorKind::NoSuchNode { node: to.into() }))
+    }
+    fn request(&self, to: &str, _: Vec<u8>) -> happen::Result<Box<dyn Replies>> {
+        Err(Error::new(ErrorKind::NoSuchNode { node: to.into() }))
+    }
+    fn publish(&self, _: &str, _: Vec<u8>) -> happen::Result<()> {
+        Ok(())
+    }
+    fn listens(&self, _: &str) -> bool {
+        false
+    }
+    fn peers(&self) -> Vec<Peer> {
+        Vec::new()
+    }
+    fn close(&self) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::ready(()))
+    }
+}
+
+#[test]
+fn what_a_link_tells_of_itself_is_heard_in_its_process() {
+    let sim = Simulator::new(1);
+    let link = Arc::new(Nowhere::default());
+    let space = Space::in_env(Config::default(), sim.env()).unwrap();
+    space.join(Arc::clone(&link) as Arc<dyn Link>).unwrap();
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let push = Arc::clone(&heard);
+    space.on("system.*", move |event: &Event, _: &Context| {
+        push.lock().unwrap().push((event.event_type().to_owned(), event.payload().json().unwrap().clone()));
+    });
+    sim.run(async {
+        space.start().await.unwrap();
+        let inbound = link.0.lock().unwrap().clone().unwrap();
+        heard.lock().unwrap().clear();
+        for status in [ConnectionStatus::Disconnected, ConnectionStatus::Connected, ConnectionStatus::Closed]
+        {
+            inbound.notice(Notice::Connection { status, url: "net://one" });
+        }
+        for status in ["disconnected", "connected", "closed"] {
+            let expected = serde_json::json!({ "status": status, "url": "net://one" });
+            assert_eq!(heard.lock().unwrap().remove(0), ("system.connection-status".to_owned(), expected));
+        }
+        let error = Error::new(ErrorKind::Io { what: "sending".into() });
+        inbound.notice(Notice::Refused(&error));
+        assert_eq!(space.refused_frames(), 1);
+        inbound.notice(Notice::Lost(&error));
+        assert_eq!(space.problems().last().unwrap().code(), "io");
+        let types: Vec<_> = heard.lock().unwrap().iter().map(|(event_type, _)| event_type.clone()).collect();
+        assert_eq!(types, ["system.refused", "system.problem"]);
     });
 }
 

@@ -487,6 +487,45 @@ impl Pattern {
 }
 
 /// Shows the text that was parsed, or the functions that built the pattern, as in `not(exact(order.test))`.
+impl Pattern {
+    /// What of it can be told to another process; what it matches beyond that only its own process knows.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen_core::pattern::{Pattern, Shape, domain, exact, predicate};
+    ///
+    /// assert_eq!(Pattern::parse("order.*")?.shape(), Shape::Text("order.*"));
+    /// assert_eq!(exact("order.*").shape(), Shape::Exact("order.*"));
+    /// assert_eq!(domain("order").shape(), Shape::Domain("order"));
+    /// assert_eq!(predicate(|_| true).shape(), Shape::Other);
+    /// # Ok::<_, happen_core::PatternError>(())
+    /// ```
+    #[must_use]
+    pub fn shape(&self) -> Shape<'_> {
+        match &self.inner.kind {
+            Kind::Parsed(parsed) => Shape::Text(parsed.text()),
+            Kind::Exact(text) => Shape::Exact(text),
+            Kind::Domain(name) => Shape::Domain(name),
+            _ => Shape::Other,
+        }
+    }
+}
+
+/// A pattern as it is told to other processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Shape<'p> {
+    /// The pattern that [`Pattern::parse`] makes of this text.
+    Text(&'p str),
+    /// The pattern that [`exact`] makes of this text.
+    Exact(&'p str),
+    /// The pattern that [`domain()`] makes of this name.
+    Domain(&'p str),
+    /// One that has functions in it, or others.
+    Other,
+}
+
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.inner.kind {

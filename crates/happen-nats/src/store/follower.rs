@@ -206,7 +206,7 @@ impl Follower {
             deliver_policy,
             ack_policy: AckPolicy::None,
             flow_control: true,
-            idle_heartbeat: Duration::from_millis(limits::HEARTBEAT_MS),
+            idle_heartbeat: Duration::from_millis(limits::LOG_HEARTBEAT_MS),
             inactive_threshold: Duration::from_millis(limits::READER_KEPT_MS),
             memory_storage: true,
             num_replicas: 1,

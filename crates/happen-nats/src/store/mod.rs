@@ -159,7 +159,7 @@ impl NatsStore {
             }
         };
         let replicas = stream.cached_info().config.num_replicas;
-        let snapshots = Snapshots::new(context.clone(), &options, replicas);
+        let snapshots = Snapshots::new(context.clone(), &options, replicas)?;
         let (copy, Header { sequence, writers, .. }) = Copy::new(Arc::clone(&env), &snapshots).await?;
         let copy = Arc::new(copy);
         let mut own: WriterId = Default::default();
@@ -190,7 +190,7 @@ impl NatsStore {
             copy: Arc::clone(&copy),
             env: Arc::clone(&env),
             context,
-            subject: stream::subject(&options),
+            subject: stream::subject(&options)?,
             own,
             calls: waiting,
             news,
@@ -206,7 +206,7 @@ impl NatsStore {
         }));
         let store = Self {
             env,
-            name: stream::name(&options),
+            name: stream::name(&options)?,
             commit_wait: options.commit_wait,
             copy,
             calls: Mutex::new(Some(calls)),

@@ -11,13 +11,12 @@ use async_nats::jetstream::stream::{StorageType, Stream};
 use happen_core::{Error, ErrorKind, Result};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::NatsStoreOptions;
 use super::entry::Standing;
 use super::message::Writers;
 use super::writer::told;
+use super::{NatsStoreOptions, stream};
 use crate::bytes::{Put, Take, unreadable};
 use crate::limits;
-use crate::names::token;
 
 /// Where the copies of one log are kept. There is one at a time.
 #[derive(Clone)]
@@ -66,8 +65,11 @@ impl Header {
 }
 
 impl Snapshots {
-    pub(crate) fn new(context: Context, options: &NatsStoreOptions, replicas: usize) -> Self {
-        Self { context, bucket: bucket(options), replicas }
+    /// # Errors
+    ///
+    /// When the space has no name that can be used.
+    pub(crate) fn new(context: Context, options: &NatsStoreOptions, replicas: usize) -> Result<Self> {
+        Ok(Self { context, bucket: bucket(options)?, replicas })
     }
 
     /// Writes the newest copy into a file. None when there is none.
@@ -157,14 +159,14 @@ impl Snapshots {
 }
 
 /// The name of the bucket, in which fewer characters are allowed than in that of a stream.
-fn bucket(options: &NatsStoreOptions) -> String {
-    let plain = format!("{}_{}", token(&options.prefix), token(&options.space));
+fn bucket(options: &NatsStoreOptions) -> Result<String> {
+    let plain = stream::name(options)?;
     if !plain.contains('=') {
-        return plain;
+        return Ok(plain);
     }
     let hash = blake3::hash(plain.as_bytes()).to_hex();
     let short: String = hash.chars().take(BUCKET_HASH_DIGITS).collect();
-    format!("{}_{short}", plain.replace('=', "-"))
+    Ok(format!("{}_{short}", plain.replace('=', "-")))
 }
 
 fn failed(what: &str, error: &dyn std::error::Error) -> Error {
@@ -209,7 +211,7 @@ mod tests {
 
     #[test]
     fn spaces_of_any_name_have_a_bucket_of_their_own() {
-        let name = |space: &str| bucket(&NatsStoreOptions::new(space, Arc::new(RealEnv::new())));
+        let name = |space: &str| bucket(&NatsStoreOptions::new(space, Arc::new(RealEnv::new()))).unwrap();
         assert_eq!(name("shop-1"), "happen_shop-1");
         let all = [name("a.b"), name("a-2eb"), name("a=2eb"), name("größe"), name("a b")];
         for (index, one) in all.iter().enumerate() {

@@ -12,16 +12,26 @@ use happen_core::{Error, ErrorKind, Result};
 use super::NatsStoreOptions;
 use super::writer::told;
 use crate::limits;
-use crate::names::token;
+use crate::names::{check_prefix, token};
 
 /// The name of the stream that has the log of a space.
-pub(crate) fn name(options: &NatsStoreOptions) -> String {
-    format!("{}_{}", token(&options.prefix), token(&options.space))
+///
+/// # Errors
+///
+/// When the space or the prefix has no name that can be used.
+pub(crate) fn name(options: &NatsStoreOptions) -> Result<String> {
+    check_prefix(&options.prefix)?;
+    Ok(format!("{}_{}", token("prefix", &options.prefix)?, token("space", &options.space)?))
 }
 
 /// The subject that entries of the log are written to.
-pub(crate) fn subject(options: &NatsStoreOptions) -> String {
-    format!("{}.{}.log", token(&options.prefix), token(&options.space))
+///
+/// # Errors
+///
+/// As [`name`].
+pub(crate) fn subject(options: &NatsStoreOptions) -> Result<String> {
+    check_prefix(&options.prefix)?;
+    Ok(format!("{}.{}.log", options.prefix, token("space", &options.space)?))
 }
 
 /// Finds the log, or makes it.
@@ -45,10 +55,10 @@ pub(crate) async fn open(
             info.version
         )));
     }
-    let name = name(options);
+    let name = name(options)?;
     let wanted = Config {
         name: name.clone(),
-        subjects: vec![subject(options)],
+        subjects: vec![subject(options)?],
         description: Some(format!("the log of space `{}`", options.space)),
         retention: RetentionPolicy::Limits,
         discard: DiscardPolicy::New,

@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use happen_core::codec::{self, WireError, WireEvent, WireParcel, WireReply};
 use happen_core::event::Purpose;
 use happen_core::hash::{self, HashMismatch};
-use happen_core::link::{Inbound, NodePresence, Replies};
+use happen_core::link::{Inbound, NodePresence, Notice, Replies};
 use happen_core::{ErasedEvent, Error, ErrorKind, EventId, NodeKey, Result, Value};
 use tokio::sync::{mpsc, oneshot};
 
@@ -68,6 +68,19 @@ impl Inbound for Entrance {
             .upgrade()
             .filter(|space| space.is_running())
             .map_or_else(Vec::new, |space| space.presence())
+    }
+
+    fn notice(&self, notice: Notice<'_>) {
+        let Some(space) = self.space.upgrade() else { return };
+        match notice {
+            Notice::Connection { status, url } => {
+                let told = serde_json::json!({ "status": status.as_str(), "url": url });
+                space.announce("system.connection-status", told);
+            }
+            Notice::Refused(error) => space.refuse(error),
+            Notice::Lost(error) => space.problem(error.duplicate()),
+            _ => {}
+        }
     }
 }
 

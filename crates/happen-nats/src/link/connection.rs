@@ -1,0 +1,195 @@
+//! A connection to a NATS server or cluster, and what is known of it. Owns when it is there and how it is shown; knows
+//! nothing of what goes over it.
+
+use std::fmt;
+use std::time::Duration;
+
+use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use happen_core::link::ConnectionStatus;
+use happen_core::{Error, ErrorKind, Result};
+use tokio::sync::watch;
+
+use crate::limits;
+
+/// A connection to a NATS server or cluster. Cloning shares it.
+///
+/// # Examples
+///
+/// ```
+/// use happen_nats::Connection;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> happen::Result<()> {
+/// # let server = happen_testing::NatsServer::start();
+/// # let addresses = format!("{0},{0}", server.url().replace("//", "//ada:secret@"));
+/// // Such as nats://ada:secret@one:4222,nats://ada:secret@two:4222
+/// let connection = Connection::open(&addresses, async_nats::ConnectOptions::new()).await?;
+/// assert!(!format!("{connection:?}").contains("secret"));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Connection {
+    client: Client,
+    status: watch::Receiver<Status>,
+    url: String,
+}
+
+/// Whether it is there, and how often it began: who sees another count knows that it was gone meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Status {
+    pub(super) is: ConnectionStatus,
+    pub(super) begun: u64,
+}
+
+impl Connection {
+    /// Connects to a server, or to the first of several that answers; their addresses are separated by commas.
+    ///
+    /// The callbacks for events and for the time between attempts are set here; everything else of the options stays:
+    /// how to sign in, TLS, the certificates. A name and a password, or a token, in the first address that has one are
+    /// used to sign in at all of them, before what the options say; they are percent-encoded there. With
+    /// `retry_on_initial_connect` it does not wait for a server.
+    ///
+    /// # Errors
+    ///
+    /// - [`ErrorKind::Misuse`] when an address cannot be read.
+    /// - [`ErrorKind::Io`] when no server answers, or it refuses.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future before its end closes the connection.
+    pub async fn open(urls: &str, options: ConnectOptions) -> Result<Self> {
+        let mut servers = Vec::new();
+        for url in urls.split(',') {
+            // The address is left out: it may hold a password.
+            let unreadable =
+                |error| Error::misuse("an address of a NATS server cannot be read").with_source(error);
+            servers.push(url.trim().parse::<ServerAddr>().map_err(unreadable)?);
+        }
+        let shown: Vec<_> = servers
+            .iter()
+            .map(|server| format!("{}://{}:{}", server.scheme(), server.host(), server.port()))
+            .collect();
+        let url = shown.join(",");
+        let options = signed_in(options, &servers);
+        let (changes, status) = watch::channel(Status { is: ConnectionStatus::Disconnected, begun: 0 });
+        let connected = options
+            .event_callback(move |event| {
+                changes.send_if_modified(|status| note(status, &event));
+                std::future::ready(())
+            })
+            .reconnect_delay_callback(delay)
+            .connect(servers)
+            .await;
+        let client = connected.map_err(|error| {
+            Error::new(ErrorKind::Io { what: format!("connecting to {url}") }).with_source(error)
+        })?;
+        Ok(Self { client, status, url })
+    }
+
+    /// The client, for everything that Happen does not do itself. What is published on Happen's own subjects with it is
+    /// read as any member's messages are.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The addresses, without anything secret.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(super) fn status(&self) -> watch::Receiver<Status> {
+        self.status.clone()
+    }
+
+    /// The most bytes of one message.
+    pub(super) fn message_bytes_max(&self) -> usize {
+        self.client.max_payload()
+    }
+}
+
+/// The options with what an address says about signing in, which the client itself does not look at.
+fn signed_in(options: ConnectOptions, servers: &[ServerAddr]) -> ConnectOptions {
+    match servers.iter().find_map(|server| Some((server.username()?, server.password()))) {
+        Some((name, Some(password))) => options.user_and_password(decoded(name), decoded(password)),
+        Some((token, None)) => options.token(decoded(token)),
+        None => options,
+    }
+}
+
+/// A part of an address without its percent-encoding. What is not encoded rightly stays as it is.
+fn decoded(part: &str) -> String {
+    let mut bytes = Vec::with_capacity(part.len());
+    let mut rest = part.as_bytes();
+    while let Some((first, after)) = rest.split_first() {
+        let digits = after.first_chunk::<2>().filter(|_| *first == b'%');
+        let byte = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
+        bytes.push(byte.unwrap_or(*first));
+        rest = if byte.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8(bytes).unwrap_or_else(|_| part.to_owned())
+}
+
+fn note(status: &mut Status, event: &Event) -> bool {
+    let before = *status;
+    match event {
+        Event::Connected => *status = Status { is: ConnectionStatus::Connected, begun: status.begun + 1 },
+        Event::Disconnected => status.is = ConnectionStatus::Disconnected,
+        Event::Closed | Event::ClientError(async_nats::ClientError::MaxReconnects) => {
+            status.is = ConnectionStatus::Closed;
+        }
+        Event::ServerError(error) => tracing::warn!(target: "happen", "the NATS server says: {error}"),
+        // What a subscription loses is seen by the numbers of the messages, where it is known whose they are.
+        _ => {}
+    }
+    before != *status
+}
+
+/// How long to wait before the next attempt, of which there were so many.
+fn delay(attempts: usize) -> Duration {
+    let doublings = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX);
+    let delay = Duration::from_millis(5).saturating_mul(2_u32.saturating_pow(doublings));
+    if attempts <= 1 { Duration::ZERO } else { delay.min(limits::RECONNECT_DELAY_MAX) }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "connection to {}: {}", self.url, self.status.borrow().is.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_encoded_in_an_address_is_decoded() {
+        let parts =
+            [("ada", "ada"), ("a%20b%40", "a b@"), ("%", "%"), ("%4", "%4"), ("%zz", "%zz"), ("%ff", "%ff")];
+        for (part, expected) in parts {
+            assert_eq!(decoded(part), expected);
+        }
+    }
+
+    #[test]
+    fn attempts_to_connect_are_never_far_apart() {
+        assert_eq!(delay(0), Duration::ZERO);
+        assert_eq!(delay(1), Duration::ZERO);
+        assert_eq!(delay(2), Duration::from_millis(10));
+        assert_eq!(delay(usize::MAX), limits::RECONNECT_DELAY_MAX);
+    }
+
+    #[test]
+    fn every_new_connection_is_seen() {
+        let mut status = Status { is: ConnectionStatus::Disconnected, begun: 0 };
+        assert!(note(&mut status, &Event::Connected));
+        assert!(!note(&mut status, &Event::SlowConsumer(1)));
+        // One that was gone for a moment, too.
+        assert!(note(&mut status, &Event::Connected));
+        assert_eq!(status.begun, 2);
+        assert!(note(&mut status, &Event::Closed));
+        assert_eq!(status.is, ConnectionStatus::Closed);
+    }
+}
