@@ -1,11 +1,13 @@
 //! Happen across machines: NATS JetStream as link and store.
 
 mod bytes;
+mod connect;
 pub mod limits;
 pub mod link;
 mod names;
 mod store;
 
+pub use connect::{Connect, Nats};
 #[doc(hidden)]
 pub use link::read_message;
 pub use link::{Connection, LinkOptions, NatsLink};

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use happen::env::RealEnv;
-use happen::{Config, Context, Error, Event, Space, Step, done, next, secs};
+use happen::{Context, Error, Event, Space, Step, done, next, secs};
 use happen_core::env::Env;
-use happen_nats::{NatsStore, NatsStoreOptions};
+use happen_nats::Nats;
 use happen_testing::{NatsCluster, NatsServer};
 use serde::{Deserialize, Serialize};
 
@@ -65,12 +65,8 @@ async fn charge(order: Event<Create>, cx: Context) -> happen::Result<Step> {
 }
 
 async fn space(url: &str) -> Space {
-    let env: Arc<dyn Env> = Arc::new(RealEnv::new());
-    let client = async_nats::connect(url.split(',').collect::<Vec<_>>()).await.unwrap();
     // Nobody asks again here, however long the servers take to agree on who leads.
-    let options = NatsStoreOptions::new("shop", Arc::clone(&env)).commit_wait(secs(120));
-    let store = NatsStore::open(client, options).await.unwrap();
-    Space::with_store(Config::default(), env, Arc::new(store)).unwrap()
+    Nats::at(format!("{url}/shop")).commit_wait(secs(120)).open().await.unwrap()
 }
 
 fn build(space: &Space, role: &str) {
@@ -134,15 +130,6 @@ fn sorted(mut orders: Vec<u64>) -> Vec<u64> {
     orders
 }
 
-/// Starts those again that ended by themselves, because there was no server when they began.
-fn look_after(processes: &mut [Process], url: &str) {
-    for (process, role) in processes.iter_mut().zip(ROLES) {
-        if process.0.try_wait().unwrap().is_some() {
-            *process = Process::start(role, url);
-        }
-    }
-}
-
 /// Sends orders while whatever runs is killed, one thing after the other, and checks what became of them.
 async fn survive(url: &str, mut kill: impl FnMut(u64)) {
     let env: Arc<dyn Env> = Arc::new(RealEnv::new());
@@ -159,7 +146,6 @@ async fn survive(url: &str, mut kill: impl FnMut(u64)) {
             drop(std::mem::replace(&mut processes[victim], replaced));
             kill(id);
         }
-        look_after(&mut processes, url);
         env.sleep(Duration::from_millis(10)).await;
     }
     let all: Vec<u64> = (0..ORDERS).collect();

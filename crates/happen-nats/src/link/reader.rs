@@ -15,9 +15,9 @@ use super::Shared;
 use super::frame::{Frame, Frames, Header, Input, Unreadable, kind};
 use super::member::{Lane, Member, Room};
 use super::presence::{Presence, plain};
-use super::subject::token;
 use super::wire::{has_closed, lock};
 use crate::limits;
+use crate::names::token;
 
 /// How far one run of a member has come with its messages.
 #[derive(Debug, Default)]

@@ -109,7 +109,7 @@ impl NatsStoreOptions {
 /// use happen_nats::{NatsStore, NatsStoreOptions};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # async fn main() -> happen::Result<()> {
 /// let client = async_nats::connect("nats://localhost").await?;
 /// let store = NatsStore::open(client, NatsStoreOptions::new("shop", Arc::new(RealEnv::new()))).await?;
 /// # Ok(())

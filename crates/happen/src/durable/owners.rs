@@ -207,12 +207,14 @@ impl Durable {
         let ticket = self.commits.push(Batch { records: vec![record], documents, ..Batch::default() });
         let (told, tells) = oneshot::channel();
         let (durable, ending) = (Arc::clone(self), Arc::clone(space));
-        let tag = Tag::Event(event.envelope().id);
+        let (event, to) = (event.to_shared(), to.to_owned());
         space.flow_began();
         space.env.spawn(Box::pin(async move {
-            let stored = durable.settle_event(ticket, tag).await;
-            // Whoever does not wait any more needs no answer.
-            drop(told.send(stored.map(|()| None)));
+            let stored = durable.settle_event(ticket, Tag::Event(event.envelope().id)).await;
+            if let Err(Err(error)) = told.send(stored.map(|()| None)) {
+                // Nobody waits, and it would be gone without a word.
+                ending.bury(&*event, &to, &error);
+            }
             ending.flow_ended();
         }));
         Ok(tells)

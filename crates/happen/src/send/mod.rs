@@ -748,8 +748,8 @@ fn away(space: &SpaceInner, error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::NoSuchNode { node } if space.may_be_away(node))
 }
 
-/// Stamps an event for a node that is not here and hands it to the link. When nobody beyond it has the node, and the log
-/// knows it, the event is kept there.
+/// Stamps an event for a node that is not here. What is sent to one that the log knows is kept there; everything else is
+/// handed to the link.
 #[cold]
 fn send_away<T: Payload>(
     sender: Sender<'_>,
@@ -762,13 +762,10 @@ fn send_away<T: Payload>(
     let space = sender.space();
     space.check_running()?;
     let send = |event: &dyn ErasedEvent| -> Result<Begun> {
-        let keeps =
-            space.durable.as_ref().filter(|durable| purpose == Purpose::Send && durable.is_elsewhere(to));
-        match (space.send_away(sender, to, event, told == Told::Back), keeps) {
-            (Err(error), Some(durable)) if matches!(error.kind(), ErrorKind::NoSuchNode { .. }) => {
-                Ok(Begun::Here(Delivered::Later(Some(durable.keep(space, to, event)?))))
-            }
-            (sent, _) => Ok(Begun::Away(sent?.map(Box::new))),
+        match space.durable.as_ref().filter(|durable| purpose == Purpose::Send && durable.is_elsewhere(to)) {
+            // Stored for it, whoever has it at this moment and whatever becomes of them.
+            Some(durable) => Ok(Begun::Here(Delivered::Later(Some(durable.keep(space, to, event)?)))),
+            None => Ok(Begun::Away(space.send_away(sender, to, event, told == Told::Back)?.map(Box::new))),
         }
     };
     Ok(match parcel {

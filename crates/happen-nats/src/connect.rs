@@ -1,0 +1,293 @@
+//! A space on a NATS server or cluster, by its address. Owns what an address says and how store and link are put together;
+//! does not know what either does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::ConnectOptions;
+use happen::env::RealEnv;
+use happen::{Config, Space};
+use happen_core::env::Env;
+use happen_core::{Error, ErrorKind, Result};
+
+use crate::limits;
+use crate::link::{Connection, LinkOptions, NatsLink};
+use crate::store::{NatsStore, NatsStoreOptions};
+
+/// Opens a space where an address says: one changed line takes a program from memory to a folder to a cluster.
+///
+/// | address | where |
+/// |---|---|
+/// | `memory:` | in this process |
+/// | `./data`, `file:/var/lib/shop` | in a folder |
+/// | `nats://one:4222,nats://two:4222/shop`, `tls://…` | the space `shop` on NATS |
+///
+/// # Examples
+///
+/// ```
+/// use happen::Space;
+/// use happen_nats::Connect;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> happen::Result<()> {
+/// # let server = happen_testing::NatsServer::start();
+/// # let url = format!("{}/shop", server.url());
+/// // Such as nats://localhost:4222/shop
+/// let space = Space::connect(&url).await?;
+/// space.node("echo").on("string", |said: &happen::Event<String>, _: &happen::Context| said.to_uppercase());
+/// space.start().await?;
+/// assert_eq!(*space.send("echo", "hello".to_owned()).reply::<String>().await?, "HELLO");
+/// # space.stop().await
+/// # }
+/// ```
+pub trait Connect: Sized {
+    /// Opens a space at this address.
+    ///
+    /// # Errors
+    ///
+    /// - [`ErrorKind::Misuse`]: the address means nothing, or the server cannot keep the promise; the error says why.
+    /// - [`ErrorKind::Io`]: no server answers within [`limits::OPEN_WAIT_MS`], or it refuses.
+    /// - As [`Space::open`] for a folder, and as [`NatsStore::open`] for NATS.
+    fn connect(url: &str) -> impl Future<Output = Result<Self>> + Send;
+
+    /// Opens a space at the address in the environment variable `HAPPEN_URL`, or at this one when it is not set.
+    ///
+    /// # Errors
+    ///
+    /// As [`Connect::connect`].
+    fn connect_from_env(otherwise: &str) -> impl Future<Output = Result<Self>> + Send;
+}
+
+impl Connect for Space {
+    async fn connect(url: &str) -> Result<Self> {
+        match Place::of(url)? {
+            Place::Memory => Ok(Self::memory()),
+            Place::Folder(folder) => Self::open(folder).await,
+            Place::Nats { .. } => Nats::at(url).open().await,
+        }
+    }
+
+    async fn connect_from_env(otherwise: &str) -> Result<Self> {
+        match std::env::var(URL_VARIABLE) {
+            Ok(url) => {
+                Self::connect(&url).await.map_err(|error| error.context(format!("at `{URL_VARIABLE}`")))
+            }
+            Err(std::env::VarError::NotPresent) => Self::connect(otherwise).await,
+            Err(std::env::VarError::NotUnicode(_)) => {
+                Err(Error::misuse(format!("the environment variable `{URL_VARIABLE}` is no text")))
+            }
+        }
+    }
+}
+
+/// What an address means.
+#[derive(Debug, PartialEq, Eq)]
+enum Place<'u> {
+    Memory,
+    Folder(&'u str),
+    Nats { servers: &'u str, space: &'u str },
+}
+
+impl<'u> Place<'u> {
+    fn of(url: &'u str) -> Result<Self> {
+        if url.is_empty() {
+            return Err(Error::misuse(
+                "an address is empty; say `memory:`, a folder, or `nats://host:port/space`",
+            ));
+        }
+        if url == "memory:" {
+            return Ok(Self::Memory);
+        }
+        if let Some(folder) = url.strip_prefix("file:") {
+            return Ok(Self::Folder(folder.strip_prefix("//").unwrap_or(folder)));
+        }
+        let Some((scheme, rest)) = url.split_once("://") else { return Ok(Self::Folder(url)) };
+        if !NATS_SCHEMES.contains(&scheme) {
+            return Err(Error::misuse(format!(
+                "`{scheme}://` is no address of a space; say `memory:`, a folder, or `nats://host:port/space`"
+            )));
+        }
+        // The name of the space stands behind the last address.
+        let last = rest.rfind("://").map_or(0, |at| at + 3);
+        let slash = rest.get(last..).and_then(|last_address| last_address.find('/'));
+        match slash.map(|at| last + at).and_then(|at| rest.split_at_checked(at)) {
+            Some((before, space)) => {
+                let servers = url.get(..scheme.len() + 3 + before.len()).unwrap_or(url);
+                let space = space.trim_matches('/');
+                Ok(Self::Nats { servers, space: if space.is_empty() { SPACE } else { space } })
+            }
+            None => Ok(Self::Nats { servers: url, space: SPACE }),
+        }
+    }
+}
+
+/// A space on NATS that is about to be opened, with more to say than its address.
+///
+/// # Examples
+///
+/// ```no_run
+/// use happen::Config;
+/// use happen_nats::Nats;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> happen::Result<()> {
+/// let options = async_nats::ConnectOptions::with_credentials_file("shop.creds").await?;
+/// let space = Nats::at("tls://connect.example.com/shop")
+///     .sign_in(options)
+///     .member("api-1")
+///     .config(Config::default())
+///     .open()
+///     .await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Nats {
+    url: String,
+    options: ConnectOptions,
+    connection: Option<Connection>,
+    config: Config,
+    member: Option<String>,
+    prefix: String,
+    replicas: Option<usize>,
+    commit_wait: Duration,
+}
+
+impl Nats {
+    /// A space at this address, which [`Connect`] describes.
+    #[must_use]
+    pub fn at(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            options: ConnectOptions::new(),
+            connection: None,
+            config: Config::default(),
+            member: None,
+            prefix: "happen".to_owned(),
+            replicas: None,
+            commit_wait: Duration::from_millis(limits::COMMIT_WAIT_MS),
+        }
+    }
+
+    /// A space of this name over a connection that is there: its client can be used for other things too.
+    #[must_use]
+    pub fn over(connection: &Connection, space: &str) -> Self {
+        Self { connection: Some(connection.clone()), ..Self::at(format!("nats:///{space}")) }
+    }
+
+    /// How to sign in at the servers, and what else their client lets say: certificates, timeouts.
+    #[must_use]
+    pub fn sign_in(self, options: ConnectOptions) -> Self {
+        Self { options, ..self }
+    }
+
+    /// The configuration of the space.
+    #[must_use]
+    pub fn config(self, config: Config) -> Self {
+        Self { config, ..self }
+    }
+
+    /// The name of this process among those of the space; without it, one that no other has.
+    #[must_use]
+    pub fn member(self, name: impl Into<String>) -> Self {
+        Self { member: Some(name.into()), ..self }
+    }
+
+    /// What all subjects and streams begin with instead of `happen`. All processes of a space say the same.
+    #[must_use]
+    pub fn prefix(self, prefix: impl Into<String>) -> Self {
+        Self { prefix: prefix.into(), ..self }
+    }
+
+    /// On how many servers the log is kept, see [`NatsStoreOptions::replicas`].
+    #[must_use]
+    pub fn replicas(self, replicas: usize) -> Self {
+        Self { replicas: Some(replicas), ..self }
+    }
+
+    /// How long a commit waits for its answer, see [`NatsStoreOptions::commit_wait`].
+    #[must_use]
+    pub fn commit_wait(self, wait: Duration) -> Self {
+        Self { commit_wait: wait, ..self }
+    }
+
+    /// Opens the space. It is not started yet.
+    ///
+    /// # Errors
+    ///
+    /// As [`Connect::connect`].
+    pub async fn open(self) -> Result<Space> {
+        let Place::Nats { servers, space } = Place::of(&self.url)? else {
+            return Err(Error::misuse("this is no address of NATS; open other spaces with `Space::connect`"));
+        };
+        let env: Arc<dyn Env> = Arc::new(RealEnv::new());
+        let connection = match self.connection {
+            Some(connection) => connection,
+            None => connected(&env, servers, &self.options).await?,
+        };
+        let mut store = NatsStoreOptions::new(space, Arc::clone(&env))
+            .prefix(self.prefix.as_str())
+            .commit_wait(self.commit_wait);
+        if let Some(replicas) = self.replicas {
+            store = store.replicas(replicas);
+        }
+        let store = NatsStore::open(connection.client().clone(), store).await?;
+        let member =
+            self.member.unwrap_or_else(|| format!("{}-{:08x}", std::process::id(), env.random_u64() as u32));
+        let link = LinkOptions::new(space, member).prefix(self.prefix);
+        let link = NatsLink::new(&connection, Arc::clone(&env), link)?;
+        let space = Space::with_store(self.config, env, Arc::new(store))?;
+        space.join(link)?;
+        Ok(space)
+    }
+}
+
+/// Connects, and waits a moment for servers that are just starting.
+async fn connected(env: &Arc<dyn Env>, servers: &str, options: &ConnectOptions) -> Result<Connection> {
+    let mut waited = 0;
+    loop {
+        match Connection::open(servers, options.clone()).await {
+            Err(error) if matches!(error.kind(), ErrorKind::Io { .. }) && waited < limits::OPEN_WAIT_MS => {
+                env.sleep(Duration::from_millis(limits::OPEN_AGAIN_MS)).await;
+                waited += limits::OPEN_AGAIN_MS;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// The environment variable that says where a space is.
+const URL_VARIABLE: &str = "HAPPEN_URL";
+
+/// The space of an address that names none.
+const SPACE: &str = "main";
+
+const NATS_SCHEMES: [&str; 4] = ["nats", "tls", "ws", "wss"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_says_where() {
+        let nats = |servers, space| Place::Nats { servers, space };
+        for (url, expected) in [
+            ("memory:", Place::Memory),
+            ("./data", Place::Folder("./data")),
+            ("/var/lib/shop", Place::Folder("/var/lib/shop")),
+            ("file:/var/lib/shop", Place::Folder("/var/lib/shop")),
+            ("file:///var/lib/shop", Place::Folder("/var/lib/shop")),
+            ("nats://localhost", nats("nats://localhost", "main")),
+            ("nats://localhost:4222/", nats("nats://localhost:4222", "main")),
+            ("nats://localhost:4222/shop", nats("nats://localhost:4222", "shop")),
+            ("tls://ada:s3@host/shop", nats("tls://ada:s3@host", "shop")),
+            ("nats://a:1,nats://b:2/shop", nats("nats://a:1,nats://b:2", "shop")),
+            ("nats://a:1,b:2", nats("nats://a:1,b:2", "main")),
+        ] {
+            assert_eq!(Place::of(url).unwrap(), expected, "{url}");
+        }
+        for url in ["", "http://localhost", "postgres://localhost/shop"] {
+            assert_eq!(Place::of(url).unwrap_err().code(), "misuse", "{url}");
+        }
+    }
+}
