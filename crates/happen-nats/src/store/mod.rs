@@ -103,15 +103,19 @@ impl NatsStoreOptions {
 ///
 /// # Examples
 ///
-/// ```no_run
+/// ```
 /// use std::sync::Arc;
 /// use happen::env::RealEnv;
+/// use happen::store::Store;
 /// use happen_nats::{NatsStore, NatsStoreOptions};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> happen::Result<()> {
-/// let client = async_nats::connect("nats://localhost").await?;
+/// # let server = happen_testing::NatsServer::start();
+/// # let url = server.url();
+/// let client = async_nats::connect(url).await?;
 /// let store = NatsStore::open(client, NatsStoreOptions::new("shop", Arc::new(RealEnv::new()))).await?;
+/// assert!(store.is_shared());
 /// # Ok(())
 /// # }
 /// ```
@@ -133,8 +137,8 @@ impl NatsStore {
     ///
     /// # Errors
     ///
-    /// - [`ErrorKind::Misuse`]: the server or the stream cannot keep what the store promises; the error says why. Or a later
-    ///   version of Happen writes the log.
+    /// - [`ErrorKind::Misuse`]: the server or the stream cannot keep what the store promises; the error says why. Or a
+    ///   later version of Happen writes the log.
     /// - [`ErrorKind::Io`]: the server does not answer, or a folder for the copy cannot be made.
     /// - [`ErrorKind::Damaged`]: a part of the log is gone.
     ///
