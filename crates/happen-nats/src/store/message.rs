@@ -121,6 +121,10 @@ impl Writers {
         if message.more { Ok(Arrived::Part) } else { Ok(Arrived::Whole(std::mem::take(&mut writer.parts))) }
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.known.len()
+    }
+
     /// Counts the bytes of a message. True when there are so many that a copy is due: at the same messages everywhere.
     pub(crate) fn is_copy_due(&mut self, bytes: usize, copy_after: u64) -> bool {
         self.bytes += bytes as u64;

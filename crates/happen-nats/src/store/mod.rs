@@ -26,12 +26,27 @@ use happen_core::{Error, ErrorKind, Result};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use self::copy::Copy;
-use self::entry::BatchBytes;
+use self::entry::{BatchBytes, Entry};
 use self::follower::Follower;
-use self::message::WriterId;
+use self::message::{Message, WriterId};
 use self::snapshot::{Header, Snapshots};
 use self::writer::{Call, Sending, Writer, closed};
 use crate::limits;
+
+/// Reads bytes as if they had come from a log: a message, an entry, or the header of a copy. How many batches they have, or
+/// writers they know, if they are one. For fuzzing.
+#[doc(hidden)]
+#[must_use]
+pub fn read_log_message(bytes: &[u8]) -> Option<usize> {
+    if let Ok(message) = Message::decode(bytes) {
+        return read_log_message(message.body);
+    }
+    match Entry::decode(bytes) {
+        Ok((_, Entry::Commit(batches))) => Some(batches.len()),
+        Ok((_, Entry::Prune(_))) => Some(0),
+        Err(_) => Header::decode(bytes).ok().map(|header| header.writers.len()),
+    }
+}
 
 /// Which log a store has, and how it is made if it is not there.
 #[derive(Debug, Clone)]
