@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use happen::store::{List, MemoryStore, Store};
-use happen::{Config, Context, Error, ErrorKind, Event, Hub, Space, Step, done, millis, next, secs};
+use happen::{Config, Context, Error, ErrorKind, Event, Hub, Space, Step, done, every, millis, next, secs};
 use happen_core::env::Env;
 use happen_testing::{Dies, FaultyStore, Simulator, check_seeds};
 use serde::{Deserialize, Serialize};
@@ -443,6 +443,53 @@ fn what_is_due_at_a_node_of_another_process_comes_once() {
             world.env.sleep(secs(60)).await;
             settled(&world, &[&shopping, &writing]).await;
             assert_eq!(counted(&writing, "notes").await, 1);
+        });
+    });
+}
+
+#[test]
+fn a_schedule_that_several_processes_have_comes_once_each_time() {
+    check_seeds(0..10, |sim| {
+        let world = World::new(&sim);
+        sim.run(async {
+            let processes = [world.process(), world.process(), world.process()];
+            office(&processes[0]);
+            bank(&processes[1]);
+            shop(&processes[2]);
+            for space in &processes {
+                space.start().await.unwrap();
+            }
+            world.env.sleep(secs(1)).await;
+            for space in &processes {
+                space.schedule("rounds", every(secs(10)), "notes", Placed { id: 0 }).await.unwrap();
+            }
+            world.env.sleep(secs(95)).await;
+            settled(&world, &processes.iter().collect::<Vec<_>>()).await;
+            assert_eq!(counted(&processes[0], "notes").await, 9);
+            for space in &processes {
+                assert!(space.problems().is_empty(), "{:?}", space.problems());
+            }
+        });
+    });
+}
+
+#[test]
+fn a_process_without_durable_nodes_leaves_nothing_behind() {
+    check_seeds(0..5, |sim| {
+        let world = World::new(&sim);
+        sim.run(async {
+            let (writing, sending) = (world.process(), world.process());
+            office(&writing);
+            writing.start().await.unwrap();
+            sending.start().await.unwrap();
+            assert_eq!(world.keys("process/").await.len(), 1);
+            sending.send("notes", Placed { id: 1 }).await.unwrap();
+            // It dies, and nobody has to take anything over.
+            drop(sending);
+            settled(&world, &[&writing]).await;
+            assert_eq!(counted(&writing, "notes").await, 1);
+            writing.stop().await.unwrap();
+            assert!(world.keys("process/").await.is_empty());
         });
     });
 }

@@ -234,8 +234,11 @@ impl Durable {
                 return Err(ended());
             }
             owners.look(&*self.store).await?;
-            let (batch, others) = owners.claims(space)?;
-            let mut batch = batch;
+            let (mut batch, others) = owners.claims(space)?;
+            if batch.documents.is_empty() {
+                // Whoever has no durable nodes has nothing that could be taken over.
+                return Ok(());
+            }
             let alive = self.alive(&others).await?;
             if !alive.is_empty() {
                 if self.is_there(space, &others) {
@@ -377,6 +380,7 @@ impl Durable {
             owners.look(&*self.store).await?;
             match claimed {
                 Ok(_) => {
+                    self.commits.fence(&owners.process);
                     let nodes: Vec<_> = durable_nodes(space).collect();
                     for node in nodes {
                         self.take_in_of(space, &node.name).await?;
@@ -515,7 +519,8 @@ impl Owners {
         let known = lock(&self.known);
         let mut batch = Batch::default();
         let mut others = Others::new();
-        if !known.is_there {
+        let mut nodes = durable_nodes(space).peekable();
+        if !known.is_there && nodes.peek().is_some() {
             let content = Some(Content { name: "process".into(), version: 1, bytes: Arc::default() });
             batch.documents.push(Write {
                 key: Arc::clone(&self.process),
@@ -526,7 +531,7 @@ impl Owners {
             });
         }
         let mut changes = Vec::new();
-        for node in durable_nodes(space) {
+        for node in nodes {
             let mut handles: Vec<String> =
                 node.table.load().entries.iter().map(|entry| entry.pattern.to_string()).collect();
             handles.sort_unstable();
