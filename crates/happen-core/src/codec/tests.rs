@@ -113,7 +113,7 @@ fn any_kind() -> impl Strategy<Value = ErrorKind> {
     let text = || "[a-zé ]{0,12}";
     let texts = || prop::collection::vec("[a-z]{0,6}", 0..4);
     let places = (text(), text(), text(), texts(), any::<u64>(), any::<usize>(), any::<usize>());
-    (0..30, places).prop_map(|(which, (a, b, c, list, number, size, other))| match which {
+    (0..31, places).prop_map(|(which, (a, b, c, list, number, size, other))| match which {
         0 => ErrorKind::NotStarted,
         1 => ErrorKind::Closed { what: a },
         2 => ErrorKind::NoSuchNode { node: a },
@@ -143,6 +143,7 @@ fn any_kind() -> impl Strategy<Value = ErrorKind> {
         26 => ErrorKind::Diverged { what: a },
         27 => ErrorKind::Unfit { flows: list },
         28 => ErrorKind::Damaged { what: a },
+        29 => ErrorKind::Untrusted { reason: a },
         _ => ErrorKind::NotFound { what: a },
     })
 }
