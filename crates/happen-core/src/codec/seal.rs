@@ -173,6 +173,14 @@ impl WireSeal {
         statement
     }
 
+    /// A hash of the statement over this root and its signature: the same for all frames of a group, so that whoever has
+    /// verified one need not verify the others.
+    #[must_use]
+    pub fn proof(&self, root: &SealHash) -> SealHash {
+        let mut hasher = blake3::Hasher::new_keyed(PROOF_KEY);
+        *hasher.update(&self.statement(root)).update(self.signature.as_bytes()).finalize().as_bytes()
+    }
+
     /// The root of the tree that has this leaf in this place; `None` when the path does not fit the place, so that there
     /// is no such tree.
     #[must_use]
@@ -271,6 +279,7 @@ fn join(left: &SealHash, right: &SealHash) -> SealHash {
 
 /// Keep leaves, joints and all other hashes apart, so that none can be passed off as another.
 const LEAF_KEY: &[u8; 32] = b"happen seal leaf, version 1     ";
+const PROOF_KEY: &[u8; 32] = b"happen seal proof, version 1    ";
 const JOIN_KEY: &[u8; 32] = b"happen seal joint, version 1    ";
 
 /// Keeps what is signed here apart from whatever else the key signs, such as the challenge of a server.

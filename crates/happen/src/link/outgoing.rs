@@ -6,13 +6,14 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use happen_core::codec::{self, WireReply};
+use happen_core::codec::{self, Addressee, SealHash, WireReply, WireSeal};
 use happen_core::event::Purpose;
 use happen_core::link::Replies;
 use happen_core::payload::Dynamic;
 use happen_core::{ErasedEvent, Error, ErrorKind, EventId, EventType, NodeKey, Result, Value};
 
 use crate::flow::Outcome;
+use crate::identity::Asked;
 use crate::link::Cause;
 use crate::send::Sender;
 use crate::space::SpaceInner;
@@ -35,19 +36,21 @@ impl SpaceInner {
         }
         let sent = self.linked(to).and_then(|linked| {
             let frame = self.frame(sender, event, None)?;
+            let (frame, leaf) = self.sealed(Addressee::Node(to), event, frame)?;
             if wants_replies {
-                linked.link.request(to, frame).map(Some)
+                linked.link.request(to, frame).map(|replies| Some((replies, leaf)))
             } else {
                 linked.link.post(to, frame).map(|()| None)
             }
         });
         match sent {
-            Ok(replies) => Ok(replies.map(|replies| Away {
+            Ok(replies) => Ok(replies.map(|(replies, leaf)| Away {
                 space: Arc::clone(self),
                 event: id,
                 node,
                 replies,
                 items: 0,
+                asked: leaf.map(|leaf| Box::new(Asked { leaf, node: to.to_owned() })),
             })),
             Err(error) => {
                 self.remember(id, node, web::failed(error.code()));
@@ -66,8 +69,10 @@ impl SpaceInner {
             return;
         }
         let purpose = stored.then_some(Purpose::Stored);
-        let published =
-            self.frame(sender, event, purpose).and_then(|frame| linked.link.publish(event_type, frame));
+        let published = self.frame(sender, event, purpose).and_then(|frame| {
+            let (frame, _) = self.sealed(Addressee::Everyone, event, frame)?;
+            linked.link.publish(event_type, frame)
+        });
         if let Err(error) = published {
             let error =
                 error.context("a broadcast did not reach everyone beyond the link").at_event(envelope.id);
@@ -83,6 +88,19 @@ impl SpaceInner {
     ) -> Result<Vec<u8>> {
         let causes = |single: &dyn ErasedEvent| Ok(self.causes_from(sender, single));
         Ok(self.framed_for(event, purpose, causes)?.frame)
+    }
+
+    /// The frame as it leaves: sealed in the name of the sender, if this space has an identity, and then with its leaf.
+    fn sealed(
+        &self,
+        addressee: Addressee<'_>,
+        event: &dyn ErasedEvent,
+        frame: Vec<u8>,
+    ) -> Result<(Vec<u8>, Option<SealHash>)> {
+        let Some(guard) = self.guard.get() else { return Ok((frame, None)) };
+        let sender = self.name_of(event.envelope().sender);
+        let (sealed, leaf) = guard.seal(addressee, sender.as_deref().unwrap_or_default(), &frame)?;
+        Ok((sealed, Some(leaf)))
     }
 
     /// The causes of an event that is just being sent: their types stand in the flow that sends it.
@@ -119,6 +137,8 @@ pub(crate) struct Away {
     node: NodeKey,
     replies: Box<dyn Replies>,
     items: u64,
+    /// What the replies have to be sealed for, in a space with an identity.
+    asked: Option<Box<Asked>>,
 }
 
 /// One reply.
@@ -133,7 +153,9 @@ impl Away {
         let answered = match self.replies.poll_next(task) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Some(Ok(frame))) => {
-                self.read(&frame).unwrap_or_else(|error| Answered::End(Err(error)))
+                let opened = self.open(&frame).inspect_err(|error| self.space.refuse(error));
+                let read = opened.and_then(|frame| self.read(frame));
+                read.unwrap_or_else(|error| Answered::End(Err(error)))
             }
             Poll::Ready(Some(Err(error))) => Answered::End(Err(error)),
             Poll::Ready(None) => Answered::End(Err(closed())),
@@ -153,6 +175,16 @@ impl Away {
             if let Answered::End(outcome) = poll_fn(|task| self.poll_next(task)).await {
                 return outcome;
             }
+        }
+    }
+
+    /// The reply in a frame, when it is to be trusted.
+    fn open<'f>(&self, frame: &'f [u8]) -> Result<&'f [u8]> {
+        match self.space.guard.get().zip(self.asked.as_ref()) {
+            Some((guard, asked)) => {
+                guard.open_reply(asked, frame).map_err(|error| error.at_event(self.event))
+            }
+            None => Ok(WireSeal::open(frame)?.1),
         }
     }
 
