@@ -720,6 +720,17 @@ fn the_vectors_in_the_documentation_are_true() {
         assert_eq!(as_hex(&bytes), as_hex(&documented), "{name}");
         assert_eq!(WireRecord::decode(&documented, RECORD_BYTES_MAX).unwrap(), record);
     }
+    // That they are signed as the document says is tested where keys are.
+    for (name, frame, path) in [("seal-alone", smallest(), 0), ("seal-second-of-three", ordinary(), 2)] {
+        let documented = vectors.remove(name).unwrap_or_default();
+        let (seal, inside) = WireSeal::open(&documented).unwrap();
+        assert_eq!(as_hex(inside), as_hex(&encode(&frame)), "{name}");
+        let mut again = Vec::new();
+        let seal = seal.unwrap();
+        seal.encode_into(inside, &mut again);
+        assert_eq!(as_hex(&again), as_hex(&documented), "{name}");
+        assert_eq!(seal.path.len(), path, "{name}");
+    }
     for kind in ["flow", "dead"] {
         assert!(FORMAT.contains(&format!("`{kind}/orders/{}/validate`", id_text(2))), "{kind}");
     }
