@@ -183,7 +183,7 @@ fn who_trusts_each_other_notices_nothing() {
         bank.find("payments").unwrap().on(
             "u32",
             async |count: Event<u32>, cx: Context| -> happen::Result<bool> {
-                for item in 0..**&count {
+                for item in 0..*count.payload() {
                     cx.emit(item).await?;
                 }
                 Ok(true)
@@ -645,6 +645,100 @@ fn one_signature_covers_a_group_and_is_verified_once() {
             assert_eq!(bank.post(&sim, "payments", &changed).await, Err("bad-signature".into()));
         }
         assert_eq!(counting.0.load(Ordering::SeqCst), 3);
+    });
+}
+
+#[test]
+fn what_leaves_together_is_signed_together_and_in_order() {
+    let sim = Simulator::new(17);
+    sim.run(async {
+        let counting = Counting::default();
+        let bank =
+            Bank::open(&sim, Some(Identity::new(key(BANK)).trust(&trust()).verifier(counting.clone()))).await;
+        let count = happen_core::limits::SEAL_GROUP_MAX as u64 + 300;
+        let frames = leaving(&sim, Some(Identity::new(key(SHOP))), |shop| {
+            for number in 0..count {
+                shop.send("payments", number).forget();
+            }
+        })
+        .await;
+        assert_eq!(frames.len() as u64, count);
+        let seals: Vec<_> = frames.iter().map(|frame| WireSeal::open(frame).unwrap().0.unwrap()).collect();
+        assert!(seals.is_sorted_by(|one, other| one.number() + 1 == other.number()));
+        let counts: std::collections::BTreeSet<_> = seals.iter().map(|seal| seal.count).collect();
+        assert_eq!(counts, [300, happen_core::limits::SEAL_GROUP_MAX as u32].into());
+        for frame in frames {
+            bank.outside.post("payments", frame).unwrap();
+        }
+        let env = sim.env();
+        until(&env, "all came", || bank.heard.lock().unwrap().len() as u64 == count).await;
+        assert_eq!(*bank.heard.lock().unwrap(), (0..count).collect::<Vec<_>>());
+        assert_eq!(counting.0.load(Ordering::SeqCst), 2);
+    });
+}
+
+#[test]
+fn a_question_does_not_overtake_what_was_sent_before_it() {
+    let sim = Simulator::new(18);
+    sim.run(async {
+        let trust = TrustStore::new();
+        trust.trust(Trusted::new(public(SHOP)).nodes([""])).unwrap();
+        trust.trust(Trusted::new(public(BANK)).nodes(["payments*"])).unwrap();
+        let identity = |number| Some(Identity::new(key(number)).trust(&trust));
+        let (shop, bank) = joined(&sim, identity(SHOP), identity(BANK)).await;
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let push = Arc::clone(&heard);
+        bank.node("payments-log")
+            .on("u64", move |number: &Event<u64>, _: &Context| push.lock().unwrap().push(**number));
+        let env = sim.env();
+        until(&env, "the log is known", || shop.remote_nodes().iter().any(|node| node.id == "payments-log"))
+            .await;
+        for number in 0..10u64 {
+            shop.send("payments-log", 10 * number).forget();
+            shop.broadcast(10 * number + 1).unwrap();
+            shop.send("payments-log", 10 * number + 2).await.unwrap();
+        }
+        let expected: Vec<_> =
+            (0..10u64).flat_map(|number| [10 * number, 10 * number + 1, 10 * number + 2]).collect();
+        assert_eq!(*heard.lock().unwrap(), expected);
+        drop(bank);
+    });
+}
+
+#[test]
+fn what_could_not_leave_is_told() {
+    let sim = Simulator::new(19);
+    sim.run(async {
+        let trust = TrustStore::new();
+        trust.trust(Trusted::new(Wax(8).public_key()).nodes(["*"])).unwrap();
+        let identity = || Some(Identity::new(Wax(8)).trust(&trust));
+        let (shop, bank) = joined(&sim, identity(), identity()).await;
+        shop.sign_with(Wax(0)).unwrap();
+        let problems = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&problems);
+        shop.on("system.problem", move |_: &Event, cx: &Context| {
+            count.fetch_add(1, Ordering::SeqCst);
+            // Whoever hears of it may send; this one is not signed either.
+            cx.send("payments", 1u64).forget();
+        });
+        shop.send("payments", [1u64, 2, 3]).forget();
+        let env = sim.env();
+        until(&env, "there are letters", || shop.dead_letters().len() == 3).await;
+        shop.broadcast(4u64).unwrap();
+        until(&env, "there is one letter more", || shop.dead_letters().len() == 4).await;
+        assert_eq!(problems.load(Ordering::SeqCst), 1);
+        assert!(shop.dead_letters().iter().all(|letter| letter.code == "failed"));
+        // What was sent before the end leaves before the end.
+        shop.sign_with(Wax(8)).unwrap();
+        let heard = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&heard);
+        bank.node("last").on("bool", move |_: &Event<bool>, _: &Context| {
+            count.fetch_add(1, Ordering::SeqCst);
+        });
+        until(&env, "the last is known", || shop.remote_nodes().iter().any(|node| node.id == "last")).await;
+        shop.send("last", true).forget();
+        drop(shop);
+        until(&env, "the last came", || heard.load(Ordering::SeqCst) == 1).await;
     });
 }
 

@@ -6,15 +6,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
-use happen_core::Result;
-use happen_core::codec::{Addressee, SealHash, WireSeal, seal_leaf};
+use happen_core::codec::{Addressee, SealHash, SealTree, WireSeal, seal_leaf};
 use happen_core::env::Env;
 use happen_core::key::{PublicKey, Signature, Signer};
+use happen_core::{Error, Result};
 
 use super::replay::Heard;
 use super::{Distrust, Identity, Trusted, Unsigned};
 use crate::config::glob_matches;
 use crate::limits;
+use crate::link::Departure;
 use crate::sync::{Mutex, isolated, lock};
 
 /// The identity of a space at work.
@@ -71,13 +72,46 @@ impl Guard {
         frame: &[u8],
     ) -> Result<(Vec<u8>, SealHash)> {
         let leaf = self.leaf(addressee, frame);
-        let signer = self.signer(by);
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut seal = WireSeal::new(signer.public_key(), self.session, number, self.env.unix_ms());
-        seal.signature = self.sign(&*signer, &seal, &leaf)?;
+        let seal = self.signed(by, 1, &leaf)?;
         let mut sealed = Vec::new();
         seal.encode_into(frame, &mut sealed);
         Ok((sealed, leaf))
+    }
+
+    /// These frames, all in the name of one signer, sealed by one signature. At most
+    /// [`SEAL_GROUP_MAX`](happen_core::limits::SEAL_GROUP_MAX).
+    ///
+    /// # Errors
+    ///
+    /// What the signer says.
+    pub(crate) fn seal_all(&self, group: &[Departure]) -> Result<Vec<Vec<u8>>> {
+        let leaves = group.iter().map(|departure| departure.leaf).collect();
+        let tree = SealTree::new(leaves).zip(group.first());
+        let (tree, first) = tree.ok_or_else(|| Error::misuse("a group of no frames, or of too many"))?;
+        let mut seal = self.signed(&first.by, group.len() as u32, &tree.root())?;
+        let sealed = group.iter().enumerate().map(|(place, departure)| {
+            seal.index = place as u32;
+            seal.path = tree.path(place).unwrap_or_default();
+            let mut sealed = Vec::new();
+            seal.encode_into(&departure.frame, &mut sealed);
+            sealed
+        });
+        Ok(sealed.collect())
+    }
+
+    /// Whether the same key signs for both.
+    pub(crate) fn signs_alike(&self, one: &str, other: &str) -> bool {
+        one == other || self.place(one) == self.place(other)
+    }
+
+    /// A seal of so many frames, signed over this root. They take the next numbers.
+    fn signed(&self, by: &str, count: u32, root: &SealHash) -> Result<WireSeal> {
+        let signer = self.signer(by);
+        let first = self.next.fetch_add(u64::from(count), Ordering::Relaxed);
+        let mut seal = WireSeal::new(signer.public_key(), self.session, first, self.env.unix_ms());
+        seal.count = count;
+        seal.signature = isolated("a signer", || signer.sign(&seal.statement(root)))??;
+        Ok(seal)
     }
 
     /// Opens a frame that begins something here.
@@ -158,15 +192,15 @@ impl Guard {
     }
 
     fn signer(&self, node: &str) -> Arc<dyn Signer> {
-        let other = self.identity.others.iter().find(|(glob, _)| glob_matches(glob, node));
-        match other {
-            Some((_, signer)) => Arc::clone(signer),
+        match self.place(node) {
+            Some(place) => Arc::clone(&self.identity.others[place].1),
             None => Arc::clone(&**self.own.load()),
         }
     }
 
-    fn sign(&self, signer: &dyn Signer, seal: &WireSeal, root: &SealHash) -> Result<Signature> {
-        isolated("a signer", || signer.sign(&seal.statement(root)))?
+    /// Which of the other keys signs for this node; none of them when it is the space's own.
+    fn place(&self, node: &str) -> Option<usize> {
+        self.identity.others.iter().position(|(glob, _)| glob_matches(glob, node))
     }
 }
 

@@ -14,7 +14,8 @@ use happen_core::{ErasedEvent, Error, ErrorKind, EventId, EventType, NodeKey, Re
 
 use crate::flow::Outcome;
 use crate::identity::Asked;
-use crate::link::Cause;
+use crate::link::leaving::{Departure, To};
+use crate::link::{Cause, Linked};
 use crate::send::Sender;
 use crate::space::SpaceInner;
 use crate::web;
@@ -36,6 +37,11 @@ impl SpaceInner {
         }
         let sent = self.linked(to).and_then(|linked| {
             let frame = self.frame(sender, event, None)?;
+            if !wants_replies && !self.is_remembered_elsewhere(to) {
+                return self.leave_by(linked, To::Node(to.into()), event, frame).map(|()| None);
+            }
+            // What the sender is told of at once is signed alone, behind what it sent before.
+            self.carry_all();
             let (frame, leaf) = self.sealed(Addressee::Node(to), event, frame)?;
             if wants_replies {
                 linked.link.request(to, frame).map(|replies| Some((replies, leaf)))
@@ -69,15 +75,37 @@ impl SpaceInner {
             return;
         }
         let purpose = stored.then_some(Purpose::Stored);
-        let published = self.frame(sender, event, purpose).and_then(|frame| {
-            let (frame, _) = self.sealed(Addressee::Everyone, event, frame)?;
-            linked.link.publish(event_type, frame)
-        });
+        let published = self
+            .frame(sender, event, purpose)
+            .and_then(|frame| self.leave_by(linked, To::Everyone, event, frame));
         if let Err(error) = published {
-            let error =
-                error.context("a broadcast did not reach everyone beyond the link").at_event(envelope.id);
-            self.problem(error);
+            self.not_everyone_reached(event, error);
         }
+    }
+
+    #[cold]
+    pub(super) fn not_everyone_reached(self: &Arc<Self>, event: &dyn ErasedEvent, error: Error) {
+        let error = error.context("a broadcast did not reach everyone beyond the link");
+        self.problem(error.at_event(event.envelope().id));
+    }
+
+    /// Has a frame leave that nobody waits for: at once, or in a space with an identity when it is signed.
+    fn leave_by(
+        self: &Arc<Self>,
+        linked: &Linked,
+        to: To,
+        event: &dyn ErasedEvent,
+        frame: Vec<u8>,
+    ) -> Result<()> {
+        let Some(guard) = self.guard.get() else {
+            return match to {
+                To::Node(node) => linked.link.post(&node, frame),
+                To::Everyone => linked.link.publish(event.envelope().event_type.as_str(), frame),
+            };
+        };
+        let by = self.name_of(event.envelope().sender).unwrap_or_default();
+        let leaf = guard.leaf(to.addressee(), &frame);
+        self.depart(linked, Departure { to, by, frame, leaf, event: event.to_shared() })
     }
 
     fn frame(

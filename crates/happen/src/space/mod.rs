@@ -1190,7 +1190,7 @@ impl SpaceInner {
     }
 
     /// Ends the space: every node is closed, every cycle of references is cut.
-    fn close(&self) {
+    fn close(self: &Arc<Self>) {
         if self.phase.swap(STOPPED, Ordering::SeqCst) == STOPPED {
             return;
         }
