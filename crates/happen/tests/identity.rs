@@ -7,13 +7,15 @@ use std::sync::{Arc, Mutex};
 use std::task::{self, Poll};
 use std::time::Duration;
 
-use happen::identity::{Distrust, Identity, KeyKind, PublicKey, Seed, Signature, TrustStore, Trusted};
+use happen::identity::{
+    Distrust, Identity, KeyKind, PublicKey, Seed, Signature, Signer, TrustStore, Trusted, Verifier,
+};
 use happen::{Config, Context, ErrorKind, Event, EventId, Hub, Link, Space, limits, secs};
 use happen_core::codec::{
     Addressee, CauseLink, SealTree, WireEvent, WireParcel, WireSeal, WireUser, encode_batch_into, seal_leaf,
 };
 use happen_core::hash::hash_event;
-use happen_core::key::{Signer, Verifier};
+
 use happen_core::limits::EVENT_BYTES_MAX;
 use happen_core::link::{Inbound, NodePresence, Replies};
 use happen_ed25519::{Ed25519, KeyPair};
@@ -703,6 +705,70 @@ fn a_question_does_not_overtake_what_was_sent_before_it() {
         assert_eq!(*heard.lock().unwrap(), expected);
         drop(bank);
     });
+}
+
+#[test]
+fn who_acts_for_somebody_else_has_to_be_trusted_with_it() {
+    let sim = Simulator::new(20);
+    sim.run(async {
+        let identity = |number| Some(Identity::new(key(number)).trust(&trust()));
+        let (shop, bank) = joined(&sim, identity(SHOP), identity(BANK)).await;
+        let orders = shop.node("orders");
+        orders.on("buy", async |event: Event, cx: Context| -> happen::Result<u64> {
+            let sending = cx.send("payments", 1u64);
+            let sending = match event.get("for").and_then(|name| name.as_str()) {
+                Some(name) => sending.on_behalf_of("tenant", name),
+                None => sending,
+            };
+            Ok(sending.reply::<u64>().await?.into_inner())
+        });
+        let buy = |content| shop.send("orders", Event::new("buy", content)).from_source("tenant", "acme");
+        assert_eq!(*buy(serde_json::json!({})).reply::<u64>().await.unwrap(), 2);
+        let for_acme = buy(serde_json::json!({ "for": "acme" }));
+        assert_eq!(*for_acme.reply::<u64>().await.unwrap(), 2);
+        let for_others = buy(serde_json::json!({ "for": "umbrella" }));
+        assert_eq!(for_others.reply::<u64>().await.unwrap_err().code(), "untrusted");
+        assert_eq!(bank.refused_frames(), 1);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn threads_that_send_at_once_do_not_look_like_an_attack() {
+    let trust = trust();
+    let hub = Hub::new();
+    let spaces = [("shop", SHOP), ("bank", BANK)].map(|(name, number)| {
+        let space = Space::memory();
+        space.join(hub.link(name)).unwrap();
+        space.identity(Identity::new(key(number)).trust(&trust)).unwrap();
+        space
+    });
+    let [shop, bank] = spaces;
+    let heard = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&heard);
+    bank.node("payments").on("u64", move |number: &Event<u64>, _: &Context| {
+        count.fetch_add(1, Ordering::SeqCst);
+        **number
+    });
+    bank.start().await.unwrap();
+    shop.start().await.unwrap();
+    let done = Arc::new(AtomicUsize::new(0));
+    for _ in 0..4 {
+        let (sender, done) = (shop.clone(), Arc::clone(&done));
+        shop.env().spawn(Box::pin(async move {
+            for number in 0..200u64 {
+                for _ in 0..4 {
+                    sender.send("payments", number).forget();
+                }
+                let reply = sender.send("payments", number).reply::<u64>().await;
+                done.fetch_add(usize::from(*reply.unwrap() == number), Ordering::SeqCst);
+            }
+        }));
+    }
+    until(shop.env(), "all were answered", || done.load(Ordering::SeqCst) == 4 * 200).await;
+    // The answers say that everything before them had come.
+    assert_eq!(heard.load(Ordering::SeqCst), 4 * 200 * 5);
+    assert_eq!((shop.refused_frames(), bank.refused_frames()), (0, 0));
+    assert!(shop.dead_letters().is_empty() && bank.dead_letters().is_empty());
 }
 
 #[test]

@@ -81,6 +81,53 @@ fn no_pattern_goes_around_a_policy() {
 }
 
 #[test]
+fn a_node_accepts_by_sender_by_source_and_by_kind_of_source() {
+    let sim = Simulator::new(6);
+    let space = Space::in_env(Config::default(), sim.env()).unwrap();
+    let node = |name: &str, globs: &[&str]| {
+        let node = space.node(name).accept_from(globs.iter().copied());
+        node.on("job", |_: &Event, _: &Context| true);
+    };
+    node("by-sender", &["gate-*"]);
+    node("by-source", &["acme"]);
+    node("by-kind", &["tenant:acme", "user:*"]);
+    let gate = space.node("gate-1");
+    gate.on("pass", async |event: Event, cx: Context| -> happen::Result<()> {
+        let to = event.get("to").and_then(|to| to.as_str()).unwrap_or_default().to_owned();
+        cx.send(&*to, Event::new("job", json!({}))).await.map(drop)
+    });
+    sim.run(async {
+        space.start().await.unwrap();
+        let job = |to: &'static str| space.send(to, Event::new("job", json!({})));
+        for (to, source, accepted) in [
+            ("by-sender", None, false),
+            ("by-sender", Some(("tenant", "gate-1")), true),
+            ("by-source", None, false),
+            ("by-source", Some(("tenant", "acme")), true),
+            ("by-source", Some(("tenant", "acme2")), false),
+            ("by-source", Some(("acme", "x")), false),
+            ("by-kind", Some(("tenant", "acme")), true),
+            ("by-kind", Some(("service", "acme")), false),
+            ("by-kind", Some(("user", "ada")), true),
+            ("by-kind", Some(("user2", "ada")), false),
+        ] {
+            let sending = match source {
+                Some((kind, id)) => job(to).from_source(kind, id),
+                None => job(to),
+            };
+            let taken = sending.await;
+            assert_eq!(taken.is_ok(), accepted, "{to} {source:?}");
+            assert!(taken.err().is_none_or(|error| error.code() == "refused"));
+        }
+        // Through another node the sender is another one, and the source stays.
+        let pass = |to: &str| space.send("gate-1", Event::new("pass", json!({ "to": to })));
+        pass("by-sender").reply::<()>().await.unwrap();
+        pass("by-source").from_source("tenant", "acme").reply::<()>().await.unwrap();
+        pass("by-source").from_source("tenant", "umbrella").reply::<()>().await.unwrap_err();
+    });
+}
+
+#[test]
 fn every_way_to_a_node_is_under_the_policy() {
     let sim = Simulator::new(2);
     let hub = Hub::in_env(sim.env());

@@ -11,13 +11,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use happen_core::key::{Signer, Verifier};
 use happen_core::{Error, Result};
 
 use crate::limits;
 use crate::space::Space;
 
-pub use happen_core::key::{BadKey, KeyKind, PublicKey, Seed, Signature};
+pub use happen_core::key::{BadKey, KeyKind, PublicKey, Seed, Signature, Signer, Verifier};
 
 pub use self::distrust::Distrust;
 pub use self::policy::permission;
@@ -36,9 +35,8 @@ pub(crate) use self::policy::{Policies, refused};
 /// Two processes that trust each other's keys; here they are two spaces of one.
 ///
 /// ```
-/// use happen::identity::{Identity, TrustStore, Trusted};
+/// use happen::identity::{Identity, Signer, TrustStore, Trusted};
 /// use happen::{Context, Event, Hub, Space};
-/// use happen_core::key::Signer;
 /// use happen_ed25519::KeyPair;
 ///
 /// # #[tokio::main(flavor = "current_thread")]

@@ -1,5 +1,5 @@
-//! What was heard before: a bounded memory of the numbers under which frames were signed. Does not know signatures: only what
-//! a signature vouches for comes here.
+//! What was heard before: a bounded memory of the numbers under which frames were signed. Does not know signatures: only
+//! what a signature vouches for comes here.
 //!
 //! Whoever signs counts its frames from a random session on. So a frame that comes a second time has a number that was
 //! heard, and one sent anew by its sender, under the same event id, has another: sending again is nobody's attack.

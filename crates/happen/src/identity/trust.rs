@@ -51,7 +51,7 @@ pub struct Trusted {
 ///
 /// let trust = TrustStore::from_json(r#"{
 ///     "keys": [{
-///         "key": "UADQOBYHA4DQOBYHA4DQOBYHA4DQOBYHA4DQOBYHA4DQOBYHA4DQPUQF",
+///         "key": "UCFIRY65OQE7DFP5KLNS2PF2LVZMUZYJX4OZIEQ36N2IQANUB5XVZ45L",
 ///         "nodes": ["orders", "order-*"],
 ///         "origins": ["tenant:acme:*"],
 ///         "users": ["*"],
