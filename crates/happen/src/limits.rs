@@ -450,8 +450,8 @@ pub const TRUSTED_KEYS_MAX: usize = 16_384;
 pub const REPLAY_WINDOW_MS: u64 = 300_000;
 
 /// Senders whose numbers are remembered, so that no frame is taken twice: processes, since each has a session of its own.
-/// Each takes eight kilobytes. Beyond it the one heard longest ago is forgotten, and nothing of its time is believed
-/// from senders that are not known.
+/// Each takes eight kilobytes. Beyond it the key with the most of them loses the one heard longest ago, and nothing of
+/// that time is believed from sessions of the key that are not known.
 pub const REPLAY_SENDERS_MAX: usize = 1_024;
 
 /// How much later than another one of its sender a frame may come. A thread that was stopped between signing and sending

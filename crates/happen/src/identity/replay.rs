@@ -16,8 +16,8 @@ use crate::limits;
 pub(crate) struct Heard {
     sessions: HashMap<(PublicKey, u64), Session>,
     window_ms: u64,
-    /// The latest time of a session that was forgotten while it could still be heard: new ones have to be later.
-    floor_unix_ms: u64,
+    /// By key, the latest time of a session that was forgotten while it could still be heard: new ones have to be later.
+    floors: HashMap<PublicKey, u64>,
 }
 
 #[derive(Debug)]
@@ -30,7 +30,7 @@ struct Session {
 
 impl Heard {
     pub(crate) fn new(window_ms: u64) -> Self {
-        Self { sessions: HashMap::new(), window_ms, floor_unix_ms: 0 }
+        Self { sessions: HashMap::new(), window_ms, floors: HashMap::new() }
     }
 
     /// Notes that this was heard.
@@ -51,7 +51,7 @@ impl Heard {
         }
         let name = (*key, session);
         if !self.sessions.contains_key(&name) {
-            if at_unix_ms <= self.floor_unix_ms {
+            if self.floors.get(key).is_some_and(|floor| at_unix_ms <= *floor) {
                 return Err(stale());
             }
             self.make_room(now_unix_ms);
@@ -65,16 +65,25 @@ impl Heard {
         if self.sessions.len() < limits::REPLAY_SENDERS_MAX {
             return;
         }
-        // Whatever these signed is too old to be taken.
-        let window_ms = self.window_ms;
-        self.sessions.retain(|_, session| now_unix_ms.saturating_sub(session.last_unix_ms) <= window_ms);
+        // Whatever was signed before is too old to be taken.
+        let since = now_unix_ms.saturating_sub(self.window_ms);
+        self.sessions.retain(|_, session| session.last_unix_ms >= since);
+        self.floors.retain(|_, floor| *floor >= since);
         if self.sessions.len() < limits::REPLAY_SENDERS_MAX {
             return;
         }
-        let oldest = self.sessions.iter().min_by_key(|(_, session)| session.last_unix_ms);
+        // Of the key that has the most: whoever begins session after session makes nobody else forgotten.
+        let mut sessions = HashMap::<_, usize>::new();
+        self.sessions.keys().for_each(|(key, _)| *sessions.entry(*key).or_default() += 1);
+        let many = |(key, _): &(PublicKey, u64)| sessions.get(key).copied().unwrap_or_default();
+        let oldest = self
+            .sessions
+            .iter()
+            .min_by_key(|(name, session)| (std::cmp::Reverse(many(name)), session.last_unix_ms));
         if let Some((name, last)) = oldest.map(|(name, session)| (*name, session.last_unix_ms)) {
             self.sessions.remove(&name);
-            self.floor_unix_ms = self.floor_unix_ms.max(last);
+            let floor = self.floors.entry(name.0).or_default();
+            *floor = last.max(*floor);
         }
     }
 }
@@ -170,6 +179,25 @@ mod tests {
         let later = NOW + 20_000 + max;
         assert!(heard.note(&KEY, (max + 1, 1), later, later).is_ok());
         assert_eq!(heard.sessions.len(), 1);
+        assert!(heard.floors.is_empty());
+    }
+
+    #[test]
+    fn a_key_with_many_sessions_makes_room_for_them_alone() {
+        let quiet = PublicKey::new(KeyKind::User, [2; 32]);
+        let mut heard = Heard::new(1_000_000);
+        assert!(heard.note(&quiet, (1, 1), NOW, NOW).is_ok());
+        for session in 0..2 * limits::REPLAY_SENDERS_MAX as u64 {
+            assert_eq!(note(&mut heard, session, 1, NOW + session), Ok(()));
+        }
+        assert_eq!(heard.sessions.len(), limits::REPLAY_SENDERS_MAX);
+        let note = |heard: &mut Heard, session, number| {
+            heard.note(&quiet, (session, number), NOW, NOW).map_err(|distrust| distrust.code())
+        };
+        assert_eq!(note(&mut heard, 1, 1), Err("replayed"));
+        assert_eq!(note(&mut heard, 1, 2), Ok(()));
+        // Nor does what was forgotten of the other key make a new process of this one look late.
+        assert_eq!(note(&mut heard, 2, 1), Ok(()));
     }
 
     proptest! {
