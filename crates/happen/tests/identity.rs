@@ -14,13 +14,14 @@ use happen::{Config, Context, ErrorKind, Event, EventId, Hub, Link, Space, limit
 use happen_core::codec::{
     Addressee, CauseLink, SealTree, WireEvent, WireParcel, WireSeal, WireUser, encode_batch_into, seal_leaf,
 };
+use happen_core::env::Env;
 use happen_core::hash::hash_event;
 
 use happen_core::limits::EVENT_BYTES_MAX;
 use happen_core::link::{Inbound, NodePresence, Replies};
 use happen_ed25519::{Ed25519, KeyPair};
-use happen_testing::Simulator;
 use happen_testing::link::{Probe, next_reply, until};
+use happen_testing::{Simulator, link_contract};
 
 fn key(number: u8) -> KeyPair {
     KeyPair::from_seed(&Seed::new(KeyKind::User, [number; 32]))
@@ -169,6 +170,21 @@ async fn joined(sim: &Simulator, shop: Option<Identity>, bank: Option<Identity>)
     shop.start().await.unwrap();
     (shop, bank)
 }
+
+async fn hub_links(env: Arc<dyn Env>, count: usize) -> Vec<Arc<dyn Link>> {
+    let hub = Hub::in_env(env);
+    (0..count).map(|index| hub.link(format!("space-{index}")) as Arc<dyn Link>).collect()
+}
+
+/// All spaces of the contract have one key, which may say everything.
+fn trusting(space: &Space) {
+    let trust = TrustStore::new();
+    trust.trust(Trusted::new(public(SHOP)).nodes(["*"]).origins(["*"]).users(["*"])).unwrap();
+    space.identity(Identity::new(key(SHOP)).trust(&trust)).unwrap();
+}
+
+link_contract!(signed_in_virtual_time, simulator, hub_links, trusting);
+link_contract!(signed_on_threads, tokio, hub_links, trusting);
 
 #[test]
 fn who_trusts_each_other_notices_nothing() {
