@@ -249,7 +249,7 @@ pub(crate) fn acceptable<'t>(
 }
 
 /// Whether the node accepts where each of the events comes from, and the space's policies let each of them through.
-#[cold]
+#[inline(never)]
 fn accepted(node: &NodeInner, accept: &Acceptance, event: &dyn ErasedEvent) -> Result<()> {
     let singles = (0..event.len()).filter_map(|index| event.single(index));
     for single in singles.filter(|_| accept.asks_for_origins()) {
