@@ -660,7 +660,7 @@ macro_rules! __link_cases {
                         "bool",
                         with(Arc::clone(&begun), async |begun: Arc<AtomicBool>, _: Event<bool>, cx: Context| {
                             begun.store(true, Ordering::SeqCst);
-                            cx.sleep(Duration::from_millis(2)).await;
+                            cx.sleep(Duration::from_millis(100)).await;
                             true
                         }),
                     );
@@ -672,7 +672,8 @@ macro_rules! __link_cases {
                 a.send("b", true).reply_with::<bool>(move |reply| {
                     push.lock().unwrap().push(reply.map(|reply| *reply));
                 });
-                until(&env, "it has begun", || begun.load(Ordering::SeqCst)).await;
+                // Under way is what waits; before its first wait a flow is still on the stack that brought the event.
+                until(&env, "it has begun", || begun.load(Ordering::SeqCst) && b.flows_under_way() == 1).await;
                 b.stop().await.unwrap();
                 until(&env, "it is answered", || !answered.lock().unwrap().is_empty()).await;
                 assert!(matches!(answered.lock().unwrap()[0], Ok(true)), "{answered:?}");
