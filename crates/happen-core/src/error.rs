@@ -176,6 +176,11 @@ pub enum ErrorKind {
         /// What is wrong with it.
         reason: String,
     },
+    /// What came over the link is not signed by somebody who may say it. Nothing of it was handled.
+    Untrusted {
+        /// Why.
+        reason: String,
+    },
     /// A condition on a revision or a position did not hold.
     Conflict {
         /// What was expected and what was found.
@@ -364,6 +369,7 @@ impl Error {
             | K::Deadlock { .. }
             | K::Lagged { .. }
             | K::Invalid { .. }
+            | K::Untrusted { .. }
             | K::Diverged { .. }
             | K::Unfit { .. }
             | K::Damaged { .. }
@@ -456,6 +462,7 @@ impl ErrorKind {
             Self::Deadlock { .. } => "deadlock",
             Self::Lagged { .. } => "lagged",
             Self::Invalid { .. } => "invalid",
+            Self::Untrusted { .. } => "untrusted",
             Self::Conflict { .. } => "conflict",
             Self::Diverged { .. } => "diverged",
             Self::Unfit { .. } => "unfit",
@@ -534,6 +541,7 @@ impl fmt::Display for ErrorKind {
             }
             Self::Lagged { items } => write!(f, "the reader was too slow and missed {items} items"),
             Self::Invalid { reason } => write!(f, "not valid: {reason}"),
+            Self::Untrusted { reason } => write!(f, "not to be trusted: {reason}"),
             Self::Conflict { what } => write!(f, "conflict: {what}"),
             Self::Diverged { what } => {
                 write!(f, "a step that was run again did something else than before: {what}")

@@ -12,6 +12,7 @@ pub mod event;
 pub mod function;
 pub mod hash;
 pub mod id;
+pub mod key;
 pub mod limits;
 pub mod link;
 pub mod name;

@@ -117,3 +117,9 @@ pub const RECORD_POINTS_MAX: usize = 256;
 ///
 /// They are written with every step.
 pub const RECORD_VALUES_MAX: usize = 256;
+
+/// The most frames that one signature covers.
+///
+/// A signature costs some twenty microseconds and a hash beside the way to the root a tenth of one, so among a thousand
+/// its part is as small as that of one such hash. Each doubling makes every seal 32 bytes longer. A power of two.
+pub const SEAL_GROUP_MAX: usize = 1 << 10;

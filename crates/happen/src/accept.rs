@@ -6,6 +6,7 @@ use std::sync::Arc;
 use happen_core::Envelope;
 
 use crate::config::glob_matches;
+use crate::identity::Policies;
 use crate::sync::isolated;
 
 /// The rule of one node. Every part must agree.
@@ -13,6 +14,8 @@ use crate::sync::isolated;
 pub(crate) struct Acceptance {
     globs: Arc<[String]>,
     predicates: Vec<Predicate>,
+    /// The policies of the space, which every node of it has.
+    policies: Option<Arc<Policies>>,
 }
 
 type Predicate = Arc<dyn Fn(&Origin<'_>) -> bool + Send + Sync>;
@@ -35,7 +38,7 @@ pub struct Origin<'e> {
 
 impl Acceptance {
     pub(crate) fn from_globs(globs: &[String]) -> Option<Self> {
-        (!globs.is_empty()).then(|| Self { globs: globs.into(), predicates: Vec::new() })
+        (!globs.is_empty()).then(|| Self { globs: globs.into(), ..Self::default() })
     }
 
     pub(crate) fn with_predicate(
@@ -44,6 +47,20 @@ impl Acceptance {
     ) -> Self {
         self.predicates.push(Arc::new(predicate));
         self
+    }
+
+    pub(crate) fn with_policies(mut self, policies: &Arc<Policies>) -> Self {
+        self.policies = Some(Arc::clone(policies));
+        self
+    }
+
+    /// Whether anything is asked about where an event comes from.
+    pub(crate) fn asks_for_origins(&self) -> bool {
+        !self.globs.is_empty() || !self.predicates.is_empty()
+    }
+
+    pub(crate) fn policies(&self) -> Option<&Policies> {
+        self.policies.as_deref()
     }
 
     pub(crate) fn with_globs(mut self, globs: Vec<String>) -> Self {

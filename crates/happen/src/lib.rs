@@ -38,6 +38,7 @@ mod send;
 mod stamp;
 mod import;
 mod link;
+pub mod identity;
 mod dispatch;
 mod accept;
 mod hooks;

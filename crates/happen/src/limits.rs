@@ -448,3 +448,24 @@ pub const JOURNAL_LOOKED_AT_MAX: usize = 10_000;
 /// Hashes of events that a verification keeps, about 100 bytes each. Effects mostly stand close behind their causes;
 /// the hash of a cause farther back is read again.
 pub const JOURNAL_HASHES_MAX: usize = 65_536;
+
+/// Keys that a trust store trusts, and as many that it has revoked. Each has some hundred bytes; a program with more
+/// processes than this has a key for many of them.
+pub const TRUSTED_KEYS_MAX: usize = 16_384;
+
+/// Milliseconds that a signed frame is believed, before and after the time at which it was signed: as far as clocks may
+/// differ and frames may be late. Five minutes are what other protocols allow.
+pub const REPLAY_WINDOW_MS: u64 = 300_000;
+
+/// Senders whose numbers are remembered, so that no frame is taken twice: processes, since each has a session of its own.
+/// Each takes eight kilobytes. Beyond it the key with the most of them loses the one heard longest ago, and nothing of
+/// that time is believed from sessions of the key that are not known.
+pub const REPLAY_SENDERS_MAX: usize = 1_024;
+
+/// How much later than another one of its sender a frame may come. A thread that was stopped between signing and sending
+/// is overtaken by as many frames as the others send meanwhile: half a second of 100 000 in a second.
+pub const REPLAY_NUMBERS_MAX: usize = 65_536;
+
+/// Groups of frames whose signature was verified, so that it is verified once. The frames of a group come one after the
+/// other, from a few senders at once.
+pub const VERIFIED_GROUPS_MAX: usize = 64;

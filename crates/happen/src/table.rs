@@ -13,6 +13,7 @@ use crate::accept::Acceptance;
 use crate::config::{self, NodeOptions};
 use crate::durable::Control;
 use crate::hooks::Hooks;
+use crate::identity::Policies;
 use crate::limits;
 use crate::slow::Slowness;
 use crate::sync::{Mutex, isolated, lock};
@@ -312,6 +313,18 @@ impl Table {
     pub(crate) fn is_straight(&self) -> bool {
         let open = self.phase == Phase::Open && !self.is_held();
         open && self.accept.is_none() && self.hooks.is_none() && matches!(self.lane, Lane::Concurrent)
+    }
+
+    /// Has the node keep to these policies of its space.
+    pub(crate) fn set_policies(&mut self, policies: &Arc<Policies>) {
+        let accept = *self.accept.take().unwrap_or_default();
+        self.accept = Some(Box::new(accept.with_policies(policies)));
+    }
+
+    /// Whether the node keeps to these policies already.
+    pub(crate) fn is_under(&self, policies: &Policies) -> bool {
+        let own = self.accept.as_ref().and_then(|accept| accept.policies());
+        own.is_some_and(|own| std::ptr::eq(own, policies))
     }
 
     /// Has events wait, or lets them be handled.

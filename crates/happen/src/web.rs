@@ -202,7 +202,7 @@ pub(crate) fn code(what: u8) -> Option<&'static str> {
 const FAILED: u8 = 16;
 
 /// The codes of errors in the order they are remembered by; only ever appended to.
-const CODES: [&str; 31] = [
+const CODES: [&str; 32] = [
     "unknown",
     "not-started",
     "closed",
@@ -234,6 +234,7 @@ const CODES: [&str; 31] = [
     "diverged",
     "unfit",
     "not-found",
+    "untrusted",
 ];
 
 const WORDS: usize = 9;

@@ -159,7 +159,7 @@ fn parts_of(kind: &ErrorKind) -> Vec<(&'static str, Part<'_>)> {
         K::Deadlock { cycle } => vec![("cycle", Texts(cycle))],
         K::Unfit { flows } => vec![("flows", Texts(flows))],
         K::Lagged { items } => vec![("items", Number(*items))],
-        K::Invalid { reason } => vec![("reason", Text(reason))],
+        K::Invalid { reason } | K::Untrusted { reason } => vec![("reason", Text(reason))],
     }
 }
 
@@ -208,6 +208,7 @@ fn kind_of(code: &str, with: RawPayload<'_>) -> Option<ErrorKind> {
         "deadlock" => K::Deadlock { cycle: texts("cycle")? },
         "lagged" => K::Lagged { items: number("items")? },
         "invalid" => K::Invalid { reason: text("reason")? },
+        "untrusted" => K::Untrusted { reason: text("reason")? },
         "conflict" => K::Conflict { what: text("what")? },
         "diverged" => K::Diverged { what: text("what")? },
         "unfit" => K::Unfit { flows: texts("flows")? },

@@ -9,6 +9,7 @@ mod frame;
 pub(crate) mod msgpack;
 mod record;
 mod reply;
+mod seal;
 
 pub use batch::{WireParcel, encode_batch_into};
 pub use event::{CauseLink, WireDelegation, WireEvent, WirePath, WireTrace, WireUser};
@@ -16,6 +17,7 @@ pub use failure::WireError;
 pub use frame::{FORMAT_VERSION, FrameError, FrameProblem, UnknownField};
 pub use record::{PointKind, StepOutcome, WireChange, WireFlow, WirePoint, WireRecord, WireStep};
 pub use reply::{Outcome, WireReply};
+pub use seal::{Addressee, SealHash, SealTree, Statement, WireSeal, seal_leaf};
 
 #[cfg(test)]
 pub(crate) mod tests;

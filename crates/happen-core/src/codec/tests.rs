@@ -113,7 +113,7 @@ fn any_kind() -> impl Strategy<Value = ErrorKind> {
     let text = || "[a-zé ]{0,12}";
     let texts = || prop::collection::vec("[a-z]{0,6}", 0..4);
     let places = (text(), text(), text(), texts(), any::<u64>(), any::<usize>(), any::<usize>());
-    (0..30, places).prop_map(|(which, (a, b, c, list, number, size, other))| match which {
+    (0..31, places).prop_map(|(which, (a, b, c, list, number, size, other))| match which {
         0 => ErrorKind::NotStarted,
         1 => ErrorKind::Closed { what: a },
         2 => ErrorKind::NoSuchNode { node: a },
@@ -143,6 +143,7 @@ fn any_kind() -> impl Strategy<Value = ErrorKind> {
         26 => ErrorKind::Diverged { what: a },
         27 => ErrorKind::Unfit { flows: list },
         28 => ErrorKind::Damaged { what: a },
+        29 => ErrorKind::Untrusted { reason: a },
         _ => ErrorKind::NotFound { what: a },
     })
 }
@@ -718,6 +719,17 @@ fn the_vectors_in_the_documentation_are_true() {
         let documented = vectors.remove(name).unwrap_or_default();
         assert_eq!(as_hex(&bytes), as_hex(&documented), "{name}");
         assert_eq!(WireRecord::decode(&documented, RECORD_BYTES_MAX).unwrap(), record);
+    }
+    // That they are signed as the document says is tested where keys are.
+    for (name, frame, path) in [("seal-alone", smallest(), 0), ("seal-second-of-three", ordinary(), 2)] {
+        let documented = vectors.remove(name).unwrap_or_default();
+        let (seal, inside) = WireSeal::open(&documented).unwrap();
+        assert_eq!(as_hex(inside), as_hex(&encode(&frame)), "{name}");
+        let mut again = Vec::new();
+        let seal = seal.unwrap();
+        seal.encode_into(inside, &mut again);
+        assert_eq!(as_hex(&again), as_hex(&documented), "{name}");
+        assert_eq!(seal.path.len(), path, "{name}");
     }
     for kind in ["flow", "dead"] {
         assert!(FORMAT.contains(&format!("`{kind}/orders/{}/validate`", id_text(2))), "{kind}");

@@ -11,12 +11,13 @@ use std::sync::Arc;
 use happen_core::{Envelope, ErasedEvent, Error, ErrorKind, Event, Result};
 use tokio::sync::oneshot;
 
-use crate::accept::Origin;
+use crate::accept::{Acceptance, Origin};
 use crate::context::Context;
 use crate::durable::{self, Keyed};
 use crate::encoded::Scope;
 use crate::flow::{self, Held, Outcome, Paused};
 use crate::hooks::{Moment, Seen};
+use crate::identity;
 use crate::lent::{Lease, Way};
 use crate::local;
 use crate::node::NodeInner;
@@ -235,11 +236,7 @@ pub(crate) fn acceptable<'t>(
 ) -> Result<&'t Route> {
     let envelope = event.envelope();
     if let Some(accept) = &table.accept {
-        let (sender, origin) = (node.space.name_of(envelope.sender), node.space.name_of(envelope.origin));
-        let origin = Origin::of(envelope, sender.as_deref(), origin.as_deref());
-        accept
-            .check(&origin)
-            .map_err(|reason| Error::new(ErrorKind::Refused { node: node.name.to_string(), reason }))?;
+        accepted(node, accept, event)?;
     }
     if envelope.deadline_unix_ms != 0 && node.space.now_unix_ms() >= envelope.deadline_unix_ms {
         return Err(late(envelope));
@@ -249,6 +246,22 @@ pub(crate) fn acceptable<'t>(
         return Err(no_handler(node, envelope));
     }
     Ok(route)
+}
+
+/// Whether the node accepts where each of the events comes from, and the space's policies let each of them through.
+#[inline(never)]
+fn accepted(node: &NodeInner, accept: &Acceptance, event: &dyn ErasedEvent) -> Result<()> {
+    let singles = (0..event.len()).filter_map(|index| event.single(index));
+    for single in singles.filter(|_| accept.asks_for_origins()) {
+        let envelope = single.envelope();
+        let (sender, origin) = (node.space.name_of(envelope.sender), node.space.name_of(envelope.origin));
+        let origin = Origin::of(envelope, sender.as_deref(), origin.as_deref());
+        accept
+            .check(&origin)
+            .map_err(|reason| Error::new(ErrorKind::Refused { node: node.name.to_string(), reason }))?;
+    }
+    let policies = accept.policies().map_or(Ok(()), |policies| policies.check(event));
+    policies.map_err(|objection| identity::refused(node, event, objection))
 }
 
 /// Whether a node takes events although it is stopped, because the store keeps them until it goes on.

@@ -87,6 +87,9 @@ impl Waiters {
         if self.count.load(Ordering::Relaxed) == 0 {
             return;
         }
+        if !space.policies_allow(&**event) {
+            return;
+        }
         let event_type = &event.envelope().event_type;
         let matching: Vec<_> = lock(&self.all)
             .iter()

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
-use happen_core::codec::{self, WireError, WireEvent, WireParcel, WireReply};
+use happen_core::codec::{self, Addressee, WireError, WireEvent, WireParcel, WireReply, WireSeal};
 use happen_core::event::Purpose;
 use happen_core::hash::{self, HashMismatch};
 use happen_core::link::{Inbound, NodePresence, Notice, Replies};
@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::dispatch::{self, Delivered, Reply, Want};
 use crate::durable::Spread;
 use crate::flow::Outcome;
+use crate::identity::{Asked, Distrust, Guard, Opened};
 use crate::limits;
 use crate::link::{Entrance, Linked, RESERVED};
 use crate::space::SpaceInner;
@@ -25,7 +26,7 @@ use crate::web;
 impl Inbound for Entrance {
     fn post(&self, to: &str, frame: &[u8]) {
         let Some(space) = self.space.upgrade() else { return };
-        let Some(event) = space.admit(frame) else { return };
+        let Some(event) = space.admit(Addressee::Node(to), frame) else { return };
         if let Err(error) = space.bring_in(to, &*event, Want::default(), &mut Ok(None)) {
             space.undelivered(&*event, to, error, Reply::Nobody);
         }
@@ -40,6 +41,7 @@ impl Inbound for Entrance {
                 items: 0,
                 bytes_max: happen_core::limits::EVENT_BYTES_MAX,
                 error_bytes_max: happen_core::limits::EVENT_BYTES_MAX,
+                sealing: None,
                 _place: None,
             }),
         }
@@ -47,7 +49,7 @@ impl Inbound for Entrance {
 
     fn publish(&self, frame: &[u8]) {
         let Some(space) = self.space.upgrade() else { return };
-        let Some(event) = space.admit(frame) else { return };
+        let Some(event) = space.admit(Addressee::Everyone, frame) else { return };
         if !space.is_running() {
             return;
         }
@@ -86,15 +88,28 @@ impl Inbound for Entrance {
 
 impl SpaceInner {
     /// The event or the batch in a frame, when it is to be trusted.
-    fn admit(self: &Arc<Self>, frame: &[u8]) -> Option<Arc<dyn ErasedEvent>> {
-        self.read_frame(frame).inspect_err(|error| self.refuse(error)).ok()
+    fn admit(self: &Arc<Self>, addressee: Addressee<'_>, frame: &[u8]) -> Option<Arc<dyn ErasedEvent>> {
+        self.read_frame(addressee, frame).inspect_err(|error| self.refuse(error)).ok()
     }
 
-    fn read_frame(&self, frame: &[u8]) -> Result<Arc<dyn ErasedEvent>> {
-        let parcel = WireParcel::decode(frame, self.config.event_bytes_max)?;
+    fn read_frame(&self, addressee: Addressee<'_>, frame: &[u8]) -> Result<Arc<dyn ErasedEvent>> {
+        let opened = match self.guard.get() {
+            Some(guard) => guard.open(addressee, frame)?,
+            // Whoever signs where nobody verifies is heard like everybody else.
+            None => Opened { frame: WireSeal::open(frame)?.1, by: None },
+        };
+        let parcel = WireParcel::decode(opened.frame, self.config.event_bytes_max)?;
         let known = |id| self.hashes.of(id);
+        let first = parcel.events().first().map(|event| &event.event_type);
         for event in parcel.events() {
             hash::verify(event, known).map_err(|mismatch| untrue(event, mismatch))?;
+            // What a node takes is decided by the type of the first.
+            if first != Some(&event.event_type) {
+                return Err(mixed(event));
+            }
+            if let Some(trusted) = &opened.by {
+                trusted.may_send(event).map_err(|distrust| distrust.into_error().at_event(event.id))?;
+            }
         }
         let event = self.event_in(&parcel)?;
         for event in parcel.events() {
@@ -106,14 +121,17 @@ impl SpaceInner {
     /// Counts a frame that is not to be trusted, and tells of it in this process alone: an answer to it would be a frame
     /// again, and two spaces could refuse each other's refusals for ever.
     #[cold]
-    fn refuse(self: &Arc<Self>, error: &Error) {
+    pub(super) fn refuse(self: &Arc<Self>, error: &Error) {
         if let Some(linked) = self.link.get() {
             linked.refused.fetch_add(1, Ordering::SeqCst);
         }
+        let distrust = error.find_cause::<Distrust>();
         let told = serde_json::json!({
             "code": error.code(),
             "reason": error.chain().join(": "),
             "event": error.event_id().map(|id| id.to_string()),
+            "distrust": distrust.map(Distrust::code),
+            "key": distrust.and_then(Distrust::key),
         });
         self.announce("system.refused", told);
     }
@@ -167,36 +185,49 @@ impl SpaceInner {
             items: 0,
             bytes_max: self.config.event_bytes_max,
             error_bytes_max: self.reply_bytes_max(),
+            sealing: self.sealing(to, frame),
             _place: None,
         };
-        let taken = self.read_frame(frame).inspect_err(|error| self.refuse(error)).and_then(|event| {
-            let envelope = event.envelope();
-            answers.to = envelope.id;
-            answers._place = Some(self.place_for_answer().map_err(|error| error.at_event(envelope.id))?);
-            let (want, items) = match envelope.purpose {
-                Purpose::Ask => (Want::plain(true), None),
-                Purpose::Stream => {
-                    let (sink, items) = Sink::new();
-                    (Want::plain(true).stream_to(sink), Some(items))
-                }
-                // Nobody waits for its outcome, only for its being taken.
-                _ => {
-                    self.bring_in(to, &*event, Want::default(), &mut Ok(None))?;
-                    return Ok(Source::Ended(Ok(None)));
-                }
-            };
-            let mut outcome = Ok(None);
-            let end = match self.bring_in(to, &*event, want, &mut outcome)? {
-                Delivered::Later(Some(end)) => Source::Waits(end),
-                Delivered::Now | Delivered::Later(None) => Source::Ended(outcome),
-            };
-            Ok(match items {
-                Some(items) => Source::Stream { items, end: Box::new(end) },
-                None => end,
-            })
-        });
+        let taken = self
+            .read_frame(Addressee::Node(to), frame)
+            .inspect_err(|error| self.refuse(error))
+            .and_then(|event| {
+                let envelope = event.envelope();
+                answers.to = envelope.id;
+                answers._place = Some(self.place_for_answer().map_err(|error| error.at_event(envelope.id))?);
+                let (want, items) = match envelope.purpose {
+                    Purpose::Ask => (Want::plain(true), None),
+                    Purpose::Stream => {
+                        let (sink, items) = Sink::new();
+                        (Want::plain(true).stream_to(sink), Some(items))
+                    }
+                    // Nobody waits for its outcome, only for its being taken.
+                    _ => {
+                        self.bring_in(to, &*event, Want::default(), &mut Ok(None))?;
+                        return Ok(Source::Ended(Ok(None)));
+                    }
+                };
+                let mut outcome = Ok(None);
+                let end = match self.bring_in(to, &*event, want, &mut outcome)? {
+                    Delivered::Later(Some(end)) => Source::Waits(end),
+                    Delivered::Now | Delivered::Later(None) => Source::Ended(outcome),
+                };
+                Ok(match items {
+                    Some(items) => Source::Stream { items, end: Box::new(end) },
+                    None => end,
+                })
+            });
         answers.source = taken.unwrap_or_else(|error| Source::Ended(Err(error)));
         answers
+    }
+
+    /// What the replies to this frame are sealed with and for, in a space with an identity.
+    fn sealing(&self, to: &str, frame: &[u8]) -> Option<Box<Sealing>> {
+        let guard = self.guard.get()?;
+        // Who asked knows the leaf of the frame without its seal.
+        let asked = WireSeal::open(frame).map_or(frame, |(_, inside)| inside);
+        let leaf = guard.leaf(Addressee::Node(to), asked);
+        Some(Box::new(Sealing { guard: Arc::clone(guard), asked: Asked { leaf, node: to.to_owned() } }))
     }
 
     fn place_for_answer(&self) -> Result<Place> {
@@ -246,7 +277,14 @@ struct Answers {
     items: u64,
     bytes_max: usize,
     error_bytes_max: usize,
+    sealing: Option<Box<Sealing>>,
     _place: Option<Place>,
+}
+
+/// How replies are sealed.
+struct Sealing {
+    guard: Arc<Guard>,
+    asked: Asked,
 }
 
 enum Source {
@@ -258,6 +296,20 @@ enum Source {
 
 impl Replies for Answers {
     fn poll_next(&mut self, task: &mut Context<'_>) -> Poll<Option<Result<Vec<u8>>>> {
+        let polled = self.poll_reply(task);
+        let Some(Sealing { guard, asked }) = self.sealing.as_deref() else { return polled };
+        let Poll::Ready(Some(Ok(reply))) = polled else { return polled };
+        let sealed = guard.seal(Addressee::Asker(&asked.leaf), &asked.node, &reply);
+        if sealed.is_err() {
+            // Nothing comes after an error.
+            self.source = Source::Over;
+        }
+        Poll::Ready(Some(sealed.map(|(sealed, _)| sealed)))
+    }
+}
+
+impl Answers {
+    fn poll_reply(&mut self, task: &mut Context<'_>) -> Poll<Option<Result<Vec<u8>>>> {
         let outcome = match std::mem::replace(&mut self.source, Source::Over) {
             Source::Over => return Poll::Ready(None),
             Source::Ended(outcome) => outcome,
@@ -277,7 +329,7 @@ impl Replies for Answers {
                     }
                     Poll::Ready(None) => {
                         self.source = *end;
-                        return self.poll_next(task);
+                        return self.poll_reply(task);
                     }
                     Poll::Pending => {
                         self.source = Source::Stream { items, end };
@@ -288,9 +340,7 @@ impl Replies for Answers {
         };
         Poll::Ready(Some(self.last(outcome)))
     }
-}
 
-impl Answers {
     fn item(&mut self, item: &Value) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         let event_type = item.event_type();
@@ -341,6 +391,12 @@ impl Answers {
 #[cold]
 fn cancelled() -> Error {
     Error::new(ErrorKind::Cancelled)
+}
+
+#[cold]
+fn mixed(event: &WireEvent<'_>) -> Error {
+    let reason = "a batch has events of one type, and this one has others".to_owned();
+    Error::new(ErrorKind::Invalid { reason }).at_event(event.id)
 }
 
 #[cold]

@@ -4,6 +4,7 @@
 mod hashes;
 mod hub;
 mod incoming;
+mod leaving;
 mod names;
 mod outgoing;
 
@@ -18,7 +19,10 @@ use crate::space::{Space, SpaceInner};
 
 pub use self::hub::{Hub, HubLink};
 
+use self::leaving::Leaving;
+
 pub(crate) use self::hashes::{Cause, Hashes, set_causes};
+pub(crate) use self::leaving::Departure;
 pub(crate) use self::names::RemoteNames;
 pub(crate) use self::outgoing::{Answered, Away};
 
@@ -29,6 +33,8 @@ pub(crate) struct Linked {
     refused: AtomicU64,
     /// Requests from elsewhere that are being answered.
     answering: Arc<AtomicUsize>,
+    /// What leaves signed and nobody waits for.
+    leaving: Leaving,
 }
 
 /// A node of another member of the link.
@@ -90,6 +96,7 @@ impl Space {
             attached: AtomicBool::new(false),
             refused: AtomicU64::new(0),
             answering: Arc::default(),
+            leaving: Leaving::default(),
         };
         inner.link.set(linked).map_err(|_| Error::misuse("a space has one link, and this one has it already"))
     }
@@ -116,7 +123,8 @@ impl Space {
     }
 
     /// The number of frames that came over the link and were refused before any node saw them: unreadable ones, too
-    /// large ones, and those whose content does not fit their hash. Each was also told as the event `system.refused`.
+    /// large ones, those whose content does not fit their hash, and, in a space with an [identity](Space::identity), those that
+    /// are not to be trusted, replies among them. Each was also told as the event `system.refused`.
     #[must_use]
     pub fn refused_frames(&self) -> u64 {
         self.inner().link.get().map_or(0, |linked| linked.refused.load(Ordering::SeqCst))
@@ -147,7 +155,8 @@ impl SpaceInner {
     }
 
     /// Begins to leave the link; the future, if any, says when that is done.
-    pub(crate) fn leave_link(&self) -> Option<happen_core::env::BoxFuture<'static, ()>> {
+    pub(crate) fn leave_link(self: &Arc<Self>) -> Option<happen_core::env::BoxFuture<'static, ()>> {
+        self.carry_all();
         self.link.get().map(|linked| linked.link.close())
     }
 

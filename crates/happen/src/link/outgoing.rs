@@ -6,14 +6,16 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use happen_core::codec::{self, WireReply};
+use happen_core::codec::{self, Addressee, SealHash, WireReply, WireSeal};
 use happen_core::event::Purpose;
 use happen_core::link::Replies;
 use happen_core::payload::Dynamic;
 use happen_core::{ErasedEvent, Error, ErrorKind, EventId, EventType, NodeKey, Result, Value};
 
 use crate::flow::Outcome;
-use crate::link::Cause;
+use crate::identity::Asked;
+use crate::link::leaving::{Departure, To};
+use crate::link::{Cause, Linked};
 use crate::send::Sender;
 use crate::space::SpaceInner;
 use crate::web;
@@ -35,19 +37,26 @@ impl SpaceInner {
         }
         let sent = self.linked(to).and_then(|linked| {
             let frame = self.frame(sender, event, None)?;
+            if !wants_replies && !self.is_remembered_elsewhere(to) {
+                return self.leave_by(linked, To::Node(to.into()), event, frame).map(|()| None);
+            }
+            // What the sender is told of at once is signed alone, behind what it sent before.
+            self.carry_all();
+            let (frame, leaf) = self.sealed(Addressee::Node(to), event, frame)?;
             if wants_replies {
-                linked.link.request(to, frame).map(Some)
+                linked.link.request(to, frame).map(|replies| Some((replies, leaf)))
             } else {
                 linked.link.post(to, frame).map(|()| None)
             }
         });
         match sent {
-            Ok(replies) => Ok(replies.map(|replies| Away {
+            Ok(replies) => Ok(replies.map(|(replies, leaf)| Away {
                 space: Arc::clone(self),
                 event: id,
                 node,
                 replies,
                 items: 0,
+                asked: leaf.map(|leaf| Box::new(Asked { leaf, node: to.to_owned() })),
             })),
             Err(error) => {
                 self.remember(id, node, web::failed(error.code()));
@@ -66,13 +75,37 @@ impl SpaceInner {
             return;
         }
         let purpose = stored.then_some(Purpose::Stored);
-        let published =
-            self.frame(sender, event, purpose).and_then(|frame| linked.link.publish(event_type, frame));
+        let published = self
+            .frame(sender, event, purpose)
+            .and_then(|frame| self.leave_by(linked, To::Everyone, event, frame));
         if let Err(error) = published {
-            let error =
-                error.context("a broadcast did not reach everyone beyond the link").at_event(envelope.id);
-            self.problem(error);
+            self.not_everyone_reached(event, error);
         }
+    }
+
+    #[cold]
+    pub(super) fn not_everyone_reached(self: &Arc<Self>, event: &dyn ErasedEvent, error: Error) {
+        let error = error.context("a broadcast did not reach everyone beyond the link");
+        self.problem(error.at_event(event.envelope().id));
+    }
+
+    /// Has a frame leave that nobody waits for: at once, or in a space with an identity when it is signed.
+    fn leave_by(
+        self: &Arc<Self>,
+        linked: &Linked,
+        to: To,
+        event: &dyn ErasedEvent,
+        frame: Vec<u8>,
+    ) -> Result<()> {
+        let Some(guard) = self.guard.get() else {
+            return match to {
+                To::Node(node) => linked.link.post(&node, frame),
+                To::Everyone => linked.link.publish(event.envelope().event_type.as_str(), frame),
+            };
+        };
+        let by = self.name_of(event.envelope().sender).unwrap_or_default();
+        let leaf = guard.leaf(to.addressee(), &frame);
+        self.depart(linked, Departure { to, by, frame, leaf, event: event.to_shared() })
     }
 
     fn frame(
@@ -83,6 +116,19 @@ impl SpaceInner {
     ) -> Result<Vec<u8>> {
         let causes = |single: &dyn ErasedEvent| Ok(self.causes_from(sender, single));
         Ok(self.framed_for(event, purpose, causes)?.frame)
+    }
+
+    /// The frame as it leaves: sealed in the name of the sender, if this space has an identity, and then with its leaf.
+    fn sealed(
+        &self,
+        addressee: Addressee<'_>,
+        event: &dyn ErasedEvent,
+        frame: Vec<u8>,
+    ) -> Result<(Vec<u8>, Option<SealHash>)> {
+        let Some(guard) = self.guard.get() else { return Ok((frame, None)) };
+        let sender = self.name_of(event.envelope().sender);
+        let (sealed, leaf) = guard.seal(addressee, sender.as_deref().unwrap_or_default(), &frame)?;
+        Ok((sealed, Some(leaf)))
     }
 
     /// The causes of an event that is just being sent: their types stand in the flow that sends it.
@@ -119,6 +165,8 @@ pub(crate) struct Away {
     node: NodeKey,
     replies: Box<dyn Replies>,
     items: u64,
+    /// What the replies have to be sealed for, in a space with an identity.
+    asked: Option<Box<Asked>>,
 }
 
 /// One reply.
@@ -133,7 +181,9 @@ impl Away {
         let answered = match self.replies.poll_next(task) {
             Poll::Pending => return Poll::Pending,
             Poll::Ready(Some(Ok(frame))) => {
-                self.read(&frame).unwrap_or_else(|error| Answered::End(Err(error)))
+                let opened = self.open(&frame).inspect_err(|error| self.space.refuse(error));
+                let read = opened.and_then(|frame| self.read(frame));
+                read.unwrap_or_else(|error| Answered::End(Err(error)))
             }
             Poll::Ready(Some(Err(error))) => Answered::End(Err(error)),
             Poll::Ready(None) => Answered::End(Err(closed())),
@@ -153,6 +203,16 @@ impl Away {
             if let Answered::End(outcome) = poll_fn(|task| self.poll_next(task)).await {
                 return outcome;
             }
+        }
+    }
+
+    /// The reply in a frame, when it is to be trusted.
+    fn open<'f>(&self, frame: &'f [u8]) -> Result<&'f [u8]> {
+        match self.space.guard.get().zip(self.asked.as_ref()) {
+            Some((guard, asked)) => {
+                guard.open_reply(asked, frame).map_err(|error| error.at_event(self.event))
+            }
+            None => Ok(WireSeal::open(frame)?.1),
         }
     }
 

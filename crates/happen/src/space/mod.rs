@@ -37,6 +37,7 @@ use crate::gate::Gate;
 use crate::global::{Author, Commons, Global};
 use crate::handler::{Argument, Handler};
 use crate::hooks::{Hooks, Moment, Seen};
+use crate::identity::{Guard, Policies};
 use crate::index::Index;
 use crate::journal::Journal;
 use crate::limits;
@@ -126,6 +127,9 @@ pub(crate) struct SpaceInner {
     pub(crate) link: OnceLock<Linked>,
     pub(crate) remote_names: RemoteNames,
     pub(crate) hashes: Hashes,
+    /// Who the space is to others, if it is somebody.
+    pub(crate) guard: OnceLock<Arc<Guard>>,
+    policies: Mutex<Option<Arc<Policies>>>,
 }
 
 /// Hashes what is the hash of a name already. As there, flooding one place gains nothing: the map has a limit.
@@ -331,6 +335,8 @@ impl Space {
             link: OnceLock::new(),
             remote_names: RemoteNames::default(),
             hashes: Hashes::default(),
+            guard: OnceLock::new(),
+            policies: Mutex::default(),
         });
         Self { owner: Arc::new(Owner(inner)) }
     }
@@ -403,6 +409,7 @@ impl Space {
                 node.name
             )));
         }
+        inner.guard_nodes();
         // Looked up before anything is delivered, and let go once everything can be.
         let building = inner.phase.load(Ordering::SeqCst) == BUILDING;
         if let Some(durable) = inner.durable.as_ref().filter(|durable| building && durable.is_shared()) {
@@ -902,11 +909,47 @@ impl SpaceInner {
             return Arc::clone(known);
         }
         if classes.len() >= limits::CLASSES_MAX {
-            return Arc::new(Table::new(options));
+            return Arc::new(self.under_policies(Table::new(options)));
         }
-        let class = Arc::new(Table::common(options));
+        let class = Arc::new(self.under_policies(Table::common(options)));
         classes.push(Arc::clone(&class));
         class
+    }
+
+    /// Changes the policies: of the nodes there are, and of those to come.
+    pub(crate) fn set_policy(&self, change: impl FnOnce(&mut Policies)) {
+        // Whoever makes a table holds the classes, so none is made meanwhile under the policies of before.
+        let mut classes = lock(&self.classes);
+        let mut known = lock(&self.policies);
+        let mut policies = known.as_deref().cloned().unwrap_or_default();
+        change(&mut policies);
+        *known = Some(Arc::new(policies));
+        drop(known);
+        classes.clear();
+        drop(classes);
+        self.guard_nodes();
+    }
+
+    /// Has every node keep to the policies there are, also one that was just being made when they were set.
+    fn guard_nodes(&self) {
+        let Some(policies) = self.policies() else { return };
+        for node in self.all_nodes() {
+            if !node.table.load().is_under(&policies) {
+                node.change(|table| table.set_policies(&policies));
+            }
+        }
+    }
+
+    /// The policies, if there are any.
+    pub(crate) fn policies(&self) -> Option<Arc<Policies>> {
+        lock(&self.policies).clone()
+    }
+
+    fn under_policies(&self, mut table: Table) -> Table {
+        if let Some(policies) = self.policies() {
+            table.set_policies(&policies);
+        }
+        table
     }
 
     /// Where the documents of the nodes with this id live.
@@ -1147,7 +1190,7 @@ impl SpaceInner {
     }
 
     /// Ends the space: every node is closed, every cycle of references is cut.
-    fn close(&self) {
+    fn close(self: &Arc<Self>) {
         if self.phase.swap(STOPPED, Ordering::SeqCst) == STOPPED {
             return;
         }

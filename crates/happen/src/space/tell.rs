@@ -67,6 +67,28 @@ impl SpaceInner {
         self.announce(event_type, content);
     }
 
+    /// Tells of an event that a policy kept from a node, as an effect of that event: what answers a refusal with an event
+    /// that is refused comes to the limits of a correlation, and then nothing more is told.
+    #[cold]
+    pub(crate) fn tell_refused(self: &Arc<Self>, node: &NodeInner, envelope: &Envelope, error: &Error) {
+        let Some(node) = self.find(&node.name).filter(|_| self.is_running()) else { return };
+        let sender = self.name_of(envelope.sender);
+        let told = serde_json::json!({
+            "code": error.code(),
+            "reason": error.chain().join(": "),
+            "event": envelope.id.to_string(),
+            "event_type": envelope.event_type.as_str(),
+            "node": &*node.name,
+            "sender": sender.as_deref(),
+        });
+        let flow = Context::owned(consequence(&node, envelope));
+        if let Err(objection) =
+            Broadcasting::new(Sender::Flow(&flow), Event::new("system.refused", told)).publish_here()
+        {
+            self.warn(&node, envelope, &objection);
+        }
+    }
+
     #[cold]
     pub(crate) fn warn(&self, node: &NodeInner, envelope: &Envelope, error: &Error) {
         tracing::warn!(

@@ -1,0 +1,30 @@
+//! Any bytes as a sealed frame and as texts of keys: what can be read is written again as the same bytes, and no path of
+//! a seal leads past the limits of a group.
+#![no_main]
+
+use happen_core::codec::WireSeal;
+use happen_core::key::{PublicKey, Seed};
+use happen_core::limits::SEAL_GROUP_MAX;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    if let Ok((Some(seal), frame)) = WireSeal::open(bytes) {
+        let mut again = Vec::new();
+        seal.encode_into(frame, &mut again);
+        let (read, inside) = WireSeal::open(&again).expect("what was written is readable");
+        assert_eq!((read.as_ref(), inside), (Some(&seal), frame));
+        if let Some(root) = seal.root(&[7; 32]) {
+            assert!((1..=SEAL_GROUP_MAX).contains(&(seal.count as usize)));
+            assert!(seal.index < seal.count);
+            let _ = (seal.statement(&root), seal.proof(&root), seal.number());
+        }
+    }
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        if let Ok(key) = text.parse::<PublicKey>() {
+            assert_eq!(key.to_string(), text);
+        }
+        if let Ok(seed) = text.parse::<Seed>() {
+            assert_eq!(seed.reveal(), text);
+        }
+    }
+});
