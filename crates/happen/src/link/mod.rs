@@ -123,8 +123,8 @@ impl Space {
     }
 
     /// The number of frames that came over the link and were refused before any node saw them: unreadable ones, too
-    /// large ones, those whose content does not fit their hash, and, in a space with an [identity](Space::identity), those that
-    /// are not to be trusted, replies among them. Each was also told as the event `system.refused`.
+    /// large ones, those whose content does not fit their hash, and, in a space with an [identity](Space::identity), those
+    /// that are not to be trusted, replies among them. Each was also told as the event `system.refused`.
     #[must_use]
     pub fn refused_frames(&self) -> u64 {
         self.inner().link.get().map_or(0, |linked| linked.refused.load(Ordering::SeqCst))
