@@ -310,7 +310,15 @@ impl Durable {
         env.clone().spawn(Box::pin(async move {
             let mut wait = limits::STORE_WAIT_MS;
             loop {
-                match durable.follow(&space, &mut position).await {
+                let followed = durable.follow(&space, &mut position).await;
+                // Whoever finds it out, by a commit of its own or by that of another.
+                if durable.commits.is_fenced() {
+                    if let Some(space) = space.upgrade() {
+                        space.fenced();
+                    }
+                    return;
+                }
+                match followed {
                     Ok(()) => return,
                     Err(error) if matches!(error.kind(), ErrorKind::Closed { .. }) => {
                         tracing::debug!(target: "happen", "the log is followed no longer: {error}");
@@ -340,12 +348,7 @@ impl Durable {
                 let heard = owners.hear(&self.commits, &mut *watch).await;
                 let own = space.upgrade();
                 match heard {
-                    Heard::Fenced => {
-                        if let Some(space) = own {
-                            space.fenced();
-                        }
-                        return Ok(());
-                    }
+                    Heard::Fenced => return Ok(()),
                     Heard::Changed => break,
                     Heard::Records(records) => {
                         let Some(space) = own.filter(|space| space.is_running()) else { return Ok(()) };
