@@ -85,6 +85,13 @@ impl State for StoredOwner {
     const VERSION: u32 = 1;
 }
 
+impl StoredOwner {
+    /// The key of the process's document, and the patterns.
+    pub(super) fn into_parts(self) -> (String, Vec<String>) {
+        (self.process, self.handles)
+    }
+}
+
 /// What keeps an event for nodes of other processes.
 #[derive(Default)]
 pub(super) struct Inboxes {
@@ -565,7 +572,7 @@ fn durable_nodes(space: &SpaceInner) -> impl Iterator<Item = Arc<NodeInner>> + u
 }
 
 /// The tag by which a process finds what was kept for one of its nodes.
-fn inbox_tag(node: &str) -> Tag {
+pub(crate) fn inbox_tag(node: &str) -> Tag {
     Tag::Declared(format!("{INBOX}{}", escaped(node)).into())
 }
 
