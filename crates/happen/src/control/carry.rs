@@ -25,7 +25,7 @@ use super::{
     ScheduledByHand, SendEvent, SentByHand, SetState, Stats, Wait, Written,
 };
 use crate::dispatch::Reply;
-use crate::durable::beside::{self, Heard};
+use crate::durable::beside::{self, Heard, Others};
 use crate::durable::by_hand::{self, Incoming};
 use crate::durable::keys::{DEAD, FLOWS, FlowKey};
 use crate::durable::owners::inbox_tag;
@@ -43,8 +43,7 @@ pub(crate) struct Hands<'h> {
     store: &'h Arc<dyn Store>,
     env: &'h Arc<dyn Env>,
     live: Option<Live<'h>>,
-    /// Who is heard of, where others may write the log.
-    heard: Option<&'h Heard<'h>>,
+    others: Others<'h>,
 }
 
 /// The engine of a running space.
@@ -101,9 +100,12 @@ impl Space {
 }
 
 impl<'h> Hands<'h> {
-    pub(super) fn of_store(store: &'h Arc<dyn Store>, env: &'h Arc<dyn Env>, heard: &'h Heard<'h>) -> Self {
-        let heard = store.is_shared().then_some(heard);
-        Self { store, env, live: None, heard }
+    pub(super) fn of_store(
+        store: &'h Arc<dyn Store>,
+        env: &'h Arc<dyn Env>,
+        heard: Option<&'h Heard<'h>>,
+    ) -> Self {
+        Self { store, env, live: None, others: Others::of(&**store, heard) }
     }
 
     /// Those of a space.
@@ -115,7 +117,7 @@ impl<'h> Hands<'h> {
         match &space.durable {
             Some(durable) => {
                 let live = Some(Live { space, durable });
-                Ok(Self { store: &durable.store, env: &space.env, live, heard: None })
+                Ok(Self { store: &durable.store, env: &space.env, live, others: Others::Nobody })
             }
             None => {
                 Err(Error::misuse("a space in memory has no store, and nothing in it is asked for by hand"))
@@ -150,10 +152,7 @@ impl<'h> Hands<'h> {
 
     /// Commits what the process would have to know of that has the node.
     async fn commit_at(&self, node: &str, batch: Batch) -> Result<Committed> {
-        match self.heard {
-            Some(heard) => self.commit(beside::guarded(self.store, heard, node, batch).await?).await,
-            None => self.commit(batch).await,
-        }
+        self.commit(beside::guarded(self.store, self.others, node, batch).await?).await
     }
 
     /// Commits a change of a flow under way.
@@ -189,8 +188,8 @@ impl<'h> Hands<'h> {
                 payload: &send.payload,
                 correlation: send.correlation.as_deref(),
             };
-            let (event, batch) =
-                by_hand::kept(self.env, &incoming, self.heard.map(|_| inbox_tag(&send.node)))?;
+            let inbox = (!self.others.is_nobody()).then(|| inbox_tag(&send.node));
+            let (event, batch) = by_hand::kept(self.env, &incoming, inbox)?;
             self.commit(batch).await?;
             return Ok(SentByHand { event, became: Became::Kept });
         };
@@ -472,7 +471,7 @@ impl<'h> Hands<'h> {
                 ScheduleAct::Pause => Edit::Pause,
                 ScheduleAct::Resume => Edit::Resume,
                 ScheduleAct::Remove => Edit::Remove,
-                ScheduleAct::Trigger | ScheduleAct::Backfill { .. } if self.heard.is_some() => {
+                ScheduleAct::Trigger | ScheduleAct::Backfill { .. } if !self.others.is_nobody() => {
                     return Err(Error::misuse(
                         "only the process that has the node of a schedule gives it the events; ask that process",
                     ));

@@ -3,7 +3,8 @@
 //! another process in `listen.rs` and `client.rs`.
 //!
 //! One request means the same in three places: [`Space::control`](crate::Space::control) carries it out in this process,
-//! [`Client::ask`] in the process whose space is open in a folder, and [`carry_out`] on a store that no process has.
+//! [`Client::ask`] in the process whose space is open in a folder, and [`carry_out`] on a store that no process has. On a log
+//! whose nodes may belong to running processes, [`carry_out_beside`] does what is safe there and refuses the rest.
 
 mod carry;
 #[cfg(feature = "embedded")]
@@ -489,7 +490,7 @@ pub struct NodeStats {
 /// # }
 /// ```
 pub async fn carry_out(store: &Arc<dyn Store>, env: &Arc<dyn Env>, request: Request) -> Result<Answer> {
-    carry_out_beside(store, env, &|node| Some(format!("of node {node}")), request).await
+    Hands::of_store(store, env, None).carry_out(request).await
 }
 
 /// Carries out a request on a store whose nodes may belong to processes that run, such as one over NATS.
@@ -529,7 +530,7 @@ pub async fn carry_out_beside(
     heard: &Heard<'_>,
     request: Request,
 ) -> Result<Answer> {
-    Hands::of_store(store, env, heard).carry_out(request).await
+    Hands::of_store(store, env, Some(heard)).carry_out(request).await
 }
 
 /// Which process has which durable node of a log that several write; empty for a store that is not shared.

@@ -29,6 +29,32 @@ pub struct NodeOwner {
 /// By what name a durable node's process is heard of at this moment; `None` when it is not.
 pub type Heard<'h> = dyn Fn(&str) -> Option<String> + Sync + 'h;
 
+/// Who may have nodes of a log beside whoever does something to it by hand.
+#[derive(Clone, Copy)]
+pub(crate) enum Others<'h> {
+    /// Nobody: the store is not shared.
+    Nobody,
+    /// Every process that has not said that it goes.
+    Logged,
+    /// Those that are heard of.
+    Heard(&'h Heard<'h>),
+}
+
+impl<'h> Others<'h> {
+    /// Those beside whoever has this store, as far as can be told.
+    pub(crate) fn of(store: &dyn Store, heard: Option<&'h Heard<'h>>) -> Self {
+        match (store.is_shared(), heard) {
+            (false, _) => Self::Nobody,
+            (true, None) => Self::Logged,
+            (true, Some(heard)) => Self::Heard(heard),
+        }
+    }
+
+    pub(crate) const fn is_nobody(self) -> bool {
+        matches!(self, Self::Nobody)
+    }
+}
+
 /// Which process has which durable node, by node.
 ///
 /// # Errors
@@ -78,10 +104,13 @@ pub(crate) async fn owners_in(store: &Arc<dyn Store>) -> Result<Vec<NodeOwner>> 
 /// - What the store says.
 pub(crate) async fn guarded(
     store: &Arc<dyn Store>,
-    heard: &Heard<'_>,
+    others: Others<'_>,
     node: &str,
     mut batch: Batch,
 ) -> Result<Batch> {
+    if others.is_nobody() {
+        return Ok(batch);
+    }
     let key = named(OWNERS, node);
     let found = store.document(&key).await?;
     let revision = found.as_ref().map_or(0, |document| document.revision);
@@ -92,10 +121,16 @@ pub(crate) async fn guarded(
         return Ok(batch);
     };
     let name = name_of(&process, PROCESSES);
-    // One of its nodes may be so new that nobody has heard of it.
-    let all = owners_in(store).await?;
-    let its = all.iter().filter(|owner| owner.process == name).map(|owner| owner.node.as_str());
-    if let Some(member) = its.chain([node]).find_map(heard) {
+    let member = match others {
+        Others::Heard(heard) => {
+            // One of its nodes may be so new that nobody has heard of it.
+            let all = owners_in(store).await?;
+            let its = all.iter().filter(|owner| owner.process == name).map(|owner| owner.node.as_str());
+            its.chain([node]).find_map(heard)
+        }
+        _ => Some(name.into_owned()),
+    };
+    if let Some(member) = member {
         return Err(Error::misuse(format!(
             "node `{node}` belongs to the process `{member}`, which runs and would not see the change; ask that process, or \
              stop it first"
