@@ -2,6 +2,7 @@
 #![expect(clippy::needless_pass_by_value, reason = "a handler is given a clone of its dependency as its own")]
 
 mod demo;
+mod dev;
 mod failure;
 mod git;
 mod git_log;
@@ -23,6 +24,7 @@ use clap_complete::aot::{self, Bash, Fish, Zsh};
 use happen_nats::Address;
 
 use crate::demo::plan::{ORDERS_MAX, ORDERS_MIN, Plan};
+use crate::dev::DevArguments;
 use crate::failure::{Failure, sentence};
 use crate::output::{Output, plain};
 use crate::store::doctor::DoctorArguments;
@@ -84,6 +86,8 @@ enum Command {
     Verify(VerifyArguments),
     /// Look for what is wrong with a store and say what to do
     Doctor(DoctorArguments),
+    /// Start what a program needs while it is written: a local server of NATS
+    Dev(DevArguments),
     /// Print the completion of this program's commands for a shell
     Completion {
         /// The shell
@@ -172,6 +176,7 @@ fn main() -> ExitCode {
         Command::State(command) => run(store::state::run(command, &output)),
         Command::Store(command) => run(store::upkeep::run(command, &output)),
         Command::Doctor(arguments) => run(store::doctor::run(&arguments, &output)),
+        Command::Dev(arguments) => dev::run(&arguments, &output),
         Command::Completion { shell } => completion(shell, &output),
     };
     match result {
