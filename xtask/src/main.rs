@@ -36,7 +36,8 @@ cargo xtask <command>
                    bench/instructions.txt, which --bless writes anew
   help             prints this text
 
-Nothing but the Rust toolchain, git and Python with pip is needed, and valgrind for instructions. The first failure ends a command.
+Nothing but the Rust toolchain, git and Python with pip is needed, and valgrind
+for instructions. The first failure ends a command.
 ";
 
 fn main() -> ExitCode {

@@ -85,20 +85,20 @@ impl Connect for Space {
 ///
 /// # Examples
 ///
-/// ```no_run
+/// ```
+/// use async_nats::ConnectOptions;
 /// use happen::Config;
 /// use happen_nats::Nats;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> happen::Result<()> {
-/// let options = async_nats::ConnectOptions::with_credentials_file("shop.creds").await?;
-/// let space = Nats::at("tls://connect.example.com/shop")
-///     .sign_in(options)
-///     .member("api-1")
-///     .config(Config::default())
-///     .open()
-///     .await?;
-/// # Ok(())
+/// # let server = happen_testing::NatsServer::start();
+/// # let url = format!("{}/shop", server.url());
+/// // With a file of credentials: ConnectOptions::with_credentials_file("shop.creds").await?
+/// let options = ConnectOptions::new().name("api");
+/// let space = Nats::at(url).sign_in(options).member("api-1").config(Config::default()).open().await?;
+/// space.start().await?;
+/// # space.stop().await
 /// # }
 /// ```
 #[derive(Debug)]

@@ -13,4 +13,6 @@ pub use connect::{Connect, Nats};
 #[doc(hidden)]
 pub use link::read_message;
 pub use link::{Connection, LinkOptions, NatsLink};
+#[doc(hidden)]
+pub use store::read_log_message;
 pub use store::{LogInfo, NatsStore, NatsStoreOptions};

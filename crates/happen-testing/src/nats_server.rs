@@ -25,11 +25,11 @@ use crate::limits;
 ///
 /// # Examples
 ///
-/// ```no_run
+/// ```
 /// let mut server = happen_testing::NatsServer::start();
-/// println!("{}", server.url());
-/// server.kill();
+/// let url = server.url();
 /// server.restart();
+/// assert_eq!(server.url(), url);
 /// ```
 #[derive(Debug)]
 pub struct NatsServer {
@@ -138,7 +138,8 @@ impl NatsServer {
         let program = nats_server_program();
         let store = self.folder.join("jetstream");
         let config = format!(
-            "server_name: {name}\nlisten: \"127.0.0.1:{port}\"\njetstream {{ store_dir: {store:?}, sync_interval: always }}\n{more}\n",
+            "server_name: {name}\nlisten: \"127.0.0.1:{port}\"\n\
+             jetstream {{ store_dir: {store:?}, sync_interval: always }}\n{more}\n",
             name = self.name,
             port = self.port,
             more = self.config,

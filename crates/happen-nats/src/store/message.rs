@@ -41,8 +41,10 @@ impl Message<'_> {
 impl<'b> Message<'b> {
     /// # Errors
     ///
-    /// - [`ErrorKind::Misuse`](happen_core::ErrorKind::Misuse): a later version wrote it. Whoever goes on without it has another state than all others.
-    /// - [`ErrorKind::Damaged`](happen_core::ErrorKind::Damaged): it is no message, or not as it was written. Everybody sees the same and leaves it out.
+    /// - [`ErrorKind::Misuse`](happen_core::ErrorKind::Misuse): a later version wrote it. Whoever goes on without it has
+    ///   another state than all others.
+    /// - [`ErrorKind::Damaged`](happen_core::ErrorKind::Damaged): it is no message, or not as it was written. Everybody
+    ///   sees the same and leaves it out.
     pub(crate) fn decode(bytes: &'b [u8]) -> Result<Self> {
         let mut take = Take::new(bytes);
         if take.array()? != MAGIC {
@@ -117,6 +119,10 @@ impl Writers {
         }
         writer.parts.extend(message.body);
         if message.more { Ok(Arrived::Part) } else { Ok(Arrived::Whole(std::mem::take(&mut writer.parts))) }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.known.len()
     }
 
     /// Counts the bytes of a message. True when there are so many that a copy is due: at the same messages everywhere.

@@ -29,12 +29,27 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 pub use self::about::LogInfo;
 use self::copy::Copy;
-use self::entry::BatchBytes;
+use self::entry::{BatchBytes, Entry};
 use self::follower::Follower;
-use self::message::WriterId;
+use self::message::{Message, WriterId};
 use self::snapshot::{Header, Snapshots};
 use self::writer::{Call, Sending, Writer, closed};
 use crate::limits;
+
+/// Reads bytes as if they had come from a log: a message, an entry, or the header of a copy. How many batches they have, or
+/// writers they know, if they are one. For fuzzing.
+#[doc(hidden)]
+#[must_use]
+pub fn read_log_message(bytes: &[u8]) -> Option<usize> {
+    if let Ok(message) = Message::decode(bytes) {
+        return read_log_message(message.body);
+    }
+    match Entry::decode(bytes) {
+        Ok((_, Entry::Commit(batches))) => Some(batches.len()),
+        Ok((_, Entry::Prune(_))) => Some(0),
+        Err(_) => Header::decode(bytes).ok().map(|header| header.writers.len()),
+    }
+}
 
 /// Which log a store has, and how it is made if it is not there.
 #[derive(Debug, Clone)]
@@ -121,15 +136,19 @@ impl NatsStoreOptions {
 ///
 /// # Examples
 ///
-/// ```no_run
+/// ```
 /// use std::sync::Arc;
 /// use happen::env::RealEnv;
+/// use happen::store::Store;
 /// use happen_nats::{NatsStore, NatsStoreOptions};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> happen::Result<()> {
-/// let client = async_nats::connect("nats://localhost").await?;
+/// # let server = happen_testing::NatsServer::start();
+/// # let url = server.url();
+/// let client = async_nats::connect(url).await?;
 /// let store = NatsStore::open(client, NatsStoreOptions::new("shop", Arc::new(RealEnv::new()))).await?;
+/// assert!(store.is_shared());
 /// # Ok(())
 /// # }
 /// ```
@@ -159,8 +178,8 @@ impl NatsStore {
     ///
     /// # Errors
     ///
-    /// - [`ErrorKind::Misuse`]: the server or the stream cannot keep what the store promises; the error says why. Or a later
-    ///   version of Happen writes the log.
+    /// - [`ErrorKind::Misuse`]: the server or the stream cannot keep what the store promises; the error says why. Or a
+    ///   later version of Happen writes the log.
     /// - [`ErrorKind::NotFound`]: there is no log, and none is to be made.
     /// - [`ErrorKind::Io`]: the server does not answer, or a folder for the copy cannot be made.
     /// - [`ErrorKind::Damaged`]: a part of the log is gone.

@@ -47,7 +47,10 @@ impl Header {
         bytes
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self> {
+    /// # Errors
+    ///
+    /// When the bytes are no header, or one of a later version.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self> {
         let mut take = Take::new(bytes);
         let version = take.u8()?;
         if version != VERSION {

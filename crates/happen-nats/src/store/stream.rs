@@ -51,8 +51,8 @@ pub(crate) async fn open(
     let (major, minor) = limits::SERVER_VERSION_MIN;
     if !client.is_server_compatible(major, minor, 0) {
         return Err(Error::misuse(format!(
-            "the NATS server has version {}, and {major}.{minor} is the oldest that keeps what it acknowledges fast enough; \
-             update it",
+            "the NATS server has version {}, and {major}.{minor} is the oldest that keeps what it acknowledges fast \
+             enough; update it",
             info.version
         )));
     }

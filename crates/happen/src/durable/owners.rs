@@ -359,13 +359,11 @@ impl Durable {
                     Heard::Changed => break,
                     Heard::Records(records) => {
                         let Some(space) = own.filter(|space| space.is_running()) else { return Ok(()) };
-                        for record in &records? {
-                            if record.tags.contains(&Tag::Declared(OWNERS.into())) {
-                                owners.look(&*self.store).await?;
-                            } else {
-                                self.take_in_event(&space, &record.tags).await?;
-                            }
+                        let records = records?;
+                        if records.iter().any(|record| record.tags.contains(&Tag::Declared(OWNERS.into()))) {
+                            owners.look(&*self.store).await?;
                         }
+                        self.take_in_events(&space, &records).await?;
                         *position = watch.position();
                     }
                 }
@@ -401,18 +399,24 @@ impl Durable {
         }
     }
 
-    /// Takes the event of a record into those nodes of this process whose inboxes have it.
-    async fn take_in_event(self: &Arc<Self>, space: &Arc<SpaceInner>, tags: &[Tag]) -> Result<()> {
-        let Some(Tag::Event(event)) = tags.iter().find(|tag| matches!(tag, Tag::Event(_))) else {
-            return Ok(());
-        };
-        let keys: Vec<Key> = durable_nodes(space)
-            .map(|node| format!("{INBOX}{}/{event}", escaped(&node.name)).into())
-            .collect();
-        for document in self.store.documents(keys).await?.into_iter().flatten() {
-            self.take_in_one(space, &document).await?;
+    /// Takes the events of records into those nodes of this process whose inboxes have them.
+    async fn take_in_events(self: &Arc<Self>, space: &Arc<SpaceInner>, records: &[Record]) -> Result<()> {
+        let every = Tag::Declared(EVERY_INBOX.into());
+        let nodes: Vec<_> = durable_nodes(space).map(|node| (inbox_tag(&node.name), node)).collect();
+        let mut keys: Vec<Key> = Vec::new();
+        for record in records {
+            let Some(Tag::Event(event)) = record.tags.iter().find(|tag| matches!(tag, Tag::Event(_))) else {
+                continue;
+            };
+            let to_every = record.tags.contains(&every);
+            let here = nodes.iter().filter(|(tag, _)| to_every || record.tags.contains(tag));
+            keys.extend(here.map(|(_, node)| Key::from(format!("{INBOX}{}/{event}", escaped(&node.name)))));
         }
-        Ok(())
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let found = self.store.documents(keys).await?;
+        self.take_in_all(space, found.into_iter().flatten()).await
     }
 
     /// Takes all that waits for one node.
@@ -424,38 +428,44 @@ impl Durable {
             let page = self.store.list(list).await?;
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(Arc::clone(&last.key));
-            for document in &page {
-                self.take_in_one(space, document).await?;
-            }
+            self.take_in_all(space, page).await?;
         }
     }
 
-    /// Takes one event out of an inbox: its flows begin with the commit by which it leaves.
-    async fn take_in_one(self: &Arc<Self>, space: &Arc<SpaceInner>, document: &Document) -> Result<()> {
-        if document.content.is_none() {
-            return Ok(());
-        }
-        let accept::TakenIn { batch, flows, event } = match accept::taken_in(space, document) {
-            Ok(taken) => taken,
-            Err(error) => {
-                space.problem(accept::not_taken_in(error, document));
-                return Ok(());
-            }
-        };
-        flows.iter().for_each(|flow| self.begun(flow));
-        let ticket = self.commits.push(batch);
-        match self.commits.settle(ticket).await {
-            Ok(_) => {
-                self.waiters.offer(space, &event);
-                flows.iter().for_each(Lanes::enter);
-                Ok(())
-            }
-            Err(error) => {
-                flows.iter().for_each(|flow| self.ended(flow));
-                // Whatever was taken in before it is in no inbox any more, so it is asked for again at worst.
-                if is_conflict(&error) { Ok(()) } else { Err(error) }
+    /// Takes events out of inboxes, in this order and all at once: the flows of each begin with the commit by which it
+    /// leaves.
+    async fn take_in_all(
+        self: &Arc<Self>,
+        space: &Arc<SpaceInner>,
+        kept: impl IntoIterator<Item = Document>,
+    ) -> Result<()> {
+        let mut taken = Vec::new();
+        for document in kept.into_iter().filter(|document| document.content.is_some()) {
+            match accept::taken_in(space, &document) {
+                Ok(accept::TakenIn { batch, flows, event }) => {
+                    flows.iter().for_each(|flow| self.begun(flow));
+                    taken.push((self.commits.push(batch), flows, event));
+                }
+                Err(error) => space.problem(accept::not_taken_in(error, &document)),
             }
         }
+        let mut failed = None;
+        for (ticket, flows, event) in taken {
+            match self.commits.settle(ticket).await {
+                Ok(_) => {
+                    self.waiters.offer(space, &event);
+                    flows.iter().for_each(Lanes::enter);
+                }
+                Err(error) => {
+                    flows.iter().for_each(|flow| self.ended(flow));
+                    // What somebody took before is in no inbox any more; everything else stays and is looked for again.
+                    if !is_conflict(&error) {
+                        failed.get_or_insert(error);
+                    }
+                }
+            }
+        }
+        failed.map_or(Ok(()), Err)
     }
 }
 

@@ -33,8 +33,8 @@ pub struct Verification {
     pub edge: u64,
     /// Steps whose event was pruned.
     pub forgotten: u64,
-    /// Records that are about no event and no node: changes of global state, which can be read, and what somebody else wrote,
-    /// which was not checked.
+    /// Records that are about no event and no node: changes of global state, which can be read, and what somebody else
+    /// wrote, which was not checked.
     pub others: u64,
     /// Things that do not fit.
     pub misfits: u64,

@@ -56,8 +56,8 @@ impl SpaceInner {
         }
     }
 
-    /// Sends an event to everyone elsewhere who listens. What nobody elsewhere can be told is told here. Nodes that remember
-    /// have one that is stored by the log that they share with this space.
+    /// Sends an event to everyone elsewhere who listens. What nobody elsewhere can be told is told here. Nodes that
+    /// remember have one that is stored by the log that they share with this space.
     pub(crate) fn publish_away(self: &Arc<Self>, sender: Sender<'_>, event: &dyn ErasedEvent, stored: bool) {
         let Some(linked) = self.link.get() else { return };
         let envelope = event.envelope();
