@@ -21,8 +21,8 @@ struct Ledger {
     count: u64,
 }
 
-/// A node that grinds numbers and none else, one that waits for somebody, one that tries again and again, and one that keeps
-/// nothing.
+/// A node that grinds numbers and none else, one that waits for somebody, one that tries again and again, and one that
+/// keeps nothing.
 async fn build(space: &Space) {
     let mill = space.node("mill").attempts(1, secs(3_600));
     mill.on("grain", |grain: &Event, cx: &Context| {

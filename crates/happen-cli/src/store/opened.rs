@@ -150,8 +150,8 @@ fn not_opened(address: &Address, error: &Error) -> Failure {
 
 fn without_jetstream(address: &Address) -> Failure {
     Failure::Store(format!(
-        "JetStream is off on the server at {address}; write `jetstream {{ store_dir: PATH, sync_interval: always }}` into its \
-         configuration"
+        "JetStream is off on the server at {address}; write `jetstream {{ store_dir: PATH, sync_interval: always }}` into \
+         its configuration"
     ))
 }
 

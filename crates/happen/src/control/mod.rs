@@ -3,8 +3,8 @@
 //! another process in `listen.rs` and `client.rs`.
 //!
 //! One request means the same in three places: [`Space::control`](crate::Space::control) carries it out in this process,
-//! [`Client::ask`] in the process whose space is open in a folder, and [`carry_out`] on a store that no process has. On a log
-//! whose nodes may belong to running processes, [`carry_out_beside`] does what is safe there and refuses the rest.
+//! [`Client::ask`] in the process whose space is open in a folder, and [`carry_out`] on a store that no process has.
+//! On a log whose nodes may belong to running processes, [`carry_out_beside`] does what is safe there and refuses the rest.
 
 mod carry;
 #[cfg(feature = "embedded")]
@@ -455,9 +455,10 @@ pub struct NodeStats {
 /// Carries out a request on a store that no process has: what a running space would do at once is left in the store for the
 /// next start where it needs handlers.
 ///
-/// The caller sees to it that no space runs on the store, but for one that is shared: there every process that has not said
-/// that it goes counts as one that runs, and [`carry_out_beside`] can tell more. One that does finds its flows and documents changed behind its
-/// back: it gives them up or reads them again, and nothing is lost or done twice, but it cannot tell anybody.
+/// The caller sees to it that no space runs on the store. One that does finds its flows and documents changed behind its
+/// back: it gives them up or reads them again, and nothing is lost or done twice, but it cannot tell anybody. On a store
+/// that is shared nobody has to see to it: every process that has not said that it goes counts as one that runs, and
+/// [`carry_out_beside`] can tell more.
 ///
 /// # Errors
 ///

@@ -132,8 +132,8 @@ pub(crate) async fn guarded(
     };
     if let Some(member) = member {
         return Err(Error::misuse(format!(
-            "node `{node}` belongs to the process `{member}`, which runs and would not see the change; ask that process, or \
-             stop it first"
+            "node `{node}` belongs to the process `{member}`, which runs and would not see the change; ask that process, \
+             or stop it first"
         )));
     }
     batch.documents.push(deletion(&there));
