@@ -2,6 +2,7 @@
 #![expect(clippy::needless_pass_by_value, reason = "a handler is given a clone of its dependency as its own")]
 
 mod demo;
+mod dev;
 mod failure;
 mod git;
 mod git_log;
@@ -20,14 +21,17 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use clap_complete::aot::{self, Bash, Fish, Zsh};
+use happen_nats::Address;
 
 use crate::demo::plan::{ORDERS_MAX, ORDERS_MIN, Plan};
+use crate::dev::DevArguments;
 use crate::failure::{Failure, sentence};
 use crate::output::{Output, plain};
 use crate::store::doctor::DoctorArguments;
 use crate::store::flows::{DeadCommand, FlowsCommand};
 use crate::store::hand::SendArguments;
 use crate::store::nodes::NodesArguments;
+use crate::store::owners::OwnersArguments;
 use crate::store::schedule::ScheduleCommand;
 use crate::store::state::StateCommand;
 use crate::store::tail::TailArguments;
@@ -53,6 +57,8 @@ enum Command {
     Tail(TailArguments),
     /// List the nodes that a store knows of, with their flows and dead letters
     Ps(NodesArguments),
+    /// List the nodes of a space, with the process that has each and what it listens to
+    Nodes(OwnersArguments),
     /// Print what led to an event and what followed, as a tree
     Trace(TraceArguments),
     /// Print what caused an event, or what made each revision of a document
@@ -80,6 +86,8 @@ enum Command {
     Verify(VerifyArguments),
     /// Look for what is wrong with a store and say what to do
     Doctor(DoctorArguments),
+    /// Start what a program needs while it is written: a local server of NATS
+    Dev(DevArguments),
     /// Print the completion of this program's commands for a shell
     Completion {
         /// The shell
@@ -105,7 +113,7 @@ struct DemoArguments {
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
     /// Keep the shop in a store in this folder: killed at any moment, it goes on with the same command
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = folder)]
     store: Option<PathBuf>,
     /// Print the summary as JSON
     #[arg(long)]
@@ -122,11 +130,19 @@ struct GitArguments {
     commit: Option<String>,
     /// Keep the events in a store in this folder: killed at any moment, it goes on with the same command, and a later
     /// run takes the commits that are new
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", value_parser = folder)]
     store: Option<PathBuf>,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+}
+
+/// A folder that a space of this program's own is kept in.
+fn folder(text: &str) -> Result<PathBuf, &'static str> {
+    match Address::parse(text) {
+        Ok(Address::Folder(folder)) => Ok(folder),
+        _ => Err("this command keeps its space in a folder"),
+    }
 }
 
 fn commit_prefix(text: &str) -> Result<String, &'static str> {
@@ -148,6 +164,7 @@ fn main() -> ExitCode {
         }
         Command::Tail(arguments) => run(store::tail::run(&arguments, &output)),
         Command::Ps(arguments) => run(store::nodes::run(&arguments, &output)),
+        Command::Nodes(arguments) => run(store::owners::run(&arguments, &output)),
         Command::Trace(arguments) => run(store::web::trace(&arguments, &output)),
         Command::Why(arguments) => run(store::web::why(&arguments, &output)),
         Command::Impact(arguments) => run(store::web::impact(&arguments, &output)),
@@ -159,6 +176,7 @@ fn main() -> ExitCode {
         Command::State(command) => run(store::state::run(command, &output)),
         Command::Store(command) => run(store::upkeep::run(command, &output)),
         Command::Doctor(arguments) => run(store::doctor::run(&arguments, &output)),
+        Command::Dev(arguments) => dev::run(&arguments, &output),
         Command::Completion { shell } => completion(shell, &output),
     };
     match result {
@@ -178,7 +196,7 @@ fn run(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure
     let threads = std::thread::available_parallelism().map_or(2, NonZero::get).max(2);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads)
-        .enable_time()
+        .enable_all()
         .build()
         .map_err(Failure::Runtime)?;
     runtime.block_on(command)

@@ -1,5 +1,5 @@
-//! A space on a NATS server or cluster, by its address. Owns what an address says and how store and link are put together;
-//! does not know what either does.
+//! A space on a NATS server or cluster, by its address. Owns how store and link are put together; does not know what either
+//! does.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use happen::{Config, Space};
 use happen_core::env::Env;
 use happen_core::{Error, ErrorKind, Result};
 
+use crate::address::Address;
 use crate::limits;
 use crate::link::{Connection, LinkOptions, NatsLink};
 use crate::store::{NatsStore, NatsStoreOptions};
@@ -60,10 +61,10 @@ pub trait Connect: Sized {
 
 impl Connect for Space {
     async fn connect(url: &str) -> Result<Self> {
-        match Place::of(url)? {
-            Place::Memory => Ok(Self::memory()),
-            Place::Folder(folder) => Self::open(folder).await,
-            Place::Nats { .. } => Nats::at(url).open().await,
+        match Address::parse(url)? {
+            Address::Memory => Ok(Self::memory()),
+            Address::Folder(folder) => Self::open(folder).await,
+            Address::Nats { .. } => Nats::at(url).open().await,
         }
     }
 
@@ -76,47 +77,6 @@ impl Connect for Space {
             Err(std::env::VarError::NotUnicode(_)) => {
                 Err(Error::misuse(format!("the environment variable `{URL_VARIABLE}` is no text")))
             }
-        }
-    }
-}
-
-/// What an address means.
-#[derive(Debug, PartialEq, Eq)]
-enum Place<'u> {
-    Memory,
-    Folder(&'u str),
-    Nats { servers: &'u str, space: &'u str },
-}
-
-impl<'u> Place<'u> {
-    fn of(url: &'u str) -> Result<Self> {
-        if url.is_empty() {
-            return Err(Error::misuse(
-                "an address is empty; say `memory:`, a folder, or `nats://host:port/space`",
-            ));
-        }
-        if url == "memory:" {
-            return Ok(Self::Memory);
-        }
-        if let Some(folder) = url.strip_prefix("file:") {
-            return Ok(Self::Folder(folder.strip_prefix("//").unwrap_or(folder)));
-        }
-        let Some((scheme, rest)) = url.split_once("://") else { return Ok(Self::Folder(url)) };
-        if !NATS_SCHEMES.contains(&scheme) {
-            return Err(Error::misuse(format!(
-                "`{scheme}://` is no address of a space; say `memory:`, a folder, or `nats://host:port/space`"
-            )));
-        }
-        // The name of the space stands behind the last address.
-        let last = rest.rfind("://").map_or(0, |at| at + 3);
-        let slash = rest.get(last..).and_then(|last_address| last_address.find('/'));
-        match slash.map(|at| last + at).and_then(|at| rest.split_at_checked(at)) {
-            Some((before, space)) => {
-                let servers = url.get(..scheme.len() + 3 + before.len()).unwrap_or(url);
-                let space = space.trim_matches('/');
-                Ok(Self::Nats { servers, space: if space.is_empty() { SPACE } else { space } })
-            }
-            None => Ok(Self::Nats { servers: url, space: SPACE }),
         }
     }
 }
@@ -217,15 +177,15 @@ impl Nats {
     ///
     /// As [`Connect::connect`].
     pub async fn open(self) -> Result<Space> {
-        let Place::Nats { servers, space } = Place::of(&self.url)? else {
+        let Address::Nats { servers, space } = Address::parse(&self.url)? else {
             return Err(Error::misuse("this is no address of NATS; open other spaces with `Space::connect`"));
         };
         let env: Arc<dyn Env> = Arc::new(RealEnv::new());
         let connection = match self.connection {
             Some(connection) => connection,
-            None => connected(&env, servers, &self.options).await?,
+            None => connected(&env, &servers, &self.options).await?,
         };
-        let mut store = NatsStoreOptions::new(space, Arc::clone(&env))
+        let mut store = NatsStoreOptions::new(space.as_str(), Arc::clone(&env))
             .prefix(self.prefix.as_str())
             .commit_wait(self.commit_wait);
         if let Some(replicas) = self.replicas {
@@ -258,36 +218,3 @@ async fn connected(env: &Arc<dyn Env>, servers: &str, options: &ConnectOptions) 
 
 /// The environment variable that says where a space is.
 const URL_VARIABLE: &str = "HAPPEN_URL";
-
-/// The space of an address that names none.
-const SPACE: &str = "main";
-
-const NATS_SCHEMES: [&str; 4] = ["nats", "tls", "ws", "wss"];
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_address_says_where() {
-        let nats = |servers, space| Place::Nats { servers, space };
-        for (url, expected) in [
-            ("memory:", Place::Memory),
-            ("./data", Place::Folder("./data")),
-            ("/var/lib/shop", Place::Folder("/var/lib/shop")),
-            ("file:/var/lib/shop", Place::Folder("/var/lib/shop")),
-            ("file:///var/lib/shop", Place::Folder("/var/lib/shop")),
-            ("nats://localhost", nats("nats://localhost", "main")),
-            ("nats://localhost:4222/", nats("nats://localhost:4222", "main")),
-            ("nats://localhost:4222/shop", nats("nats://localhost:4222", "shop")),
-            ("tls://ada:s3@host/shop", nats("tls://ada:s3@host", "shop")),
-            ("nats://a:1,nats://b:2/shop", nats("nats://a:1,nats://b:2", "shop")),
-            ("nats://a:1,b:2", nats("nats://a:1,b:2", "main")),
-        ] {
-            assert_eq!(Place::of(url).unwrap(), expected, "{url}");
-        }
-        for url in ["", "http://localhost", "postgres://localhost/shop"] {
-            assert_eq!(Place::of(url).unwrap_err().code(), "misuse", "{url}");
-        }
-    }
-}

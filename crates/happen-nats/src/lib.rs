@@ -1,5 +1,6 @@
 //! Happen across machines: NATS JetStream as link and store.
 
+mod address;
 mod bytes;
 mod connect;
 pub mod limits;
@@ -7,10 +8,11 @@ pub mod link;
 mod names;
 mod store;
 
+pub use address::Address;
 pub use connect::{Connect, Nats};
 #[doc(hidden)]
 pub use link::read_message;
 pub use link::{Connection, LinkOptions, NatsLink};
 #[doc(hidden)]
 pub use store::read_log_message;
-pub use store::{NatsStore, NatsStoreOptions};
+pub use store::{LogInfo, NatsStore, NatsStoreOptions};

@@ -17,6 +17,6 @@ pub mod store_contract;
 
 pub use faulty_store::{Dies, FaultyStore};
 pub use migrations::Migrations;
-pub use nats_server::{NatsCluster, NatsServer};
+pub use nats_server::{NatsCluster, NatsServer, nats_server_program};
 pub use seeds::{SeedOutcome, check_seeds};
 pub use simulator::{RunError, RunErrorKind, Simulator};

@@ -135,7 +135,7 @@ impl NatsServer {
 
     fn launch(&mut self) {
         self.kill();
-        let program = program();
+        let program = nats_server_program();
         let store = self.folder.join("jetstream");
         let config = format!(
             "server_name: {name}\nlisten: \"127.0.0.1:{port}\"\n\
@@ -250,8 +250,14 @@ fn free_port() -> u16 {
     listener.local_addr().expect("the port's number").port()
 }
 
-/// The program: the one in the project's tools folder, else one on the path.
-fn program() -> PathBuf {
+/// The program of the server: the one that `HAPPEN_NATS_SERVER` names, the one in the project's tools folder, or one on the
+/// path.
+///
+/// # Panics
+///
+/// When there is none; the text says how to install one.
+#[must_use]
+pub fn nats_server_program() -> PathBuf {
     let named = env::var_os(PROGRAM_VARIABLE).map(PathBuf::from);
     let mut folder = env::current_dir().ok();
     let mut candidates: Vec<PathBuf> = named.into_iter().collect();

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use happen::control::{self, Answer, Became, Request, SendEvent, SetState, Wait};
 use happen::store::{List, MemoryStore, Store};
 use happen::{Config, Context, Error, ErrorKind, Event, Hub, Space, Step, done, every, millis, next, secs};
 use happen_core::env::Env;
@@ -283,6 +284,118 @@ fn whoever_takes_nodes_over_leaves_nothing_to_the_one_that_had_them() {
             new.stop().await.unwrap();
         });
     });
+}
+
+/// An event by hand for the bank.
+fn charge_by_hand(order: u64) -> Request {
+    let (node, event_type) = ("bank".into(), "charge".into());
+    let payload = serde_json::json!({ "order": order });
+    Request::Send(SendEvent { node, event_type, payload, correlation: None, wait: Wait::Taken })
+}
+
+#[test]
+fn by_hand_is_done_what_is_safe_beside_a_process_and_the_rest_when_none_has_the_node() {
+    check_seeds(0..20, |sim| {
+        let world = World::new(&sim);
+        sim.run(async {
+            let banking = world.process();
+            bank(&banking);
+            banking.start().await.unwrap();
+            let [owner] = &control::owners(&world.log).await.unwrap()[..] else { panic!("not one node") };
+            assert_eq!((owner.node.as_str(), owner.has_gone), ("bank", false));
+            assert_eq!(owner.handles, ["charge"]);
+
+            // An event is taken at once.
+            let sent = control::carry_out(&world.log, &world.env, charge_by_hand(1)).await.unwrap();
+            let Answer::Sent(sent) = sent else { panic!("{sent:?}") };
+            assert_eq!(sent.became, Became::Kept);
+            until(&world.env, "the event is handled", async || counted(&banking, "bank").await == 1).await;
+            assert!(world.keys("inbox/").await.is_empty());
+
+            // What it would have to know of is refused, by the name under which it is known.
+            let set = |revision, count| {
+                let (key, shape) = ("state/bank/count".to_owned(), None);
+                Request::SetState(SetState {
+                    key,
+                    revision,
+                    shape,
+                    content: serde_json::json!({ "count": count }),
+                })
+            };
+            let refused = control::carry_out(&world.log, &world.env, set(1, 40)).await.unwrap_err();
+            assert!(refused.to_string().contains(&owner.process), "{refused}");
+            let heard = |node: &str| (node == "bank").then(|| "bank-1".to_owned());
+            let refused =
+                control::carry_out_beside(&world.log, &world.env, &heard, set(1, 40)).await.unwrap_err();
+            assert!(refused.to_string().contains("`bank-1`"), "{refused}");
+
+            // One that nobody hears has ended with the change.
+            let nobody = |_: &str| None;
+            control::carry_out_beside(&world.log, &world.env, &nobody, set(1, 40)).await.unwrap();
+            assert!(control::owners(&world.log).await.unwrap()[0].has_gone);
+            control::carry_out(&world.log, &world.env, charge_by_hand(2)).await.unwrap();
+            until(&world.env, "the old one is told", async || {
+                banking.problems().iter().any(|problem| problem.to_string().contains("taken over"))
+            })
+            .await;
+            assert_eq!(world.keys("inbox/").await.len(), 1, "one that has ended took an event");
+            drop(banking.stop().await);
+
+            // Nobody has the node, so nobody is asked.
+            control::carry_out(&world.log, &world.env, set(2, 50)).await.unwrap();
+            let again = world.process();
+            bank(&again);
+            again.start().await.unwrap();
+            until(&world.env, "the event is handled", async || counted(&again, "bank").await == 51).await;
+            let verified = again.journal().verify().await.unwrap();
+            assert!(verified.is_whole(), "{verified:?}");
+            again.stop().await.unwrap();
+        });
+    });
+}
+
+#[test]
+fn a_change_by_hand_does_not_count_when_the_node_changes_hands_meanwhile() {
+    let (refused, done) = (AtomicU32::new(0), AtomicU32::new(0));
+    check_seeds(0..40, |sim| {
+        let world = World::new(&sim);
+        sim.run(async {
+            let old = world.process();
+            bank(&old);
+            old.start().await.unwrap();
+            old.send("bank", Charge { order: 1 }).reply::<Paid>().await.unwrap();
+            drop(old.stop().await);
+            let taken = Arc::new(AtomicU32::new(0));
+            let (takes, env) = (Arc::clone(&taken), Arc::clone(&world.env));
+            let new = world.process();
+            bank(&new);
+            let starting = new.clone();
+            env.spawn(Box::pin(async move {
+                starting.start().await.unwrap();
+                takes.store(1, Ordering::SeqCst);
+            }));
+            let set = SetState {
+                key: "state/bank/count".to_owned(),
+                revision: 1,
+                shape: None,
+                content: serde_json::json!({ "count": 40 }),
+            };
+            for _ in 0..world.env.random_u64() % 12 {
+                world.env.sleep(millis(0)).await;
+            }
+            let set = control::carry_out(&world.log, &world.env, Request::SetState(set)).await;
+            until(&world.env, "the new one has started", async || taken.load(Ordering::SeqCst) == 1).await;
+            if set.is_ok() { &done } else { &refused }.fetch_add(1, Ordering::SeqCst);
+            // Either it was there first, or it found what was written.
+            let expected = if set.is_ok() { 41 } else { 2 };
+            new.send("bank", Charge { order: 2 }).reply::<Paid>().await.unwrap();
+            assert_eq!(counted(&new, "bank").await, expected, "{set:?}");
+            assert!(new.problems().is_empty(), "{:?}", new.problems());
+            new.stop().await.unwrap();
+        });
+    });
+    let (refused, done) = (refused.load(Ordering::SeqCst), done.load(Ordering::SeqCst));
+    assert!(refused > 0 && done > 0, "{refused} refused and {done} done");
 }
 
 #[test]

@@ -10,7 +10,8 @@ use std::process::{Command, Stdio};
 use clap::Args;
 use happen::EventId;
 use happen::journal::{FlowFilter, Journal, Standing};
-use happen::store::{SqliteStore, Verified};
+use happen::store::Verified;
+use happen_nats::Address;
 use serde_json::json;
 
 use crate::failure::Failure;
@@ -18,9 +19,10 @@ use crate::output::{Output, count_of, number, plain};
 use crate::store::inbox::{Kept, Registered, kept};
 use crate::store::moment::{Utc, span};
 use crate::store::nodes::count;
+use crate::store::opened::Opened;
 use crate::store::table::WIDTH_CHARS_MAX;
 use crate::store::upkeep::damage_text;
-use crate::store::{Place, journal, now_unix_ms, of_store};
+use crate::store::{Place, journal, now_unix_ms, of_store, server};
 
 /// `happen doctor`.
 #[derive(Debug, Args)]
@@ -28,22 +30,25 @@ pub(crate) struct DoctorArguments {
     /// Leave out what reads the whole store
     #[arg(long)]
     quick: bool,
+    /// The monitoring address of a server of NATS, such as http://localhost:8222; may be given several times
+    #[arg(long, value_name = "URL")]
+    monitor: Vec<String>,
     #[command(flatten)]
     place: Place,
 }
 
 /// What a check found.
 #[derive(Debug)]
-struct Check {
+pub(crate) struct Check {
     name: &'static str,
-    verdict: Verdict,
-    found: String,
+    pub(crate) verdict: Verdict,
+    pub(crate) found: String,
     /// What to do; empty when there is nothing.
     advice: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Verdict {
+pub(crate) enum Verdict {
     Ok,
     Warn,
     Fail,
@@ -60,20 +65,20 @@ impl Verdict {
 }
 
 impl Check {
-    fn ok(name: &'static str, found: impl Into<String>) -> Self {
+    pub(crate) fn ok(name: &'static str, found: impl Into<String>) -> Self {
         Self { name, verdict: Verdict::Ok, found: found.into(), advice: String::new() }
     }
 
-    fn warn(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+    pub(crate) fn warn(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { name, verdict: Verdict::Warn, found: found.into(), advice: advice.into() }
     }
 
-    fn fail(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+    pub(crate) fn fail(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
         Self { name, verdict: Verdict::Fail, found: found.into(), advice: advice.into() }
     }
 
     /// A check that could not be made: what failed, and what is said to be done about it.
-    fn broken(name: &'static str, failure: &Failure) -> Self {
+    pub(crate) fn broken(name: &'static str, failure: &Failure) -> Self {
         let text = failure.to_string();
         let (found, advice) = text.split_once("; ").unwrap_or((&text, "look at the folder, and try again"));
         Self::fail(name, found, advice)
@@ -94,8 +99,8 @@ pub(crate) enum Holder {
 /// [`Failure::Store`] when a check failed, [`Failure::NotWhole`] when the store is not as it was written; what was found
 /// is on standard output.
 pub(crate) async fn run(arguments: &DoctorArguments, output: &Output) -> Result<(), Failure> {
-    let folder = arguments.place.folder();
-    let (checks, worst) = checks(arguments, &folder).await;
+    let address = arguments.place.address()?;
+    let (checks, worst) = checks(arguments, &address).await;
     if arguments.place.json {
         let told: Vec<_> = checks
             .iter()
@@ -104,7 +109,7 @@ pub(crate) async fn run(arguments: &DoctorArguments, output: &Output) -> Result<
                 json!({ "check": name, "verdict": verdict.name(), "found": found, "advice": advice })
             })
             .collect();
-        output.write_json(&json!({ "folder": folder.display().to_string(), "checks": told }))?;
+        output.write_json(&json!({ "folder": address.to_string(), "checks": told }))?;
     } else {
         output.write(&checks.iter().map(lines).collect::<String>())?;
     }
@@ -115,12 +120,71 @@ pub(crate) async fn run(arguments: &DoctorArguments, output: &Output) -> Result<
 }
 
 /// What was found, and the failure to end with.
-async fn checks(arguments: &DoctorArguments, folder: &Path) -> (Vec<Check>, Option<Failure>) {
+async fn checks(arguments: &DoctorArguments, address: &Address) -> (Vec<Check>, Option<Failure>) {
     let (store, journal) = match journal(&arguments.place).await {
         Ok(opened) => opened,
-        Err(failure) => return (vec![Check::broken("folder", &failure)], Some(failed(1))),
+        Err(failure) => {
+            let name = if matches!(address, Address::Folder(_)) { "folder" } else { "address" };
+            return (vec![Check::broken(name, &failure)], Some(failed(1)));
+        }
     };
     let now_unix_ms = now_unix_ms();
+    let (mut checks, holder, registered) = match address {
+        Address::Folder(folder) => of_folder(&store, folder, now_unix_ms).await,
+        _ => {
+            let (mut checks, holder, registered) = server::checks(&store, &arguments.monitor).await;
+            checks.push(match store.info().await {
+                Ok(info) => clock(info.at_unix_ms, now_unix_ms),
+                Err(failure) => Check::broken("contents", &failure),
+            });
+            (checks, holder, Some(registered))
+        }
+    };
+    checks.push(match overdue(&store, &journal, now_unix_ms).await {
+        Ok(overdue) => flows(&overdue, holder, now_unix_ms),
+        Err(failure) => Check::broken("flows", &failure),
+    });
+    checks.push(match count(&store, "dead/").await {
+        Ok(count) => dead(count),
+        Err(failure) => Check::broken("dead letters", &failure),
+    });
+    checks.push(match kept(&store, None).await {
+        Ok(kept) if kept.is_empty() => inbox(&kept, holder, &Registered::Unknown, now_unix_ms),
+        Ok(kept) => {
+            let registered = match (registered, address) {
+                (None, Address::Folder(folder)) => Registered::of(folder).await,
+                (registered, _) => registered.unwrap_or(Registered::Unknown),
+            };
+            inbox(&kept, holder, &registered, now_unix_ms)
+        }
+        Err(failure) => Check::broken("kept events", &failure),
+    });
+    let mut is_whole = true;
+    if !arguments.quick {
+        let check = match store.verify().await {
+            Ok(verified) => integrity(&verified),
+            Err(failure) => Check::broken("integrity", &failure),
+        };
+        is_whole = check.verdict != Verdict::Fail;
+        checks.push(check);
+    }
+    let count = checks.iter().filter(|check| check.verdict == Verdict::Fail).count() as u64;
+    let failure = match (is_whole, count) {
+        (_, 0) => None,
+        (true, count) => Some(failed(count)),
+        (false, _) => Some(Failure::NotWhole(
+            "the store is damaged; keep a copy of the folder and restore a backup".to_owned(),
+        )),
+    };
+    (checks, failure)
+}
+
+/// The checks of a folder, who has it, and the nodes of that process where they are known already.
+async fn of_folder(
+    store: &Opened,
+    folder: &Path,
+    now_unix_ms: u64,
+) -> (Vec<Check>, Holder, Option<Registered>) {
     let mut checks = vec![Check::ok("folder", folder.display().to_string()), permissions(folder)];
     let holder = match holder(folder) {
         Ok(holder) => {
@@ -140,39 +204,9 @@ async fn checks(arguments: &DoctorArguments, folder: &Path) -> (Vec<Check>, Opti
             log(info.log_bytes),
             pruning(info.prunings, holder),
         ]),
-        Err(error) => checks.push(Check::broken("contents", &of_store(folder, &error))),
+        Err(failure) => checks.push(Check::broken("contents", &failure)),
     }
-    checks.push(match overdue(&store, &journal, now_unix_ms).await {
-        Ok(overdue) => flows(&overdue, holder, now_unix_ms),
-        Err(failure) => Check::broken("flows", &failure),
-    });
-    checks.push(match count(&store, "dead/").await {
-        Ok(count) => dead(count),
-        Err(failure) => Check::broken("dead letters", &failure),
-    });
-    checks.push(match kept(&store, None).await {
-        Ok(kept) if kept.is_empty() => inbox(&kept, holder, &Registered::Unknown, now_unix_ms),
-        Ok(kept) => inbox(&kept, holder, &Registered::of(folder).await, now_unix_ms),
-        Err(failure) => Check::broken("kept events", &failure),
-    });
-    let mut is_whole = true;
-    if !arguments.quick {
-        let check = match store.verify().await {
-            Ok(verified) => integrity(&verified),
-            Err(error) => Check::broken("integrity", &of_store(folder, &error)),
-        };
-        is_whole = check.verdict != Verdict::Fail;
-        checks.push(check);
-    }
-    let count = checks.iter().filter(|check| check.verdict == Verdict::Fail).count() as u64;
-    let failure = match (is_whole, count) {
-        (_, 0) => None,
-        (true, count) => Some(failed(count)),
-        (false, _) => Some(Failure::NotWhole(
-            "the store is damaged; keep a copy of the folder and restore a backup".to_owned(),
-        )),
-    };
-    (checks, failure)
+    (checks, holder, None)
 }
 
 fn failed(count: u64) -> Failure {
@@ -344,11 +378,11 @@ struct Overdue {
     first: Option<(u64, EventId)>,
 }
 
-async fn overdue(store: &SqliteStore, journal: &Journal, now_unix_ms: u64) -> Result<Overdue, Failure> {
+async fn overdue(store: &Opened, journal: &Journal, now_unix_ms: u64) -> Result<Overdue, Failure> {
     let mut overdue = Overdue::default();
     let mut filter = FlowFilter::new();
     loop {
-        let page = journal.flows(&filter).await.map_err(|error| of_store(store.folder(), &error))?;
+        let page = journal.flows(&filter).await.map_err(|error| of_store(store.address(), &error))?;
         overdue.flows += page.flows.len() as u64;
         for flow in &page.flows {
             let due_unix_ms = match &flow.standing {

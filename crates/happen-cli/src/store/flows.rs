@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use happen::journal::{
     DeadFlow, FlowFilter, FlowName, FlowUnderWay, Journal, Point, PointKind, Standing, StepEnd, StoredStep,
 };
-use happen::store::{Key, Position, SqliteStore};
+use happen::store::{Key, Position};
 use happen::{Dynamic, Error, EventId};
 use serde_json::{Map, Value as Json, json};
 
@@ -18,6 +18,7 @@ use crate::store::content::shown;
 use crate::store::hand::{self, FlowArguments, LetterArguments, RedriveArguments};
 use crate::store::ids::{each, event};
 use crate::store::moment::{Utc, span};
+use crate::store::opened::Opened;
 use crate::store::table::{Listing, WIDTH_CHARS_MAX};
 use crate::store::upkeep::position_json;
 use crate::store::web::ids;
@@ -159,13 +160,8 @@ async fn list(which: Which, arguments: &ListArguments, output: &Output) -> Resul
 
 type Page = (Vec<Flow>, Option<Key>);
 
-async fn page(
-    store: &SqliteStore,
-    journal: &Journal,
-    which: Which,
-    filter: &FlowFilter,
-) -> Result<Page, Failure> {
-    let failed = |error| of_store(store.folder(), &error);
+async fn page(store: &Opened, journal: &Journal, which: Which, filter: &FlowFilter) -> Result<Page, Failure> {
+    let failed = |error| of_store(store.address(), &error);
     Ok(match which {
         Which::UnderWay => {
             let page = journal.flows(filter).await.map_err(failed)?;
@@ -189,7 +185,7 @@ async fn show(which: Which, arguments: &ShowArguments, output: &Output) -> Resul
             for flow in &flows {
                 is_found = true;
                 let attempts = journal.attempts(event, &flow.name).await;
-                let attempts = attempts.map_err(|error| of_store(store.folder(), &error))?;
+                let attempts = attempts.map_err(|error| of_store(store.address(), &error))?;
                 if arguments.place.json {
                     let mut told = flow.json();
                     told["steps"] = attempts.iter().map(step_json).collect();

@@ -1,7 +1,6 @@
 //! What is done by hand: `happen send`, `flows cancel` and `retry`, `dead redrive` and `drop`. Owns the way to whoever does
 //! it, the space that runs or the store of one that does not, and how it is told; what is done is the library's.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
@@ -11,11 +10,14 @@ use happen::control::{
 };
 use happen::store::{SqliteStore, Store};
 use happen::{Error, EventId};
+use happen_nats::Address;
 use serde_json::{Value as Json, json};
 
 use crate::failure::Failure;
 use crate::output::{Output, Reader, count_of};
 use crate::store::ids::{each, event};
+use crate::store::opened::{Opened, open_to_write};
+use crate::store::presence::Presence;
 use crate::store::state::content;
 use crate::store::table::Listing;
 use crate::store::{Place, env, journal, of_store};
@@ -89,7 +91,7 @@ pub(crate) struct RedriveArguments {
 
 /// Whoever does what is asked for.
 pub(crate) struct Hand {
-    folder: PathBuf,
+    address: Address,
     way: Way,
 }
 
@@ -98,6 +100,8 @@ enum Way {
     Live(Client),
     /// On the store of one that does not, which belongs to this process meanwhile.
     Stopped(Arc<SqliteStore>),
+    /// On a log beside the processes that have its nodes.
+    Beside(Opened),
 }
 
 impl Hand {
@@ -107,13 +111,17 @@ impl Hand {
     ///
     /// [`Failure::Store`] when there is no store, or a running space has it that cannot be reached.
     pub(crate) async fn at(place: &Place) -> Result<Self, Failure> {
-        let folder = place.folder();
-        let client = Client::connect(&folder).map_err(|error| of_store(&folder, &error))?;
+        let address = place.address()?;
+        let Address::Folder(folder) = &address else {
+            let way = Way::Beside(Opened::at(&address).await?);
+            return Ok(Self { address, way });
+        };
+        let client = Client::connect(folder).map_err(|error| of_store(&address, &error))?;
         let way = match client {
             Some(client) => Way::Live(client),
-            None => Way::Stopped(Arc::new(place.open_to_write().await?)),
+            None => Way::Stopped(Arc::new(open_to_write(folder).await?)),
         };
-        Ok(Self { folder, way })
+        Ok(Self { address, way })
     }
 
     /// Has it done.
@@ -122,31 +130,67 @@ impl Hand {
     ///
     /// [`Failure::NotFound`] when there is nothing of that name, [`Failure::Store`] for the rest.
     pub(crate) async fn ask(&mut self, request: &Request) -> Result<Answer, Failure> {
-        let answer = self.try_ask(request).await;
-        answer.map_err(|error| of_store(&self.folder, &error))
+        let answer = self.try_ask(request).await?;
+        answer.map_err(|error| of_store(&self.address, &error))
     }
 
     /// Has it done, for a caller that knows better what an error means.
     ///
     /// # Errors
     ///
-    /// As [`happen::control`] says.
-    pub(crate) async fn try_ask(&mut self, request: &Request) -> Result<Answer, Error> {
-        match &mut self.way {
+    /// As [`happen::control`] says, inside; [`Failure::Store`] when it could not be asked for.
+    pub(crate) async fn try_ask(&mut self, request: &Request) -> Result<Result<Answer, Error>, Failure> {
+        Ok(match &mut self.way {
             Way::Live(client) => client.ask(request).await,
             Way::Stopped(store) => {
                 let store = Arc::clone(store) as Arc<dyn Store>;
                 control::carry_out(&store, &env(), request.clone()).await
             }
-        }
+            Way::Beside(store) => return beside(store, request).await,
+        })
     }
 
     /// Gives the store back.
     pub(crate) async fn close(self) {
-        if let Way::Stopped(store) = self.way {
-            store.close().await;
+        match self.way {
+            Way::Live(_) => {}
+            Way::Stopped(store) => store.close().await,
+            Way::Beside(store) => store.close().await,
         }
     }
+}
+
+/// Does something to a log whose nodes may belong to processes that run.
+async fn beside(store: &Opened, request: &Request) -> Result<Result<Answer, Error>, Failure> {
+    let log = store.shared();
+    let owners = control::owners(&log).await.map_err(|error| of_store(store.address(), &error))?;
+    // What a process need not be there for: it finds an event that is kept for it, also later.
+    let needs_nobody = match request {
+        Request::Send(send) => send.wait == Wait::Taken && owners.iter().any(|owner| owner.node == send.node),
+        Request::Drop(_) | Request::Prune(_) => true,
+        _ => false,
+    };
+    if needs_nobody {
+        return Ok(control::carry_out_beside(&log, &env(), &|_| None, request.clone()).await);
+    }
+    let is_enough = |presence: &Presence| match request {
+        Request::Send(send) => presence.of_node(&send.node).is_some(),
+        _ => presence.has_all(&owners),
+    };
+    let Some(presence) = Presence::join(store, is_enough).await? else { return Err(other_answer()) };
+    let answer = match request {
+        Request::Send(send) if presence.of_node(&send.node).is_some() => presence.send(send.clone()).await,
+        Request::Send(send) if send.wait == Wait::Reply => Err(Error::misuse(format!(
+            "no process that has node `{}` is there, so nobody answers; send without waiting for a reply",
+            send.node
+        ))),
+        request => {
+            let heard = |node: &str| presence.of_node(node);
+            control::carry_out_beside(&log, &env(), &heard, request.clone()).await
+        }
+    };
+    presence.leave().await.map_err(|error| of_store(store.address(), &error))?;
+    Ok(answer)
 }
 
 /// The failure of an answer to something else.
@@ -173,11 +217,13 @@ pub(crate) async fn send(arguments: &SendArguments, output: &Output) -> Result<(
     };
     let mut hand = Hand::at(place).await?;
     let answer = hand.ask(&Request::Send(send)).await;
+    let is_beside = matches!(hand.way, Way::Beside(_));
     hand.close().await;
     let Answer::Sent(sent) = answer? else { return Err(other_answer()) };
     let event = sent.event.to_string();
     let (word, told, reply) = match sent.became {
         Became::Taken => ("taken", "taken", None),
+        Became::Kept if is_beside => ("kept", "kept for its process", None),
         Became::Kept => ("kept", "kept for the next start", None),
         Became::Replied { event_type, payload } => ("replied", "replied", Some((event_type, payload))),
         _ => return Err(other_answer()),

@@ -4,11 +4,11 @@
 use std::io::{self, BufRead, Read as _};
 
 use happen::journal::{Journal, Sought};
-use happen::store::SqliteStore;
 use happen::{ErrorKind, EventId};
 
 use crate::failure::Failure;
 use crate::store::of_store;
+use crate::store::opened::Opened;
 
 /// Does something with each of the names, where `-` stands for those that are read from standard input: the first word
 /// of each line, so that what other commands print can be given on.
@@ -58,10 +58,10 @@ fn next_line(input: &mut impl BufRead) -> Result<Option<String>, Failure> {
 /// # Errors
 ///
 /// [`Failure::NotFound`] when the store has none, [`Failure::Usage`] when it has several or the beginning is too short.
-pub(crate) async fn sought(store: &SqliteStore, journal: &Journal, text: &str) -> Result<Sought, Failure> {
+pub(crate) async fn sought(store: &Opened, journal: &Journal, text: &str) -> Result<Sought, Failure> {
     journal.find(text).await.map_err(|error| match error.kind() {
         ErrorKind::Misuse { what } => Failure::Usage(what.clone()),
-        _ => of_store(store.folder(), &error),
+        _ => of_store(store.address(), &error),
     })
 }
 
@@ -70,7 +70,7 @@ pub(crate) async fn sought(store: &SqliteStore, journal: &Journal, text: &str) -
 /// # Errors
 ///
 /// As [`sought`], and [`Failure::Usage`] when a correlation is meant.
-pub(crate) async fn event(store: &SqliteStore, journal: &Journal, text: &str) -> Result<EventId, Failure> {
+pub(crate) async fn event(store: &Opened, journal: &Journal, text: &str) -> Result<EventId, Failure> {
     match sought(store, journal, text).await? {
         Sought::Event(event) => Ok(event),
         _ => Err(Failure::Usage(format!(

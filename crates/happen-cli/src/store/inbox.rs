@@ -6,13 +6,14 @@ use std::path::Path;
 
 use happen::EventId;
 use happen::control::{Answer, Client, Request};
-use happen::store::{List, SqliteStore, Store as _};
+use happen::store::List;
 
 use crate::failure::Failure;
 use crate::output::{count_of, number};
 use crate::store::key::{escaped, plain};
 use crate::store::moment::span;
 use crate::store::of_store;
+use crate::store::opened::Opened;
 
 /// The events that are kept for one node.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -29,12 +30,12 @@ pub(crate) struct Kept {
 /// # Errors
 ///
 /// What the store says.
-pub(crate) async fn kept(store: &SqliteStore, node: Option<&str>) -> Result<BTreeMap<String, Kept>, Failure> {
+pub(crate) async fn kept(store: &Opened, node: Option<&str>) -> Result<BTreeMap<String, Kept>, Failure> {
     let prefix = node.map_or_else(|| INBOX.to_owned(), |node| format!("{INBOX}{}/", escaped(node)));
     let (mut nodes, mut after) = (BTreeMap::<String, Kept>::new(), None);
     loop {
         let list = List { prefix: prefix.as_str().into(), after, documents_max: usize::MAX };
-        let page = store.list(list).await.map_err(|error| of_store(store.folder(), &error))?;
+        let page = store.list(list).await.map_err(|error| of_store(store.address(), &error))?;
         let Some(last) = page.last() else { return Ok(nodes) };
         after = Some(last.key.clone());
         for document in &page {

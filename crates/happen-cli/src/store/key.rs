@@ -1,9 +1,10 @@
 //! Which document somebody means who writes `orders`. Owns the short forms of keys; does not know what documents say.
 
-use happen::store::{List, SqliteStore, Store as _};
+use happen::store::List;
 
 use crate::failure::Failure;
 use crate::store::of_store;
+use crate::store::opened::Opened;
 
 /// The document that was meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,9 +23,9 @@ pub(crate) struct Meant {
 /// # Errors
 ///
 /// [`Failure::NotFound`] when nothing is meant; [`Failure::Usage`] when several documents are.
-pub(crate) async fn meant(store: &SqliteStore, text: &str) -> Result<Meant, Failure> {
+pub(crate) async fn meant(store: &Opened, text: &str) -> Result<Meant, Failure> {
     let keys = candidates(text).into_iter().map(|key| key.to_key()).collect();
-    let found = store.documents(keys).await.map_err(|error| of_store(store.folder(), &error))?;
+    let found = store.documents(keys).await.map_err(|error| of_store(store.address(), &error))?;
     if let Some(document) = found.into_iter().flatten().next() {
         return Ok(Meant::of(&document.key));
     }
@@ -65,13 +66,13 @@ pub(crate) fn new_key(text: &str) -> Result<Meant, Failure> {
 }
 
 /// The keys of the states of a node, as it is written in keys.
-async fn states_of(store: &SqliteStore, node: &str) -> Result<Vec<String>, Failure> {
+async fn states_of(store: &Opened, node: &str) -> Result<Vec<String>, Failure> {
     if node.contains('/') {
         return Ok(Vec::new());
     }
     let list =
         List { prefix: format!("{STATE}{node}/").into(), after: None, documents_max: STATES_SHOWN_MAX };
-    let documents = store.list(list).await.map_err(|error| of_store(store.folder(), &error))?;
+    let documents = store.list(list).await.map_err(|error| of_store(store.address(), &error))?;
     Ok(documents.iter().map(|document| document.key.to_string()).collect())
 }
 

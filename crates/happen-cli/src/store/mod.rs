@@ -11,7 +11,11 @@ pub(crate) mod inbox;
 pub(crate) mod key;
 pub(crate) mod moment;
 pub(crate) mod nodes;
+pub(crate) mod opened;
+pub(crate) mod presence;
+pub(crate) mod owners;
 pub(crate) mod schedule;
+pub(crate) mod server;
 pub(crate) mod state;
 pub(crate) mod table;
 pub(crate) mod tail;
@@ -19,90 +23,69 @@ pub(crate) mod upkeep;
 pub(crate) mod verify;
 pub(crate) mod web;
 
-use std::fs;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use clap::Args;
+use clap::{Args, ValueHint};
 use happen::env::RealEnv;
 use happen::journal::Journal;
-use happen::store::{SqliteOptions, SqliteStore, Store, StoreFault};
+use happen::store::StoreFault;
 use happen::{Error, ErrorKind};
 use happen_core::env::Env;
+use happen_nats::Address;
 
 use crate::failure::Failure;
+use crate::store::opened::Opened;
 
 /// Which store, and in which form to answer.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Place {
-    /// The folder of the store [default: $HAPPEN_STORE, or else ./data]
-    #[arg(long, value_name = "PATH")]
-    store: Option<PathBuf>,
+    /// The folder of the store, or nats://HOST:PORT/SPACE [default: $HAPPEN_STORE, $HAPPEN_URL, or else ./data]
+    #[arg(long, visible_alias = "url", value_name = "ADDRESS", value_hint = ValueHint::AnyPath)]
+    store: Option<OsString>,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
 }
 
 impl Place {
-    /// The folder that was named, here or in the environment.
-    pub(crate) fn folder(&self) -> PathBuf {
-        let named = || std::env::var_os("HAPPEN_STORE").filter(|named| !named.is_empty()).map(PathBuf::from);
-        self.store.clone().or_else(named).unwrap_or_else(|| PathBuf::from("./data"))
-    }
-
-    /// Opens the store to read, also while a process writes it. Makes nothing.
+    /// The address that was named, here or in the environment.
     ///
     /// # Errors
     ///
-    /// [`Failure::Store`] when there is none, or it cannot be read.
-    pub(crate) async fn open_to_read(&self) -> Result<SqliteStore, Failure> {
-        open_to_read(&self.folder()).await
+    /// [`Failure::Usage`] when it means nothing.
+    pub(crate) fn address(&self) -> Result<Address, Failure> {
+        let named = |name| std::env::var_os(name).filter(|named| !named.is_empty());
+        let named = self.store.clone().or_else(|| named("HAPPEN_STORE")).or_else(|| named("HAPPEN_URL"));
+        let Some(named) = named else { return Ok(Address::Folder(PathBuf::from("./data"))) };
+        // The name of a folder need not be a text.
+        match named.to_str() {
+            Some(text) => Address::parse(text).map_err(|error| Failure::Usage(error.to_string())),
+            None => Ok(Address::Folder(named.into())),
+        }
     }
 
-    /// Opens the store to write, as its only process. Makes nothing.
+    /// The folder that was named.
     ///
     /// # Errors
     ///
-    /// As [`Place::open_to_read`], and when a running space has it.
-    pub(crate) async fn open_to_write(&self) -> Result<SqliteStore, Failure> {
-        let folder = self.folder();
-        // Opening to write would make a store where there is none.
-        drop(open_to_read(&folder).await?);
-        let opened = SqliteStore::open(&folder, options()).await;
-        opened.map_err(|error| of_store(&folder, &error))
+    /// [`Failure::Usage`] when something else was.
+    pub(crate) fn folder(&self) -> Result<PathBuf, Failure> {
+        match self.address()? {
+            Address::Folder(folder) => Ok(folder),
+            other => Err(Failure::Usage(format!("{other} is no folder, and this command needs one"))),
+        }
     }
-}
 
-/// Opens the store in this folder to read.
-///
-/// # Errors
-///
-/// As [`Place::open_to_read`].
-pub(crate) async fn open_to_read(folder: &Path) -> Result<SqliteStore, Failure> {
-    match fs::metadata(folder) {
-        Ok(found) if found.is_dir() => {}
-        Ok(_) => {
-            let folder = folder.display();
-            return Err(Failure::Store(format!(
-                "{folder} is not a folder; name the folder of a store with --store"
-            )));
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let folder = folder.display();
-            return Err(Failure::Store(format!(
-                "there is no folder {folder}; name the folder of a store with --store or HAPPEN_STORE"
-            )));
-        }
-        Err(error) => {
-            let folder = folder.display();
-            return Err(Failure::Store(format!(
-                "cannot look into {folder} ({error}); allow this user to read it"
-            )));
-        }
+    /// Opens the store to read, also while processes write it. Makes nothing.
+    ///
+    /// # Errors
+    ///
+    /// As [`Opened::at`] and [`Place::address`].
+    pub(crate) async fn open_to_read(&self) -> Result<Opened, Failure> {
+        Opened::at(&self.address()?).await
     }
-    let opened = SqliteStore::open_read_only(folder, options().readers(1)).await;
-    opened.map_err(|error| of_store(folder, &error))
 }
 
 /// Opens the store to read, and the journal of it.
@@ -110,15 +93,15 @@ pub(crate) async fn open_to_read(folder: &Path) -> Result<SqliteStore, Failure> 
 /// # Errors
 ///
 /// As [`Place::open_to_read`].
-pub(crate) async fn journal(place: &Place) -> Result<(Arc<SqliteStore>, Journal), Failure> {
-    let store = Arc::new(place.open_to_read().await?);
-    let journal = Journal::new(Arc::clone(&store) as Arc<dyn Store>);
+pub(crate) async fn journal(place: &Place) -> Result<(Opened, Journal), Failure> {
+    let store = place.open_to_read().await?;
+    let journal = Journal::new(store.shared());
     Ok((store, journal))
 }
 
 /// What a failure of a store is on a command line: what happened, and what to do.
-pub(crate) fn of_store(folder: &Path, error: &Error) -> Failure {
-    let folder = folder.display();
+pub(crate) fn of_store(at: &Address, error: &Error) -> Failure {
+    let folder = at;
     let text = match error.find_cause::<StoreFault>() {
         Some(StoreFault::InUse { pid, .. }) => {
             let holder = pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
@@ -163,11 +146,6 @@ fn on_the_line(text: &str) -> String {
     ]
     .into_iter()
     .fold(text.to_owned(), |text, (call, command)| text.replace(call, command))
-}
-
-/// How stores are opened here.
-fn options() -> SqliteOptions {
-    SqliteOptions::new(env())
 }
 
 /// Time and randomness of this process.

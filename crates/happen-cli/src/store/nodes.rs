@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use happen::store::{List, Read, Record, Select, SqliteStore, Start, Store as _, Tag};
+use happen::store::{List, Read, Record, Select, Start, Tag};
 use serde_json::{Value as Json, json};
 
 use crate::failure::Failure;
@@ -12,6 +12,7 @@ use crate::output::{Output, number};
 use crate::store::inbox::{INBOX, kept};
 use crate::store::key::{ENTITY, STATE, escaped, plain};
 use crate::store::moment::Utc;
+use crate::store::opened::Opened;
 use crate::store::table::Listing;
 use crate::store::tail::first;
 use crate::store::upkeep::position_json;
@@ -93,13 +94,13 @@ pub(crate) async fn run(arguments: &NodesArguments, output: &Output) -> Result<(
 
 /// The nodes that have documents, flows or events that are kept for them, and those of the newest records, each with its
 /// newest record when it is among those.
-async fn known(store: &SqliteStore) -> Result<BTreeMap<String, Option<Record>>, Failure> {
+pub(crate) async fn known(store: &Opened) -> Result<BTreeMap<String, Option<Record>>, Failure> {
     let mut nodes = BTreeMap::new();
     for prefix in PREFIXES {
         let mut after = None;
         while nodes.len() <= NODES_MAX {
             let list = List { prefix: prefix.into(), after, documents_max: 1 };
-            let found = store.list(list).await.map_err(|error| of_store(store.folder(), &error))?;
+            let found = store.list(list).await.map_err(|error| of_store(store.address(), &error))?;
             let Some(document) = found.first() else { break };
             let part = document.key[prefix.len()..].split('/').next().unwrap_or_default();
             nodes.insert(plain(part), None);
@@ -110,7 +111,7 @@ async fn known(store: &SqliteStore) -> Result<BTreeMap<String, Option<Record>>, 
     let mut read = Read::backward(Select::All);
     let mut looked_at = 0;
     while looked_at < RECORDS_MAX && nodes.len() <= NODES_MAX {
-        let page = store.read(read.clone()).await.map_err(|error| of_store(store.folder(), &error))?;
+        let page = store.read(read.clone()).await.map_err(|error| of_store(store.address(), &error))?;
         looked_at += page.records.len();
         for record in page.records {
             let names = record.tags.iter().filter_map(|tag| match tag {
@@ -131,17 +132,17 @@ async fn known(store: &SqliteStore) -> Result<BTreeMap<String, Option<Record>>, 
 }
 
 /// The newest record of what a node handled.
-async fn last(store: &SqliteStore, node: &str) -> Result<Option<Record>, Failure> {
+async fn last(store: &Opened, node: &str) -> Result<Option<Record>, Failure> {
     let read = Read::backward(Select::tag(Tag::Node(node.into()))).at_most(1);
-    let page = store.read(read).await.map_err(|error| of_store(store.folder(), &error))?;
+    let page = store.read(read).await.map_err(|error| of_store(store.address(), &error))?;
     Ok(page.records.into_iter().next())
 }
 
-async fn has_documents(store: &SqliteStore, node: &str) -> Result<bool, Failure> {
+async fn has_documents(store: &Opened, node: &str) -> Result<bool, Failure> {
     for prefix in [STATE, ENTITY] {
         let list =
             List { prefix: format!("{prefix}{}/", escaped(node)).into(), after: None, documents_max: 1 };
-        if !store.list(list).await.map_err(|error| of_store(store.folder(), &error))?.is_empty() {
+        if !store.list(list).await.map_err(|error| of_store(store.address(), &error))?.is_empty() {
             return Ok(true);
         }
     }
@@ -149,11 +150,11 @@ async fn has_documents(store: &SqliteStore, node: &str) -> Result<bool, Failure>
 }
 
 /// How many documents have a key that begins so.
-pub(crate) async fn count(store: &SqliteStore, prefix: &str) -> Result<u64, Failure> {
+pub(crate) async fn count(store: &Opened, prefix: &str) -> Result<u64, Failure> {
     let (mut count, mut after) = (0, None);
     loop {
         let list = List { prefix: prefix.into(), after, documents_max: usize::MAX };
-        let page = store.list(list).await.map_err(|error| of_store(store.folder(), &error))?;
+        let page = store.list(list).await.map_err(|error| of_store(store.address(), &error))?;
         let Some(last) = page.last() else { return Ok(count) };
         count += page.len() as u64;
         after = Some(last.key.clone());

@@ -1,11 +1,8 @@
 //! `happen schedule`: events that come again and again. Owns how schedules look and what may be done with them; when they
 //! are due is the library's.
 
-use std::sync::Arc;
-
 use clap::{Args, Subcommand};
 use happen::control::{self, Answer, OfSchedule, Request, ScheduleAct};
-use happen::store::Store;
 use happen::{Missed, Schedule};
 use serde_json::{Value as Json, json};
 
@@ -87,9 +84,9 @@ pub(crate) async fn run(command: ScheduleCommand, output: &Output) -> Result<(),
 }
 
 async fn list(place: &Place, output: &Output) -> Result<(), Failure> {
-    let store = Arc::new(place.open_to_read().await?);
-    let schedules = control::schedules(&(Arc::clone(&store) as Arc<dyn Store>)).await;
-    let schedules = schedules.map_err(|error| of_store(store.folder(), &error))?;
+    let store = place.open_to_read().await?;
+    let schedules = control::schedules(&store.shared()).await;
+    let schedules = schedules.map_err(|error| of_store(store.address(), &error))?;
     let mut page = Listing::new(place, &["NAME", "TIMES", "NODE", "DUE"]);
     for schedule in &schedules {
         page.push(|| row(schedule), || told(schedule));

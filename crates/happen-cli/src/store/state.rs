@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use happen::ErrorKind;
 use happen::control::{Answer, Request, SetState};
 use happen::journal::{At, Journal, Then};
-use happen::store::{Document, History, List, SqliteStore, Store as _, Until};
+use happen::store::{Document, History, List, Until};
 use happen_core::limits::DOCUMENT_BYTES_MAX;
 use serde_json::{Value as Json, json};
 
@@ -18,6 +18,7 @@ use crate::store::diff::{Difference, differences};
 use crate::store::hand::{self, Hand};
 use crate::store::key::{ENTITY, Meant, STATE, escaped, meant, new_key};
 use crate::store::moment::{Moment, Utc};
+use crate::store::opened::Opened;
 use crate::store::table::{Listing, WIDTH_CHARS_MAX};
 use crate::store::upkeep::position_json;
 use crate::store::web::{NOT_KEPT, made_by, not_kept, reason_json};
@@ -131,7 +132,7 @@ async fn list(arguments: &ListArguments, output: &Output) -> Result<(), Failure>
         let mut after = None;
         loop {
             let list = List { prefix: prefix.as_str().into(), after, documents_max: usize::MAX };
-            let documents = store.list(list).await.map_err(|error| of_store(store.folder(), &error))?;
+            let documents = store.list(list).await.map_err(|error| of_store(store.address(), &error))?;
             let Some(last) = documents.last() else { break };
             found += documents.len();
             let mut page = Listing::new(&arguments.place, &["KEY", "REVISION", "AT"]);
@@ -202,7 +203,7 @@ async fn get(arguments: &GetArguments, output: &Output) -> Result<(), Failure> {
 ///
 /// [`Failure::NotFound`] when there was none, or when what is kept is older and nobody asked for that.
 async fn at_moment(
-    store: &SqliteStore,
+    store: &Opened,
     journal: &Journal,
     key: &str,
     moment: Moment,
@@ -217,7 +218,7 @@ async fn at_moment(
                 Utc(unix_ms)
             )));
         }
-        then => then.map_err(|error| of_store(store.folder(), &error))?,
+        then => then.map_err(|error| of_store(store.address(), &error))?,
     };
     let then = then.ok_or_else(|| {
         Failure::NotFound(format!("document `{key}` was not there yet at {}", Utc(unix_ms)))
@@ -241,25 +242,25 @@ fn not_there(key: &str) -> Failure {
     Failure::NotFound(format!("no document has the key `{key}`"))
 }
 
-async fn current(store: &SqliteStore, meant: &Meant) -> Result<Option<Document>, Failure> {
+async fn current(store: &Opened, meant: &Meant) -> Result<Option<Document>, Failure> {
     let mut found = store
         .documents(vec![meant.key.as_str().into()])
         .await
-        .map_err(|error| of_store(store.folder(), &error))?;
+        .map_err(|error| of_store(store.address(), &error))?;
     Ok(found.pop().flatten())
 }
 
-async fn at_revision(store: &SqliteStore, key: &str, revision: u64) -> Result<Document, Failure> {
+async fn at_revision(store: &Opened, key: &str, revision: u64) -> Result<Document, Failure> {
     let until = Until::Before(revision.saturating_add(1));
     let history = History { key: key.into(), until, documents_max: 1 };
-    let found = store.history(history).await.map_err(|error| of_store(store.folder(), &error))?;
+    let found = store.history(history).await.map_err(|error| of_store(store.address(), &error))?;
     match found.into_iter().next() {
         Some(document) if document.revision == revision => Ok(document),
         older => {
             let current = store
                 .documents(vec![key.into()])
                 .await
-                .map_err(|error| of_store(store.folder(), &error))?
+                .map_err(|error| of_store(store.address(), &error))?
                 .pop()
                 .flatten();
             let has = current.is_some_and(|current| revision > 0 && revision < current.revision);
@@ -297,7 +298,7 @@ async fn history(arguments: &HistoryArguments, output: &Output) -> Result<(), Fa
     let mut until = Until::Now;
     loop {
         let reasons = journal.why_document(&meant.key, until).await;
-        let reasons = reasons.map_err(|error| of_store(store.folder(), &error))?;
+        let reasons = reasons.map_err(|error| of_store(store.address(), &error))?;
         let Some(last) = reasons.last() else { return Ok(()) };
         until = Until::Before(last.revision);
         let mut page = Listing::new(&arguments.place, &["REVISION", "AT", "EVENT", "BY"]);
@@ -391,15 +392,16 @@ async fn set(arguments: &SetArguments, output: &Output) -> Result<(), Failure> {
         )));
     }
     let set = SetState { key: key.clone(), revision, shape: arguments.shape, content: json };
+    let address = arguments.place.address()?;
     let mut hand = Hand::at(&arguments.place).await?;
     let answer = hand.try_ask(&Request::SetState(set)).await;
     hand.close().await;
-    let answer = answer.map_err(|error| match error.kind() {
+    let answer = answer?.map_err(|error| match error.kind() {
         ErrorKind::Conflict { .. } => conflict(&key, revision + 1, revision),
         ErrorKind::Misuse { .. } if arguments.shape.is_none() && revision == 0 => Failure::Usage(format!(
             "`{key}` says nothing yet, so the version of its shape is unknown; give it with --shape"
         )),
-        _ => of_store(&arguments.place.folder(), &error),
+        _ => of_store(&address, &error),
     })?;
     let Answer::Written(written) = answer else { return Err(hand::other_answer()) };
     let (key, revision) = (&written.key, written.revision);

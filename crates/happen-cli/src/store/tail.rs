@@ -4,13 +4,14 @@
 use clap::Args;
 use happen::Pattern;
 use happen::journal::Entry;
-use happen::store::{Position, Read, Record, Select, SqliteStore, Start, Store as _, Tag};
+use happen::store::{Position, Read, Record, Select, Start, Tag};
 use serde_json::{Value as Json, json};
 
 use crate::failure::Failure;
 use crate::output::{Output, Reader, count_of, plain};
 use crate::store::flows::{ended, step_json};
 use crate::store::moment::{Moment, Utc};
+use crate::store::opened::Opened;
 use crate::store::table::width_of;
 use crate::store::upkeep::position_json;
 use crate::store::web::{ids, payload};
@@ -50,7 +51,7 @@ fn pattern(text: &str) -> Result<Pattern, happen::PatternError> {
 /// cannot be read.
 pub(crate) async fn run(arguments: &TailArguments, output: &Output) -> Result<(), Failure> {
     let store = arguments.place.open_to_read().await?;
-    let failed = |error| of_store(store.folder(), &error);
+    let failed = |error| of_store(store.address(), &error);
     let mut tail = Tail { arguments, output, select: select(arguments), unreadable: 0 };
     let start = match arguments.since {
         Some(since) => Start::Time(since.unix_ms(now_unix_ms())),
@@ -104,12 +105,12 @@ struct Tail<'a> {
 
 impl Tail<'_> {
     /// Where the newest records begin of which there are so many. Only their place is kept, however many they are.
-    async fn newest(&self, store: &SqliteStore, lines: u64) -> Result<Start, Failure> {
+    async fn newest(&self, store: &Opened, lines: u64) -> Result<Start, Failure> {
         let mut read = Read::backward(self.select.clone());
         let mut left = lines;
         let mut first: Option<Position> = None;
         loop {
-            let page = store.read(read.clone()).await.map_err(|error| of_store(store.folder(), &error))?;
+            let page = store.read(read.clone()).await.map_err(|error| of_store(store.address(), &error))?;
             // Without a record to begin with it begins behind all there are.
             let mut start = first.map_or(page.head, before);
             for record in page.records.iter().filter(|record| self.takes(record)) {

@@ -2,18 +2,19 @@
 //! that is told; what a pruning keeps is the library's, how anything is stored is the store's.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use clap::{Args, Subcommand};
 use happen::control::{self, Answer, Histories, Mode, PruneBefore, Request};
-use happen::store::{Position, SqliteStore, Store, StoreDamage, StoreInfo, Verified};
+use happen::store::{Position, SqliteStore, StoreDamage, StoreInfo, Verified};
+use happen_nats::Address;
 use serde_json::{Value as Json, json};
 
 use crate::failure::Failure;
 use crate::output::{Output, count_of, number, plain};
 use crate::store::hand::{self, Hand};
 use crate::store::moment::{Moment, Utc};
-use crate::store::{Place, env, now_unix_ms, of_store, open_to_read};
+use crate::store::opened::open_to_read;
+use crate::store::{Place, env, now_unix_ms, of_store};
 
 /// What is done with a store as a whole.
 #[derive(Debug, Subcommand)]
@@ -84,14 +85,15 @@ pub(crate) async fn run(command: StoreCommand, output: &Output) -> Result<(), Fa
 
 async fn info(place: &Place, output: &Output) -> Result<(), Failure> {
     let store = place.open_to_read().await?;
-    let info = store.info().await.map_err(|error| of_store(store.folder(), &error))?;
+    let info = store.info().await?;
     if place.json {
-        return output.write_json(&info_json(&info));
+        return output.write_json(&info_json(store.address(), &info));
     }
     let last = if info.at_unix_ms == 0 { "none".to_owned() } else { Utc(info.at_unix_ms).to_string() };
     let bytes = |bytes: u64| format!("{} bytes", number(bytes));
+    let place_name = if store.nats().is_some() { "address" } else { "folder" };
     let lines = [
-        ("folder", info.folder.display().to_string()),
+        (place_name, store.address().to_string()),
         ("format", info.format.to_string()),
         ("records", number(info.records)),
         ("documents", number(info.documents)),
@@ -105,9 +107,9 @@ async fn info(place: &Place, output: &Output) -> Result<(), Failure> {
     output.write(&lines.map(|(name, value)| format!("{name:12} {}\n", plain(&value, 200))).concat())
 }
 
-fn info_json(info: &StoreInfo) -> Json {
+fn info_json(at: &Address, info: &StoreInfo) -> Json {
     json!({
-        "folder": info.folder.display().to_string(),
+        "folder": at.to_string(),
         "format": info.format,
         "records": info.records,
         "documents": info.documents,
@@ -131,9 +133,8 @@ pub(crate) fn position_json(position: Position) -> Json {
 
 async fn backup(arguments: &BackupArguments, output: &Output) -> Result<(), Failure> {
     let store = arguments.place.open_to_read().await?;
-    let copied = store.backup(&arguments.to).await;
-    copied.map_err(|error| of_store(&arguments.to, &error))?;
-    let (from, to) = (store.folder().display().to_string(), arguments.to.display().to_string());
+    store.backup(&arguments.to).await?;
+    let (from, to) = (store.address().to_string(), arguments.to.display().to_string());
     if arguments.place.json {
         return output.write_json(&json!({ "from": from, "to": to }));
     }
@@ -143,9 +144,9 @@ async fn backup(arguments: &BackupArguments, output: &Output) -> Result<(), Fail
 async fn restore(arguments: &RestoreArguments, output: &Output) -> Result<(), Failure> {
     // Looked at first, so that a wrong path leaves no folder behind.
     drop(open_to_read(&arguments.backup).await?);
-    let folder = arguments.place.folder();
+    let folder = arguments.place.folder()?;
     let restored = SqliteStore::restore(&arguments.backup, &folder).await;
-    restored.map_err(|error| of_store(&folder, &error))?;
+    restored.map_err(|error| of_store(&Address::Folder(folder.clone()), &error))?;
     let (from, to) = (arguments.backup.display().to_string(), folder.display().to_string());
     if arguments.place.json {
         return output.write_json(&json!({ "from": from, "to": to }));
@@ -155,7 +156,7 @@ async fn restore(arguments: &RestoreArguments, output: &Output) -> Result<(), Fa
 
 async fn verify(place: &Place, output: &Output) -> Result<(), Failure> {
     let store = place.open_to_read().await?;
-    let verified = store.verify().await.map_err(|error| of_store(store.folder(), &error))?;
+    let verified = store.verify().await?;
     if place.json {
         output.write_json(&verified_json(&verified))?;
     } else {
@@ -233,9 +234,9 @@ async fn prune(arguments: &PruneArguments, output: &Output) -> Result<(), Failur
         mode: if arguments.dry_run { Mode::DryRun } else { Mode::CarryOut },
     });
     let answer = if arguments.dry_run {
-        let store = Arc::new(place.open_to_read().await?);
-        let carried = control::carry_out(&(Arc::clone(&store) as Arc<dyn Store>), &env(), request).await;
-        carried.map_err(|error| of_store(store.folder(), &error))?
+        let store = place.open_to_read().await?;
+        let carried = control::carry_out(&store.shared(), &env(), request).await;
+        carried.map_err(|error| of_store(store.address(), &error))?
     } else {
         let mut hand = Hand::at(place).await?;
         let answer = hand.ask(&request).await?;

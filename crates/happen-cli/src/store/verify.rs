@@ -24,8 +24,8 @@ pub(crate) struct VerifyArguments {
 /// [`Failure::NotWhole`] when something does not fit, [`Failure::Store`] when the store cannot be looked at.
 pub(crate) async fn run(arguments: &VerifyArguments, output: &Output) -> Result<(), Failure> {
     let (store, journal) = journal(&arguments.place).await?;
-    let failed = |error| of_store(store.folder(), &error);
-    let verified = store.verify().await.map_err(failed)?;
+    let failed = |error| of_store(store.address(), &error);
+    let verified = store.verify().await?;
     let web = journal.verify().await.map_err(failed)?;
     if arguments.place.json {
         output.write_json(&json!({ "store": verified_json(&verified), "web": web_json(&web) }))?;

@@ -3,7 +3,7 @@
 
 use clap::Args;
 use happen::journal::{Journal, MadeBy, Reason, StoredEvent};
-use happen::store::{SqliteStore, Until};
+use happen::store::Until;
 use happen::{EventId, Handled, Line, Trace, TraceOutcome};
 use serde_json::{Value as Json, json};
 
@@ -13,6 +13,7 @@ use crate::store::content::shown;
 use crate::store::ids::{each, event, sought};
 use crate::store::key::meant;
 use crate::store::moment::Utc;
+use crate::store::opened::Opened;
 use crate::store::table::{Listing, WIDTH_CHARS_MAX};
 use crate::store::upkeep::position_json;
 use crate::store::{Place, journal, of_store};
@@ -57,7 +58,7 @@ pub(crate) async fn trace(arguments: &TraceArguments, output: &Output) -> Result
     let mut is_first = true;
     each(&arguments.names, async |name| {
         let sought = sought(&store, &journal, name).await?;
-        let trace = journal.trace(sought).await.map_err(|error| of_store(store.folder(), &error))?;
+        let trace = journal.trace(sought).await.map_err(|error| of_store(store.address(), &error))?;
         if arguments.place.json {
             return output.write_json(&trace_json(name, &trace));
         }
@@ -132,7 +133,7 @@ pub(crate) async fn why(arguments: &WhyArguments, output: &Output) -> Result<(),
             }
             _ => {
                 let event = event(&store, &journal, name).await?;
-                let causes = journal.why(event).await.map_err(|error| of_store(store.folder(), &error))?;
+                let causes = journal.why(event).await.map_err(|error| of_store(store.address(), &error))?;
                 list(&store, &journal, &causes, &arguments.place, output).await
             }
         }
@@ -149,7 +150,7 @@ pub(crate) async fn impact(arguments: &ImpactArguments, output: &Output) -> Resu
     let (store, journal) = journal(&arguments.place).await?;
     each(&arguments.names, async |name| {
         let event = event(&store, &journal, name).await?;
-        let effects = journal.impact(event).await.map_err(|error| of_store(store.folder(), &error))?;
+        let effects = journal.impact(event).await.map_err(|error| of_store(store.address(), &error))?;
         list(&store, &journal, &effects, &arguments.place, output).await
     })
     .await
@@ -157,7 +158,7 @@ pub(crate) async fn impact(arguments: &ImpactArguments, output: &Output) -> Resu
 
 /// Prints events line by line, each with its type, its time, and who sent it.
 async fn list(
-    store: &SqliteStore,
+    store: &Opened,
     journal: &Journal,
     events: &[EventId],
     place: &Place,
@@ -166,7 +167,7 @@ async fn list(
     for events in events.chunks(PAGE_EVENTS) {
         let mut page = Listing::new(place, &["EVENT", "AT", "TYPE", "SENDER"]);
         for id in events {
-            let found = journal.event(*id).await.map_err(|error| of_store(store.folder(), &error))?;
+            let found = journal.event(*id).await.map_err(|error| of_store(store.address(), &error))?;
             match found {
                 Some(event) => page.push(|| event_row(&event), || event_json(&event)),
                 // It was pruned between the two readings, or only its effects tell of it.
@@ -207,7 +208,7 @@ pub(crate) fn payload(event: &StoredEvent) -> Json {
 }
 
 async fn why_document(
-    store: &SqliteStore,
+    store: &Opened,
     journal: &Journal,
     key: &str,
     place: &Place,
@@ -216,7 +217,7 @@ async fn why_document(
     let mut until = Until::Now;
     loop {
         let reasons = journal.why_document(key, until).await;
-        let reasons = reasons.map_err(|error| of_store(store.folder(), &error))?;
+        let reasons = reasons.map_err(|error| of_store(store.address(), &error))?;
         let Some(last) = reasons.last() else { return Ok(()) };
         until = Until::Before(last.revision);
         let mut page = Listing::new(place, &["EVENT", "AT", "REVISION", "BY"]);

@@ -5,6 +5,7 @@
 //! the order of the log, in every copy alike, so writing never fails because somebody else wrote, many entries can be on
 //! their way at once, and one message carries a whole group of batches.
 
+mod about;
 mod copy;
 mod entry;
 mod follower;
@@ -18,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::ContextBuilder;
+use async_nats::jetstream::stream::Stream;
 use happen_core::env::{BoxFuture, Env};
 use happen_core::store::{
     Batch, Committed, Document, History, Key, List, Page, Position, Prune, Pruned, Read, Select, Store, Watch,
@@ -25,6 +27,7 @@ use happen_core::store::{
 use happen_core::{Error, ErrorKind, Result};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
+pub use self::about::LogInfo;
 use self::copy::Copy;
 use self::entry::{BatchBytes, Entry};
 use self::follower::Follower;
@@ -57,6 +60,14 @@ pub struct NatsStoreOptions {
     replicas: Option<usize>,
     commit_wait: Duration,
     copy_after: u64,
+    make: Make,
+}
+
+/// What is done where there is no log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Make {
+    Log,
+    Nothing,
 }
 
 impl NatsStoreOptions {
@@ -70,6 +81,7 @@ impl NatsStoreOptions {
             replicas: None,
             commit_wait: COMMIT_WAIT,
             copy_after: limits::COPY_AFTER_BYTES,
+            make: Make::Log,
         }
     }
 
@@ -77,6 +89,12 @@ impl NatsStoreOptions {
     #[must_use]
     pub fn prefix(self, prefix: impl Into<String>) -> Self {
         Self { prefix: prefix.into(), ..self }
+    }
+
+    /// The same for a log that has to be there: opening fails with [`ErrorKind::NotFound`] instead of making one.
+    #[must_use]
+    pub fn existing(self) -> Self {
+        Self { make: Make::Nothing, ..self }
     }
 
     /// The same with a log on so many servers, when it has to be made. Without this it is on three servers of a cluster
@@ -143,8 +161,16 @@ pub struct NatsStore {
     calls: Mutex<Option<mpsc::Sender<Call>>>,
     trouble: watch::Receiver<Option<String>>,
     closed: watch::Sender<bool>,
+    /// What the server is asked about. On the heap: it is large, and seldom looked at.
+    server: Box<Server>,
     /// Ends when the writer has.
     written: watch::Receiver<bool>,
+}
+
+/// Where a server has a log and its copies.
+struct Server {
+    stream: Stream,
+    snapshots: Snapshots,
 }
 
 impl NatsStore {
@@ -154,6 +180,7 @@ impl NatsStore {
     ///
     /// - [`ErrorKind::Misuse`]: the server or the stream cannot keep what the store promises; the error says why. Or a
     ///   later version of Happen writes the log.
+    /// - [`ErrorKind::NotFound`]: there is no log, and none is to be made.
     /// - [`ErrorKind::Io`]: the server does not answer, or a folder for the copy cannot be made.
     /// - [`ErrorKind::Damaged`]: a part of the log is gone.
     ///
@@ -179,6 +206,7 @@ impl NatsStore {
         };
         let replicas = stream.cached_info().config.num_replicas;
         let snapshots = Snapshots::new(context.clone(), &options, replicas)?;
+        let server = Box::new(Server { stream: stream.clone(), snapshots: snapshots.clone() });
         let (copy, Header { sequence, writers, .. }) = Copy::new(Arc::clone(&env), &snapshots).await?;
         let copy = Arc::new(copy);
         let mut own: WriterId = Default::default();
@@ -231,6 +259,7 @@ impl NatsStore {
             calls: Mutex::new(Some(calls)),
             trouble: troubled,
             closed: closes,
+            server,
             written,
         };
         store.catch_up(last).await?;

@@ -6,7 +6,7 @@ use std::io::Cursor;
 use std::path::Path;
 
 use async_nats::jetstream::Context;
-use async_nats::jetstream::object_store::{Config, InfoErrorKind, ObjectMetadata, ObjectStore};
+use async_nats::jetstream::object_store::{Config, InfoErrorKind, ObjectInfo, ObjectMetadata, ObjectStore};
 use async_nats::jetstream::stream::{StorageType, Stream};
 use happen_core::{Error, ErrorKind, Result};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -108,6 +108,21 @@ impl Snapshots {
         Ok(Some(header))
     }
 
+    /// Up to which message a copy is kept; none when there is no copy.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] when the server does not tell.
+    pub(crate) async fn kept(&self) -> Result<Option<u64>> {
+        let Ok(objects) = self.context.get_object_store(&self.bucket).await else { return Ok(None) };
+        match objects.info(COPY).await {
+            Ok(info) if info.deleted => Ok(None),
+            Ok(info) => Ok(sequence_of(&info)),
+            Err(error) if error.kind() == InfoErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed("find the copy", &error)),
+        }
+    }
+
     /// Keeps the copy in a file in place of the one before, and lets go what the stream has of the time before that one.
     /// False when another process has kept a later one.
     ///
@@ -117,7 +132,7 @@ impl Snapshots {
     pub(crate) async fn save(&self, header: &Header, file: &Path, stream: &Stream) -> Result<bool> {
         let objects = self.objects().await?;
         let before = match objects.info(COPY).await {
-            Ok(info) => info.metadata.get(SEQUENCE).and_then(|text| text.parse::<u64>().ok()),
+            Ok(info) => sequence_of(&info),
             Err(error) if error.kind() == InfoErrorKind::NotFound => None,
             Err(error) => return Err(failed("find the copy before", &error)),
         };
@@ -159,6 +174,11 @@ impl Snapshots {
         let made = self.context.create_object_store(config).await;
         made.map_err(|error| failed("make a place for copies", &error))
     }
+}
+
+/// Up to which message a copy goes.
+fn sequence_of(info: &ObjectInfo) -> Option<u64> {
+    info.metadata.get(SEQUENCE).and_then(|text| text.parse().ok())
 }
 
 /// The name of the bucket, in which fewer characters are allowed than in that of a stream.

@@ -4,13 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::Context;
+use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream};
+use async_nats::jetstream::{Context, ErrorCode};
 use happen_core::env::Env;
 use happen_core::{Error, ErrorKind, Result};
 
-use super::NatsStoreOptions;
 use super::writer::told;
+use super::{Make, NatsStoreOptions};
 use crate::limits;
 use crate::names::{check_prefix, token};
 
@@ -56,21 +57,10 @@ pub(crate) async fn open(
         )));
     }
     let name = name(options)?;
-    let wanted = Config {
-        name: name.clone(),
-        subjects: vec![subject(options)?],
-        description: Some(format!("the log of space `{}`", options.space)),
-        retention: RetentionPolicy::Limits,
-        discard: DiscardPolicy::New,
-        storage: StorageType::File,
-        num_replicas: options.replicas.unwrap_or(if info.cluster.is_some() { 3 } else { 1 }),
-        max_consumers: -1,
-        // Messages are told apart by their writers and numbers.
-        duplicate_window: Duration::from_millis(limits::SERVER_WINDOW_MS),
-        deny_delete: true,
-        allow_direct: true,
-        ..Config::default()
-    };
+    if options.make == Make::Nothing {
+        return existing(context, env, options, &name).await;
+    }
+    let wanted = wanted(options, &name, if info.cluster.is_some() { 3 } else { 1 })?;
     let mut waited = 0;
     let stream = loop {
         let error = match context.get_or_create_stream(wanted.clone()).await {
@@ -85,6 +75,54 @@ pub(crate) async fn open(
         waited += limits::OPEN_AGAIN_MS;
     };
     check(&stream.cached_info().config, &wanted)?;
+    Ok(stream)
+}
+
+/// The log as it has to be, on so many servers unless something else is said.
+fn wanted(options: &NatsStoreOptions, name: &str, replicas: usize) -> Result<Config> {
+    Ok(Config {
+        name: name.to_owned(),
+        subjects: vec![subject(options)?],
+        description: Some(format!("the log of space `{}`", options.space)),
+        retention: RetentionPolicy::Limits,
+        discard: DiscardPolicy::New,
+        storage: StorageType::File,
+        num_replicas: options.replicas.unwrap_or(replicas),
+        max_consumers: -1,
+        // Messages are told apart by their writers and numbers.
+        duplicate_window: Duration::from_millis(limits::SERVER_WINDOW_MS),
+        deny_delete: true,
+        allow_direct: true,
+        ..Config::default()
+    })
+}
+
+/// Finds a log that has to be there.
+async fn existing(
+    context: &Context,
+    env: &Arc<dyn Env>,
+    options: &NatsStoreOptions,
+    name: &str,
+) -> Result<Stream> {
+    let mut waited = 0;
+    let stream = loop {
+        let error = match context.get_stream(name).await {
+            Ok(stream) => break stream,
+            Err(error) => error,
+        };
+        match error.kind() {
+            GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                let what = format!("a space `{}` on this server, with the log `{name}`", options.space);
+                return Err(Error::new(ErrorKind::NotFound { what }));
+            }
+            GetStreamErrorKind::Request if waited < limits::OPEN_WAIT_MS => {
+                env.sleep(Duration::from_millis(limits::OPEN_AGAIN_MS)).await;
+                waited += limits::OPEN_AGAIN_MS + limits::ASK_WAIT_MS;
+            }
+            _ => return Err(refused(name, &told(&error))),
+        }
+    };
+    check(&stream.cached_info().config, &wanted(options, name, 1)?)?;
     Ok(stream)
 }
 

@@ -25,8 +25,10 @@ use super::{
     ScheduledByHand, SendEvent, SentByHand, SetState, Stats, Wait, Written,
 };
 use crate::dispatch::Reply;
+use crate::durable::beside::{self, Heard, Others};
 use crate::durable::by_hand::{self, Incoming};
 use crate::durable::keys::{DEAD, FLOWS, FlowKey};
+use crate::durable::owners::inbox_tag;
 use crate::durable::schedule::{self, Edit, Schedules};
 use crate::durable::{Durable, StoredFlow};
 use crate::limits;
@@ -41,6 +43,7 @@ pub(crate) struct Hands<'h> {
     store: &'h Arc<dyn Store>,
     env: &'h Arc<dyn Env>,
     live: Option<Live<'h>>,
+    others: Others<'h>,
 }
 
 /// The engine of a running space.
@@ -97,8 +100,12 @@ impl Space {
 }
 
 impl<'h> Hands<'h> {
-    pub(super) const fn of_store(store: &'h Arc<dyn Store>, env: &'h Arc<dyn Env>) -> Self {
-        Self { store, env, live: None }
+    pub(super) fn of_store(
+        store: &'h Arc<dyn Store>,
+        env: &'h Arc<dyn Env>,
+        heard: Option<&'h Heard<'h>>,
+    ) -> Self {
+        Self { store, env, live: None, others: Others::of(&**store, heard) }
     }
 
     /// Those of a space.
@@ -109,7 +116,8 @@ impl<'h> Hands<'h> {
     pub(crate) fn of_space(space: &'h Arc<SpaceInner>) -> Result<Self> {
         match &space.durable {
             Some(durable) => {
-                Ok(Self { store: &durable.store, env: &space.env, live: Some(Live { space, durable }) })
+                let live = Some(Live { space, durable });
+                Ok(Self { store: &durable.store, env: &space.env, live, others: Others::Nobody })
             }
             None => {
                 Err(Error::misuse("a space in memory has no store, and nothing in it is asked for by hand"))
@@ -142,6 +150,17 @@ impl<'h> Hands<'h> {
         }
     }
 
+    /// Commits what the process would have to know of that has the node.
+    async fn commit_at(&self, node: &str, batch: Batch) -> Result<Committed> {
+        self.commit(beside::guarded(self.store, self.others, node, batch).await?).await
+    }
+
+    /// Commits a change of a flow under way.
+    async fn commit_flow(&self, flow: &Document, batch: Batch) -> Result<Committed> {
+        let node = FlowKey::of(&flow.key, FLOWS).map(|name| name.node.into_owned());
+        self.commit_at(&node.unwrap_or_default(), batch).await
+    }
+
     async fn commit(&self, batch: Batch) -> Result<Committed> {
         match self.live {
             Some(Live { durable, .. }) => durable.commits.commit(batch).await,
@@ -169,7 +188,8 @@ impl<'h> Hands<'h> {
                 payload: &send.payload,
                 correlation: send.correlation.as_deref(),
             };
-            let (event, batch) = by_hand::kept(self.env, &incoming)?;
+            let inbox = (!self.others.is_nobody()).then(|| inbox_tag(&send.node));
+            let (event, batch) = by_hand::kept(self.env, &incoming, inbox)?;
             self.commit(batch).await?;
             return Ok(SentByHand { event, became: Became::Kept });
         };
@@ -252,7 +272,7 @@ impl<'h> Hands<'h> {
         }
         for document in self.stored_flows(of, &live).await? {
             let batch = by_hand::cancelled(self.store, &document).await?;
-            self.commit(batch).await.map_err(|error| error.at_event(of.event))?;
+            self.commit_flow(&document, batch).await.map_err(|error| error.at_event(of.event))?;
             flows.extend(by_hand_of(&document, FlowBecame::Cancelled));
         }
         if flows.is_empty() {
@@ -275,7 +295,7 @@ impl<'h> Hands<'h> {
             .collect();
         for document in self.stored_flows(of, &live).await? {
             if let Some(batch) = by_hand::tried_now(&document, now_unix_ms)? {
-                self.commit(batch).await.map_err(|error| error.at_event(of.event))?;
+                self.commit_flow(&document, batch).await.map_err(|error| error.at_event(of.event))?;
                 flows.extend(by_hand_of(&document, FlowBecame::Due));
             }
         }
@@ -360,12 +380,13 @@ impl<'h> Hands<'h> {
             }
             (Act::Redrive, None) => {
                 let begins = by_hand::redriven(self.store, letter, self.env.unix_ms()).await?;
-                self.commit(begins.batch).await.map(|_| None)
+                self.commit_at(&letter_node(letter), begins.batch).await.map(|_| None)
             }
             (Act::Edit(payload), None) => {
                 let begins = by_hand::edited(self.store, self.env, letter, payload).await?;
-                self.commit(begins.batch).await.map(|_| Some(begins.event))
+                self.commit_at(&letter_node(letter), begins.batch).await.map(|_| Some(begins.event))
             }
+            // Nobody has a letter in memory, and the revision sees to it that it is there.
             (Act::Drop, _) => self.commit(by_hand::dropped(letter)?).await.map(|_| None),
         }
     }
@@ -413,7 +434,7 @@ impl<'h> Hands<'h> {
             past: self.live.map_or(Past::Kept, |Live { durable, .. }| durable.documents.past()),
             replaced: Replaced::Kept,
         };
-        self.commit(by_hand::changed(&name.node, write)?).await?;
+        self.commit_at(&name.node, by_hand::changed(&name.node, write)?).await?;
         if let Some(Live { durable, .. }) = self.live {
             durable.documents.outdated(&key, written.revision);
         }
@@ -450,14 +471,19 @@ impl<'h> Hands<'h> {
                 ScheduleAct::Pause => Edit::Pause,
                 ScheduleAct::Resume => Edit::Resume,
                 ScheduleAct::Remove => Edit::Remove,
+                ScheduleAct::Trigger | ScheduleAct::Backfill { .. } if !self.others.is_nobody() => {
+                    return Err(Error::misuse(
+                        "only the process that has the node of a schedule gives it the events; ask that process",
+                    ));
+                }
                 ScheduleAct::Trigger | ScheduleAct::Backfill { .. } => {
                     return Err(Error::misuse(
                         "no process has the store, so nobody takes the events of a schedule; start the space first",
                     ));
                 }
             };
-            let batch = schedule::edited(self.store, &name, edit, self.env.unix_ms()).await?;
-            self.commit(batch).await?;
+            let (node, batch) = schedule::edited(self.store, &name, edit, self.env.unix_ms()).await?;
+            self.commit_at(&node, batch).await?;
             return Ok(ScheduledByHand { name, events: Vec::new() });
         };
         let schedules = Schedules::of(space);
@@ -539,6 +565,11 @@ fn check_durable(node: &NodeInner, key: &str) -> Result<()> {
     Err(Error::misuse(format!(
         "`{key}` belongs to an ephemeral node, whose states are in no store; send the node an event instead"
     )))
+}
+
+/// The node of a dead letter.
+fn letter_node(letter: &Document) -> String {
+    FlowKey::of(&letter.key, DEAD).map_or_else(String::new, |name| name.node.into_owned())
 }
 
 fn by_hand_of(document: &Document, became: FlowBecame) -> Option<FlowByHand> {

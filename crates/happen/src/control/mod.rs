@@ -4,6 +4,7 @@
 //!
 //! One request means the same in three places: [`Space::control`](crate::Space::control) carries it out in this process,
 //! [`Client::ask`] in the process whose space is open in a folder, and [`carry_out`] on a store that no process has.
+//! On a log whose nodes may belong to running processes, [`carry_out_beside`] does what is safe there and refuses the rest.
 
 mod carry;
 #[cfg(feature = "embedded")]
@@ -23,7 +24,10 @@ use serde_json::Value as Json;
 #[cfg(feature = "embedded")]
 pub use client::Client;
 
+use crate::durable::beside;
 use crate::durable::schedule::{self, Schedule};
+
+pub use crate::durable::beside::{Heard, NodeOwner};
 
 pub(crate) use carry::Hands;
 #[cfg(feature = "embedded")]
@@ -272,6 +276,14 @@ pub struct SentByHand {
     pub became: Became,
 }
 
+impl SentByHand {
+    /// The event with this id, and what became of it.
+    #[must_use]
+    pub const fn new(event: EventId, became: Became) -> Self {
+        Self { event, became }
+    }
+}
+
 /// What became of an event.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -444,7 +456,9 @@ pub struct NodeStats {
 /// next start where it needs handlers.
 ///
 /// The caller sees to it that no space runs on the store. One that does finds its flows and documents changed behind its
-/// back: it gives them up or reads them again, and nothing is lost or done twice, but it cannot tell anybody.
+/// back: it gives them up or reads them again, and nothing is lost or done twice, but it cannot tell anybody. On a store
+/// that is shared nobody has to see to it: every process that has not said that it goes counts as one that runs, and
+/// [`carry_out_beside`] can tell more.
 ///
 /// # Errors
 ///
@@ -477,7 +491,71 @@ pub struct NodeStats {
 /// # }
 /// ```
 pub async fn carry_out(store: &Arc<dyn Store>, env: &Arc<dyn Env>, request: Request) -> Result<Answer> {
-    Hands::of_store(store, env).carry_out(request).await
+    Hands::of_store(store, env, None).carry_out(request).await
+}
+
+/// Carries out a request on a store whose nodes may belong to processes that run, such as one over NATS.
+///
+/// What is safe beside them is done: an event is kept for its node, whose process takes it at once; dead letters are
+/// dropped; records are pruned. What a process would have to know of that has the node is done when no process has it.
+/// `heard` tells by what name the process of a node is heard of at this moment. A process that has a node, has not said
+/// that it goes, and is not heard of has ended for good with the change: nothing that it writes counts from there on.
+///
+/// Over a store that is not shared it is the same as [`carry_out`].
+///
+/// # Errors
+///
+/// - [`ErrorKind::Misuse`](happen_core::ErrorKind::Misuse): the process that has the node is heard of; the error names it.
+/// - [`ErrorKind::Conflict`](happen_core::ErrorKind::Conflict): the node changed hands meanwhile.
+/// - As [`carry_out`].
+///
+/// # Examples
+///
+/// ```
+/// use happen::control::{self, Request};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> happen::Result<()> {
+/// # let space = happen::Space::memory();
+/// # let (env, store) = (space.env(), happen::store::MemoryStore::new(std::sync::Arc::clone(space.env())));
+/// # let store: std::sync::Arc<dyn happen::store::Store> = std::sync::Arc::new(store);
+/// let nobody = |_: &str| None;
+/// let stats = control::carry_out_beside(&store, env, &nobody, Request::Stats).await?;
+/// # assert!(matches!(stats, control::Answer::Stats(_)));
+/// # Ok(())
+/// # }
+/// ```
+pub async fn carry_out_beside(
+    store: &Arc<dyn Store>,
+    env: &Arc<dyn Env>,
+    heard: &Heard<'_>,
+    request: Request,
+) -> Result<Answer> {
+    Hands::of_store(store, env, Some(heard)).carry_out(request).await
+}
+
+/// Which process has which durable node of a log that several write; empty for a store that is not shared.
+///
+/// # Errors
+///
+/// What the store says.
+///
+/// # Examples
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> happen::Result<()> {
+/// # let space = happen::Space::memory();
+/// # let store = happen::store::MemoryStore::new(std::sync::Arc::clone(space.env()));
+/// # let store: std::sync::Arc<dyn happen::store::Store> = std::sync::Arc::new(store);
+/// for owner in happen::control::owners(&store).await? {
+///     println!("{} belongs to {}", owner.node, owner.process);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub async fn owners(store: &Arc<dyn Store>) -> Result<Vec<NodeOwner>> {
+    beside::owners_in(store).await
 }
 
 /// All schedules of a store, by name; of a running space too.

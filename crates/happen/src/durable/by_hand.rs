@@ -289,12 +289,17 @@ pub(crate) fn changed(node: &str, write: Write) -> Result<Batch> {
     })
 }
 
-/// An event that is kept until the next process takes it.
+/// An event that is kept until the next process takes it. A process that follows the log finds it by the record with the
+/// tag of its node's inbox.
 ///
 /// # Errors
 ///
 /// [`ErrorKind::Oversized`].
-pub(crate) fn kept(env: &Arc<dyn Env>, incoming: &Incoming<'_>) -> Result<(EventId, Batch)> {
+pub(crate) fn kept(
+    env: &Arc<dyn Env>,
+    incoming: &Incoming<'_>,
+    inbox: Option<Tag>,
+) -> Result<(EventId, Batch)> {
     let mut payload = Vec::new();
     incoming.payload.encode(&mut payload)?;
     let now_unix_ms = env.unix_ms();
@@ -304,11 +309,19 @@ pub(crate) fn kept(env: &Arc<dyn Env>, incoming: &Incoming<'_>) -> Result<(Event
     event.hash = Some(hash_event(&event));
     let mut frame = Vec::new();
     event.encode_into(&mut frame, EVENT_BYTES_MAX)?;
+    let mut records = Vec::new();
+    if let Some(inbox) = inbox {
+        let correlation = incoming.correlation.map_or_else(|| id.to_string().into(), Arc::from);
+        let tags =
+            vec![Tag::Event(id), Tag::Correlation(correlation), Tag::Type(incoming.event_type.into()), inbox];
+        let record = WireRecord { event: Cow::Borrowed(&frame), ..WireRecord::default() };
+        records.push(NewRecord { tags, bytes: encoded(&record, RECORD_BYTES_MAX)? });
+    }
     let key = format!("{INBOX}{}/{id}", escaped(incoming.node)).into();
     let content = Content { name: "inbox".into(), version: 1, bytes: frame.into() };
     let write =
         Write { key, revision: 1, content: Some(content), past: Past::Dropped, replaced: Replaced::Kept };
-    Ok((id, Batch { documents: vec![write], ..Batch::default() }))
+    Ok((id, Batch { records, documents: vec![write], conditions: Vec::new() }))
 }
 
 fn name_of(letter: &Document) -> Result<FlowKey<'_>> {

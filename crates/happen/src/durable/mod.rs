@@ -8,6 +8,7 @@
 
 mod accept;
 mod agenda;
+pub(crate) mod beside;
 pub(crate) mod by_hand;
 mod commit;
 mod hold;
@@ -18,7 +19,7 @@ mod flow;
 pub(crate) mod keys;
 mod lane;
 mod outside;
-mod owners;
+pub(crate) mod owners;
 mod point;
 mod record;
 mod recover;

@@ -85,6 +85,13 @@ impl State for StoredOwner {
     const VERSION: u32 = 1;
 }
 
+impl StoredOwner {
+    /// The key of the process's document, and the patterns.
+    pub(super) fn into_parts(self) -> (String, Vec<String>) {
+        (self.process, self.handles)
+    }
+}
+
 /// What keeps an event for nodes of other processes.
 #[derive(Default)]
 pub(super) struct Inboxes {
@@ -313,7 +320,15 @@ impl Durable {
         env.clone().spawn(Box::pin(async move {
             let mut wait = limits::STORE_WAIT_MS;
             loop {
-                match durable.follow(&space, &mut position).await {
+                let followed = durable.follow(&space, &mut position).await;
+                // Whoever finds it out, by a commit of its own or by that of another.
+                if durable.commits.is_fenced() {
+                    if let Some(space) = space.upgrade() {
+                        space.fenced();
+                    }
+                    return;
+                }
+                match followed {
                     Ok(()) => return,
                     Err(error) if matches!(error.kind(), ErrorKind::Closed { .. }) => {
                         tracing::debug!(target: "happen", "the log is followed no longer: {error}");
@@ -343,12 +358,7 @@ impl Durable {
                 let heard = owners.hear(&self.commits, &mut *watch).await;
                 let own = space.upgrade();
                 match heard {
-                    Heard::Fenced => {
-                        if let Some(space) = own {
-                            space.fenced();
-                        }
-                        return Ok(());
-                    }
+                    Heard::Fenced => return Ok(()),
                     Heard::Changed => break,
                     Heard::Records(records) => {
                         let Some(space) = own.filter(|space| space.is_running()) else { return Ok(()) };
@@ -577,7 +587,7 @@ fn durable_nodes(space: &SpaceInner) -> impl Iterator<Item = Arc<NodeInner>> + u
 }
 
 /// The tag by which a process finds what was kept for one of its nodes.
-fn inbox_tag(node: &str) -> Tag {
+pub(crate) fn inbox_tag(node: &str) -> Tag {
     Tag::Declared(format!("{INBOX}{}", escaped(node)).into())
 }
 

@@ -620,24 +620,30 @@ pub(crate) enum Edit {
     Remove,
 }
 
-/// The batch that does it.
+/// The node that takes the events of the schedule, and the batch that does it.
 ///
 /// # Errors
 ///
 /// [`ErrorKind::NotFound`] when there is no schedule of this name; what the store says.
-pub(crate) async fn edited(store: &Arc<dyn Store>, name: &str, edit: Edit, now: u64) -> Result<Batch> {
+pub(crate) async fn edited(
+    store: &Arc<dyn Store>,
+    name: &str,
+    edit: Edit,
+    now: u64,
+) -> Result<(String, Batch)> {
     let found = store.document(&named(SCHEDULES, name)).await?.ok_or_else(|| no_such(name))?;
     let mut schedule = decode(&found)?.ok_or_else(|| no_such(name))?;
     let mut write = super::by_hand::deletion(&found);
+    let node = schedule.to.clone();
     match edit {
         Edit::Pause => schedule.paused = true,
         Edit::Resume => schedule.resumes(now),
-        Edit::Remove => return Ok(Batch { documents: vec![write], ..Batch::default() }),
+        Edit::Remove => return Ok((node, Batch { documents: vec![write], ..Batch::default() })),
     }
     let bytes = happen_core::state::encode(&schedule)?;
     let (name, version) = (StoredSchedule::NAME.into(), StoredSchedule::VERSION);
     write.content = Some(Content { name, version, bytes: bytes.into() });
-    Ok(Batch { documents: vec![write], ..Batch::default() })
+    Ok((node, Batch { documents: vec![write], ..Batch::default() }))
 }
 
 impl<T> fmt::Debug for Scheduling<'_, T> {

@@ -1,0 +1,146 @@
+//! `happen dev`: what a program needs on this machine while it is written. Owns how a local server of NATS is found and
+//! configured; the server itself takes the place of this program, so whatever ends the one ends the other.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use clap::{Args, ValueHint};
+use happen_nats::limits::SERVER_VERSION_MIN;
+
+use crate::failure::Failure;
+use crate::output::Output;
+
+/// `happen dev`.
+#[derive(Debug, Args)]
+pub(crate) struct DevArguments {
+    /// Start a server of NATS that syncs every write
+    #[arg(long, required = true)]
+    nats: bool,
+    /// The folder that it keeps its streams in; it is made
+    #[arg(long, value_name = "PATH", default_value = "./nats-data", value_hint = ValueHint::DirPath)]
+    folder: PathBuf,
+    /// The port on this machine that it listens on
+    #[arg(long, value_name = "N", default_value_t = PORT)]
+    port: u16,
+}
+
+/// Prints the address to use, and becomes the server.
+///
+/// # Errors
+///
+/// [`Failure::Store`] when no server is installed, or it cannot be started so.
+pub(crate) fn run(arguments: &DevArguments, output: &Output) -> Result<(), Failure> {
+    let DevArguments { folder, port, .. } = arguments;
+    let program = program()?;
+    check_version(&program)?;
+    let cannot = |what: &str, error: &io::Error| {
+        Failure::Store(format!("cannot {what} {} ({error}); name another with --folder", folder.display()))
+    };
+    fs::create_dir_all(folder).map_err(|error| cannot("make the folder", &error))?;
+    let folder = fs::canonicalize(folder).map_err(|error| cannot("look into", &error))?;
+    let config = folder.join("server.conf");
+    let Some(streams) = folder.to_str() else {
+        return Err(Failure::Store(
+            "the name of the folder is no text; name another with --folder".to_owned(),
+        ));
+    };
+    let text = format!(
+        "# Written by `happen dev --nats`, anew at each start.\nserver_name: dev\nlisten: \"127.0.0.1:{port}\"\n\
+         jetstream {{ store_dir: {streams:?}, sync_interval: always }}\n"
+    );
+    fs::write(&config, text).map_err(|error| cannot("write into", &error))?;
+    // The server would tell in its own words, after the address was printed.
+    if let Err(error) = TcpListener::bind((Ipv4Addr::LOCALHOST, *port)) {
+        return Err(Failure::Store(format!("port {port} cannot be had ({error}); name another with --port")));
+    }
+    output.write(&format!("HAPPEN_URL=nats://127.0.0.1:{port}/{SPACE}\n"))?;
+    let mut command = Command::new(&program);
+    command.arg("-c").arg(&config);
+    become_it(command)
+        .map_err(|error| Failure::Store(format!("{} does not start ({error})", program.display())))
+}
+
+#[cfg(unix)]
+fn become_it(mut command: Command) -> io::Result<()> {
+    use std::os::unix::process::CommandExt as _;
+    // Comes back only when it failed.
+    Err(command.exec())
+}
+
+#[cfg(not(unix))]
+fn become_it(mut command: Command) -> io::Result<()> {
+    command.status().map(drop)
+}
+
+/// The program: the one that is named in the environment, the one in the tools folder of the project around, or one on the
+/// path.
+fn program() -> Result<PathBuf, Failure> {
+    if let Some(named) = env::var_os(PROGRAM_VARIABLE).filter(|named| !named.is_empty()) {
+        return Ok(named.into());
+    }
+    let mut candidates = Vec::new();
+    let here = env::current_dir().ok();
+    candidates.extend(here.iter().flat_map(|here| here.ancestors()).map(|folder| folder.join(OWN)));
+    let paths: OsString = env::var_os("PATH").unwrap_or_default();
+    candidates.extend(env::split_paths(&paths).map(|folder| folder.join("nats-server")));
+    candidates.into_iter().find(|path| path.is_file()).ok_or_else(|| {
+        let (major, minor) = SERVER_VERSION_MIN;
+        Failure::Store(format!(
+            "no server of NATS is installed; put `nats-server` {major}.{minor} or later on the path, or name it in \
+             {PROGRAM_VARIABLE}"
+        ))
+    })
+}
+
+/// Refuses a server that a space would refuse.
+fn check_version(program: &Path) -> Result<(), Failure> {
+    let told = Command::new(program).arg("--version").output();
+    let told =
+        told.map_err(|error| Failure::Store(format!("{} does not start ({error})", program.display())))?;
+    let text = String::from_utf8_lossy(&told.stdout);
+    match version(&text) {
+        Some(found) if found >= SERVER_VERSION_MIN => Ok(()),
+        _ => {
+            let (major, minor) = SERVER_VERSION_MIN;
+            Err(Failure::Store(format!(
+                "{} says that it is `{}`, and {major}.{minor} is the oldest that Happen runs on; install a later one",
+                program.display(),
+                text.trim()
+            )))
+        }
+    }
+}
+
+/// The version in a text such as `nats-server: v2.15.1`.
+fn version(text: &str) -> Option<(i64, i64)> {
+    let mut numbers = text.trim().rsplit_once('v')?.1.split('.');
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// The port that servers of NATS have by default.
+const PORT: u16 = 4222;
+/// The space of the address that is printed; there may be any others.
+const SPACE: &str = "main";
+/// Where this project installs its own.
+const OWN: &str = ".tools/nats/bin/nats-server";
+/// The environment variable that names the program.
+const PROGRAM_VARIABLE: &str = "HAPPEN_NATS_SERVER";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_read_from_what_a_server_says() {
+        assert_eq!(version("nats-server: v2.15.1\n"), Some((2, 15)));
+        assert_eq!(version("nats-server: v3.0.0-beta.1"), Some((3, 0)));
+        for text in ["", "nats-server", "nats-server: v2", "nats-server: vx.y"] {
+            assert_eq!(version(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! A store that is open, in a folder or on NATS. Owns what the two have in common for the commands, and what is different
+//! to be told of them; does not know what is read.
+
+use std::fs;
+use std::io;
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::Arc;
+
+use async_nats::ConnectOptions;
+use happen::store::{SqliteOptions, SqliteStore, Store, StoreInfo, Verified};
+use happen::{Error, ErrorKind};
+use happen_nats::{Address, Connection, NatsStore, NatsStoreOptions};
+
+use crate::failure::Failure;
+use crate::store::{env, of_store};
+
+/// A store that is open to be read, also while processes write it.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    at: Address,
+    kept: Kept,
+}
+
+#[derive(Debug)]
+enum Kept {
+    Folder(Arc<SqliteStore>),
+    Nats(Arc<NatsStore>, Box<Connection>),
+}
+
+impl Opened {
+    /// Opens the store at this address. Makes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure::Store`] when there is none, or it cannot be read.
+    pub(crate) async fn at(address: &Address) -> Result<Self, Failure> {
+        let kept = match address {
+            Address::Folder(folder) => Kept::Folder(Arc::new(open_to_read(folder).await?)),
+            Address::Nats { servers, space } => {
+                let connection = connected(address, servers).await?;
+                let options = NatsStoreOptions::new(space.as_str(), env()).existing();
+                let opened = NatsStore::open(connection.client().clone(), options).await;
+                let has_jetstream = connection.client().server_info().jetstream;
+                let opened = opened.map_err(|error| match has_jetstream {
+                    true => not_opened(address, &error),
+                    false => without_jetstream(address),
+                });
+                Kept::Nats(Arc::new(opened?), Box::new(connection))
+            }
+            _ => return Err(in_memory()),
+        };
+        Ok(Self { at: address.clone(), kept })
+    }
+
+    /// Where it is.
+    pub(crate) fn address(&self) -> &Address {
+        &self.at
+    }
+
+    /// The store for whoever keeps it.
+    pub(crate) fn shared(&self) -> Arc<dyn Store> {
+        match &self.kept {
+            Kept::Folder(store) => Arc::clone(store) as Arc<dyn Store>,
+            Kept::Nats(store, _) => Arc::clone(store) as Arc<dyn Store>,
+        }
+    }
+
+    /// The log on NATS, and the connection to it.
+    pub(crate) fn nats(&self) -> Option<(&NatsStore, &Connection)> {
+        match &self.kept {
+            Kept::Folder(_) => None,
+            Kept::Nats(store, connection) => Some((store, connection)),
+        }
+    }
+
+    /// As [`SqliteStore::info`]; over NATS of the copy in this process.
+    pub(crate) async fn info(&self) -> Result<StoreInfo, Failure> {
+        let info = match &self.kept {
+            Kept::Folder(store) => store.info().await,
+            Kept::Nats(store, _) => store.info().await,
+        };
+        info.map_err(|error| of_store(&self.at, &error))
+    }
+
+    /// As [`SqliteStore::verify`]; over NATS of the copy in this process.
+    pub(crate) async fn verify(&self) -> Result<Verified, Failure> {
+        let verified = match &self.kept {
+            Kept::Folder(store) => store.verify().await,
+            Kept::Nats(store, _) => store.verify().await,
+        };
+        verified.map_err(|error| of_store(&self.at, &error))
+    }
+
+    /// As [`SqliteStore::backup`].
+    pub(crate) async fn backup(&self, to: &Path) -> Result<(), Failure> {
+        let copied = match &self.kept {
+            Kept::Folder(store) => store.backup(to).await,
+            Kept::Nats(store, _) => store.backup(to).await,
+        };
+        copied.map_err(|error| of_store(&Address::Folder(to.to_owned()), &error))
+    }
+
+    /// Closes it, once what was asked for is written.
+    pub(crate) async fn close(&self) {
+        match &self.kept {
+            Kept::Folder(store) => store.close().await,
+            Kept::Nats(store, _) => store.close().await,
+        }
+    }
+}
+
+impl Deref for Opened {
+    type Target = dyn Store;
+
+    fn deref(&self) -> &Self::Target {
+        match &self.kept {
+            Kept::Folder(store) => &**store,
+            Kept::Nats(store, _) => &**store,
+        }
+    }
+}
+
+/// Connects to the servers of an address.
+///
+/// # Errors
+///
+/// [`Failure::Store`], which has nothing secret of the address in it.
+async fn connected(address: &Address, servers: &str) -> Result<Connection, Failure> {
+    let opened = Connection::open(servers, ConnectOptions::new()).await;
+    opened.map_err(|error| match error.kind() {
+        ErrorKind::Misuse { .. } => Failure::Store(format!("{address} is no address of NATS; write {FORM}")),
+        _ => {
+            let why = error.chain().pop().unwrap_or_default();
+            Failure::Store(format!(
+                "no server lets this program in at {address} ({why}); start it, or name {FORM}"
+            ))
+        }
+    })
+}
+
+fn not_opened(address: &Address, error: &Error) -> Failure {
+    match error.kind() {
+        ErrorKind::NotFound { .. } => Failure::Store(format!(
+            "there is no space at {address}; name one behind the address of its server: {FORM}"
+        )),
+        _ => of_store(address, error),
+    }
+}
+
+fn without_jetstream(address: &Address) -> Failure {
+    Failure::Store(format!(
+        "JetStream is off on the server at {address}; write `jetstream {{ store_dir: PATH, sync_interval: always }}` into \
+         its configuration"
+    ))
+}
+
+/// The failure of what is asked of a space that only its process has.
+pub(crate) fn in_memory() -> Failure {
+    Failure::Store(
+        "a space in memory is in its process alone; name the folder of a store, or an address of NATS, with --store"
+            .to_owned(),
+    )
+}
+
+/// Opens the store in this folder to read.
+///
+/// # Errors
+///
+/// As [`Opened::at`].
+pub(crate) async fn open_to_read(folder: &Path) -> Result<SqliteStore, Failure> {
+    match fs::metadata(folder) {
+        Ok(found) if found.is_dir() => {}
+        Ok(_) => {
+            let folder = folder.display();
+            return Err(Failure::Store(format!(
+                "{folder} is not a folder; name the folder of a store with --store"
+            )));
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let folder = folder.display();
+            return Err(Failure::Store(format!(
+                "there is no folder {folder}; name the folder of a store with --store or HAPPEN_STORE"
+            )));
+        }
+        Err(error) => {
+            let folder = folder.display();
+            return Err(Failure::Store(format!(
+                "cannot look into {folder} ({error}); allow this user to read it"
+            )));
+        }
+    }
+    let opened = SqliteStore::open_read_only(folder, options().readers(1)).await;
+    opened.map_err(|error| of_store(&Address::Folder(folder.to_owned()), &error))
+}
+
+/// Opens the store in this folder to write, as its only process. Makes nothing.
+///
+/// # Errors
+///
+/// As [`Opened::at`], and when a running space has it.
+pub(crate) async fn open_to_write(folder: &Path) -> Result<SqliteStore, Failure> {
+    // Opening to write would make a store where there is none.
+    drop(open_to_read(folder).await?);
+    let opened = SqliteStore::open(folder, options()).await;
+    opened.map_err(|error| of_store(&Address::Folder(folder.to_owned()), &error))
+}
+
+/// How stores are opened here.
+fn options() -> SqliteOptions {
+    SqliteOptions::new(env())
+}
+
+const FORM: &str = "nats://HOST:PORT/SPACE";

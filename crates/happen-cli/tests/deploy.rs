@@ -1,0 +1,145 @@
+//! The configurations in `deploy/`, started with the real program on ports of their own, and looked at by `happen doctor`.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::disallowed_methods, reason = "processes are real, and so is the time they take")]
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use happen::Space;
+use happen_nats::Connect;
+use happen_testing::nats_server_program;
+use serde_json::Value as Json;
+
+/// A server with one of the configurations, killed at the end.
+struct Server {
+    child: Child,
+    port: u16,
+    monitor: u16,
+    log: PathBuf,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy")
+}
+
+/// A port that nobody listens on at this moment.
+fn port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn start(config: &str, name: &str, store: &Path, cluster: u16, routes: &str) -> Server {
+    let (port, monitor) = (port(), port());
+    let log = store.join(format!("{name}.log"));
+    let mut command = Command::new(nats_server_program());
+    command.arg("-c").arg(folder().join("nats").join(config)).stdin(Stdio::null());
+    command.stderr(fs::File::create(&log).unwrap());
+    command
+        .env("NATS_NAME", name)
+        .env("NATS_STORE", store.join(name))
+        .env("NATS_PORT", port.to_string())
+        .env("NATS_MONITOR", format!("127.0.0.1:{monitor}"))
+        .env("NATS_USER", "happen")
+        .env("NATS_PASSWORD", "s3cret")
+        .env("NATS_CLUSTER", format!("127.0.0.1:{cluster}"))
+        .env("NATS_ROUTES", routes);
+    Server { child: command.spawn().unwrap(), port, monitor, log }
+}
+
+fn doctor(servers: &[Server], url: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_happen"));
+    command.args(["doctor", "--json", "--url", url]).env_clear();
+    for server in servers {
+        command.args(["--monitor", &format!("http://127.0.0.1:{}", server.monitor)]);
+    }
+    command.output().unwrap()
+}
+
+/// Has a space made on these servers, and gives what the doctor found of it: the verdict and the words, by the check.
+fn checked(servers: &[Server]) -> Vec<(String, String)> {
+    let addresses: Vec<_> =
+        servers.iter().map(|server| format!("nats://happen:s3cret@127.0.0.1:{}", server.port)).collect();
+    let url = format!("{}/shop", addresses.join(","));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let space = Space::connect(&url).await.unwrap_or_else(|error| {
+            let logs: Vec<_> = servers.iter().map(|server| fs::read_to_string(&server.log)).collect();
+            panic!("{error}: {logs:?}")
+        });
+        space.start().await.unwrap();
+        space.stop().await.unwrap();
+    });
+    for _ in 0..100 {
+        let output = doctor(servers, &url);
+        assert!(output.status.success(), "{output:?}");
+        let told: Json = serde_json::from_slice(&output.stdout).unwrap();
+        let text = |check: &Json, name: &str| check[name].as_str().unwrap().to_owned();
+        let checks = told["checks"].as_array().unwrap().iter().map(|check| {
+            (text(check, "check"), format!("{} {}", text(check, "verdict"), text(check, "found")))
+        });
+        let checks: Vec<_> = checks.collect();
+        // Servers that have just begun may have to catch up.
+        if checks.iter().all(|(_, found)| found.starts_with("ok ")) {
+            return checks;
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+    panic!("{:?}", doctor(servers, &url));
+}
+
+#[track_caller]
+fn found<'c>(checks: &'c [(String, String)], name: &str) -> Vec<&'c str> {
+    checks.iter().filter(|(check, _)| check == name).map(|(_, found)| found.as_str()).collect()
+}
+
+#[test]
+fn one_server_keeps_what_it_acknowledges() {
+    let store = tempfile::tempdir().unwrap();
+    let checks = checked(&[start("one.conf", "nats-1", store.path(), 0, "")]);
+    assert_eq!(found(&checks, "sync"), ["ok nats-1 syncs every write"]);
+    assert_eq!(found(&checks, "replicas"), ["ok 1 of 1 up to date, led by nats-1"]);
+}
+
+#[test]
+fn three_servers_keep_a_log_three_times_and_sync_it() {
+    let store = tempfile::tempdir().unwrap();
+    let clusters = [port(), port(), port()];
+    let routes: Vec<_> = clusters.iter().map(|port| format!("\"nats://127.0.0.1:{port}\"")).collect();
+    let routes = format!("[{}]", routes.join(","));
+    let named = clusters.iter().zip(["nats-1", "nats-2", "nats-3"]);
+    let servers: Vec<_> =
+        named.map(|(cluster, name)| start("three.conf", name, store.path(), *cluster, &routes)).collect();
+    let checks = checked(&servers);
+    let synced =
+        ["ok nats-1 syncs every write", "ok nats-2 syncs every write", "ok nats-3 syncs every write"];
+    assert_eq!(found(&checks, "sync"), synced);
+    assert!(found(&checks, "replicas")[0].starts_with("ok 3 of 3 up to date, led by nats-"), "{checks:?}");
+}
+
+#[test]
+fn the_containers_are_given_what_the_configuration_asks_for() {
+    let read = |name: &str| fs::read_to_string(folder().join(name)).unwrap();
+    let compose = read("compose.yaml");
+    assert!(compose.contains("\"/etc/nats/three.conf\"") && compose.contains("./nats:/etc/nats:ro"));
+    let mut variables = 0;
+    for config in ["nats/common.conf", "nats/three.conf"] {
+        let config = read(config);
+        for line in config.lines().filter(|line| !line.trim_start().starts_with('#')) {
+            if let Some((_, variable)) = line.split_once('$') {
+                assert!(compose.contains(&format!("{}: ", variable.trim())), "{variable}");
+                variables += 1;
+            }
+        }
+    }
+    assert_eq!(variables, 8);
+}

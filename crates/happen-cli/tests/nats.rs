@@ -1,0 +1,484 @@
+//! The commands over a space on NATS, as people and scripts run them: by the real program, at a real server, beside a
+//! process that has the nodes and after it.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+#![expect(clippy::disallowed_methods, reason = "processes are real, and so is the time they take")]
+
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpListener;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use happen::{Context, Error, Event, Space, secs};
+use happen_nats::Connect;
+use happen_testing::NatsServer;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value as Json, json};
+
+#[derive(happen::State, Default, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[state("ledger", version = 1)]
+struct Ledger {
+    count: u64,
+}
+
+/// A node that grinds numbers and none else, one that waits for somebody, one that tries again and again, and one that
+/// keeps nothing.
+async fn build(space: &Space) {
+    let mill = space.node("mill").attempts(1, secs(3_600));
+    mill.on("grain", |grain: &Event, cx: &Context| {
+        let Some(count) = grain.json()?.as_u64() else { return Err(Error::msg("this is no grain")) };
+        cx.state::<Ledger>().set(move |ledger| Ledger { count: ledger.count + count })?;
+        Ok(json!({ "ground": count }))
+    });
+    mill.on("u32", |_: &Event<u32>, _: &Context| {});
+    space.node("office").on("ask", |_: Event, cx: Context| async move {
+        cx.wait_for("answer", secs(7 * 24 * 3_600)).await?;
+        Ok::<_, Error>(())
+    });
+    space
+        .node("smith")
+        .attempts(9, secs(24 * 3_600))
+        .on("iron", |_: &Event, _: &Context| Err::<(), _>(Error::msg("cold")));
+    space.node("clock").ephemeral().on("string", |said: &Event<String>, _: &Context| said.to_uppercase());
+}
+
+/// Does nothing in the ordinary test: it is the process that the others start.
+#[test]
+fn a_process_that_another_test_starts() {
+    let Ok(url) = std::env::var(URL) else { return };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let space = Space::connect(&url).await.unwrap();
+        build(&space).await;
+        space.start().await.unwrap();
+        let mill = space.find("mill").unwrap();
+        space.schedule("nightly", "0 3 * * *", &mill, 7u32).await.unwrap();
+        println!("\n{READY}");
+        tokio::task::spawn_blocking(|| std::io::stdin().read_line(&mut String::new()))
+            .await
+            .unwrap()
+            .unwrap();
+        space.stop().await.unwrap();
+    });
+}
+
+struct Process(Child);
+
+impl Process {
+    fn start(url: &str) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.env(URL, url).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(["--exact", "a_process_that_another_test_starts", "--nocapture", "--test-threads=1"]);
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap() == READY), "the process ended");
+        // What it prints later goes nowhere, and is no reason for it to end.
+        thread::spawn(move || lines.for_each(drop));
+        Self(child)
+    }
+
+    /// Has it say that it goes.
+    fn stop(mut self) {
+        drop(self.0.stdin.take());
+        assert!(self.0.wait().unwrap().success());
+    }
+
+    fn signal(&self, signal: &str) {
+        assert!(Command::new("kill").args([signal, &self.0.id().to_string()]).status().unwrap().success());
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        self.0.wait().unwrap();
+    }
+}
+
+struct Shop {
+    url: String,
+    _server: NatsServer,
+}
+
+impl Shop {
+    fn new() -> Self {
+        let server = NatsServer::start();
+        Self { url: format!("{}/shop", server.url()), _server: server }
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        happen(&self.url, arguments)
+    }
+
+    #[track_caller]
+    fn text(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(output.status.success() && output.stderr.is_empty(), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[track_caller]
+    fn lines(&self, arguments: &[&str]) -> Vec<Json> {
+        let text = self.text(&[arguments, &["--json"]].concat());
+        serde_json::Deserializer::from_str(&text).into_iter().map(|value| value.unwrap()).collect()
+    }
+
+    /// Sends an event and says which.
+    #[track_caller]
+    fn send(&self, node: &str, event_type: &str, payload: &str) -> String {
+        let told = self.lines(&["send", node, event_type, payload]);
+        assert_eq!(told[0]["became"], "kept");
+        told[0]["event"].as_str().unwrap().to_owned()
+    }
+
+    /// The line about a node.
+    #[track_caller]
+    fn node(&self, name: &str) -> Json {
+        let nodes = self.lines(&["nodes"]);
+        nodes.into_iter().find(|node| node["node"] == name).unwrap_or_default()
+    }
+
+    #[track_caller]
+    fn until(&self, mut holds: impl FnMut() -> bool) {
+        for _ in 0..100 {
+            if holds() {
+                return;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        panic!("this takes too long: {}", self.text(&["ps"]));
+    }
+
+    /// Three flows: one that failed for good, one that waits, one that is tried again tomorrow.
+    #[track_caller]
+    fn flows(&self) -> [String; 3] {
+        let sent = [
+            self.send("mill", "grain", "\"stones\""),
+            self.send("office", "ask", "1"),
+            self.send("smith", "iron", "1"),
+        ];
+        self.until(|| self.lines(&["dead", "ls"]).len() == 1 && self.retrying() == 1);
+        self.until(|| {
+            self.lines(&["flows", "ls", "--node", "office"]).iter().any(|flow| flow["stands"] == "waiting")
+        });
+        sent
+    }
+
+    fn retrying(&self) -> usize {
+        self.lines(&["flows", "ls"]).iter().filter(|flow| flow["stands"] == "retrying").count()
+    }
+}
+
+fn happen(url: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_happen"));
+    command.args(arguments).stdin(Stdio::null()).env_clear().env("LC_ALL", "C.UTF-8");
+    command.envs(std::env::var_os("PATH").map(|path| ("PATH", path))).env("HAPPEN_URL", url);
+    command.output().unwrap()
+}
+
+/// The one sentence of a command that failed with this exit code.
+#[track_caller]
+fn failure(output: &Output, code: i32) -> String {
+    let told = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
+    let sentence = told.strip_prefix("happen: ").and_then(|told| told.strip_suffix('\n'));
+    sentence.unwrap_or_else(|| panic!("{told:?}")).to_owned()
+}
+
+#[test]
+fn every_command_that_reads_says_the_same_beside_a_process_and_after_it() {
+    let shop = Shop::new();
+    let process = Process::start(&shop.url);
+    let [dead, waiting, _] = shop.flows();
+    shop.send("mill", "grain", "7");
+    shop.until(|| shop.run(&["state", "get", "mill"]).status.success());
+    let reading: [&[&str]; 18] = [
+        &["tail", "-n", "1000"],
+        &["tail", "--json", "--type", "grain"],
+        &["ps"],
+        &["trace", &dead],
+        &["why", &dead[..23]],
+        &["why", "mill"],
+        &["impact", &dead],
+        &["flows", "ls"],
+        &["flows", "show", &waiting],
+        &["dead", "ls"],
+        &["dead", "show", &dead],
+        &["schedule", "ls"],
+        &["verify"],
+        &["store", "info"],
+        &["store", "verify"],
+        &["state", "ls"],
+        &["state", "get", "mill"],
+        &["state", "history", "mill"],
+    ];
+    let beside: Vec<_> = reading.iter().map(|arguments| shop.text(arguments)).collect();
+    assert!(beside.iter().filter(|text| !text.is_empty()).count() >= 17, "{beside:?}");
+    assert_eq!(shop.lines(&["state", "get", "mill"])[0]["content"], json!({ "count": 7 }));
+    process.stop();
+    for (arguments, beside) in reading.iter().zip(&beside) {
+        // The end of a process is a commit of its own, and times that are to come get nearer.
+        if !matches!(arguments[0], "store" | "flows") {
+            assert_eq!(&shop.text(arguments), beside, "{arguments:?}");
+        }
+    }
+    assert!(shop.text(&["store", "info"]).starts_with(&format!("address      {}\n", shop.url)));
+
+    // What was read of the log is a store of its own.
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("copy");
+    let copy = copy.to_str().unwrap();
+    shop.text(&["store", "backup", copy]);
+    assert_eq!(shop.text(&["dead", "ls", "--store", copy]), shop.text(&["dead", "ls"]));
+}
+
+#[test]
+fn an_event_is_taken_by_the_process_that_runs_and_kept_where_none_does() {
+    let shop = Shop::new();
+    let process = Process::start(&shop.url);
+    let told = shop.text(&["send", "mill", "grain", "1"]);
+    assert!(told.ends_with("  kept for its process\n"), "{told}");
+    shop.until(|| shop.text(&["state", "get", "mill"]).contains("\"count\": 1"));
+    let told = shop.lines(&["send", "mill", "grain", "2", "--reply"]);
+    assert_eq!((&told[0]["became"], &told[0]["reply"]), (&"replied".into(), &json!({ "ground": 2 })));
+    // One that keeps nothing is reached too.
+    assert_eq!(shop.text(&["send", "clock", "string", "\"tick\"", "--reply"]), "\"TICK\"\n");
+    assert!(shop.text(&["send", "clock", "string", "\"tick\""]).ends_with("  taken\n"));
+    process.stop();
+
+    let told = failure(&shop.run(&["send", "mill", "grain", "3", "--reply"]), 1);
+    assert!(told.starts_with("no process that has node `mill` is there"), "{told}");
+    let third = shop.send("mill", "grain", "3");
+    assert_eq!(shop.node("mill")["kept_first"], third);
+    // For a node that nobody ever had, too.
+    shop.send("barn", "hay", "1");
+    assert_eq!(shop.lines(&["ps", "--node", "mill"])[0]["kept"], 1);
+    let process = Process::start(&shop.url);
+    shop.until(|| shop.text(&["state", "get", "mill"]).contains("\"count\": 6"));
+    assert_eq!(shop.node("mill")["kept"], 0);
+    assert_eq!(shop.node("barn")["kept"], 1);
+    assert!(shop.run(&["verify"]).status.success());
+    process.stop();
+}
+
+#[test]
+fn what_a_process_would_have_to_know_of_is_done_when_it_has_gone() {
+    let shop = Shop::new();
+    let process = Process::start(&shop.url);
+    let [dead, waiting, retrying] = shop.flows();
+    let changes: [&[&str]; 6] = [
+        &["flows", "retry", &retrying],
+        &["flows", "cancel", &waiting],
+        &["schedule", "pause", "nightly"],
+        &["state", "set", "mill/ledger", "{ \"count\": 40 }", "--revision", "0", "--shape", "1"],
+        &["dead", "redrive", &dead],
+        &["schedule", "rm", "nightly"],
+    ];
+    let member = shop.node("mill")["process"].as_str().unwrap().to_owned();
+    for arguments in changes {
+        let told = failure(&shop.run(arguments), 1);
+        let expected = format!("belongs to the process `{member}`, which runs");
+        assert!(told.contains(&expected), "{arguments:?}: {told}");
+    }
+    let told = failure(&shop.run(&["schedule", "trigger", "nightly"]), 1);
+    assert!(told.contains("ask that process"), "{told}");
+    let all = shop.run(&["dead", "redrive", "--all"]);
+    assert!(String::from_utf8_lossy(&all.stdout).contains("refused: node `mill` b"), "{all:?}");
+    failure(&all, 1);
+    assert_eq!((shop.lines(&["dead", "ls"]).len(), shop.lines(&["flows", "ls"]).len()), (1, 2));
+    failure(&shop.run(&["flows", "cancel", &dead]), 4);
+
+    process.stop();
+    for arguments in changes {
+        let told = shop.run(arguments);
+        assert!(told.status.success(), "{arguments:?}: {told:?}");
+    }
+    assert_eq!(shop.text(&["schedule", "ls"]), "");
+    assert_eq!(shop.text(&["state", "get", "mill"]), "{\n  \"count\": 40\n}\n");
+    let _process = Process::start(&shop.url);
+    // Once more in vain.
+    shop.until(|| shop.lines(&["dead", "ls"]).len() == 1 && shop.retrying() == 1);
+    assert!(shop.text(&["flows", "ls", "--node", "office"]).is_empty());
+    // A letter is in nobody's memory.
+    assert!(shop.text(&["dead", "drop", &dead]).contains("dropped"));
+    shop.send("mill", "grain", "2");
+    shop.until(|| shop.text(&["state", "get", "mill"]).contains("\"count\": 42"));
+    assert!(shop.text(&["store", "prune", "--before", "0s", "--dry-run"]).contains("would forget"));
+    assert!(shop.run(&["verify"]).status.success());
+}
+
+#[test]
+fn a_process_that_is_not_heard_of_has_ended_with_a_change_of_its_nodes() {
+    let shop = Shop::new();
+    let process = Process::start(&shop.url);
+    let [_, waiting, _] = shop.flows();
+    process.signal("-STOP");
+    shop.until(|| shop.node("office")["stands"] == "silent");
+    assert!(shop.text(&["flows", "cancel", &waiting]).ends_with("  cancelled\n"));
+    process.signal("-CONT");
+    assert_eq!(shop.node("office")["stands"], "gone");
+    let kept = shop.send("mill", "grain", "7");
+    let heard = || shop.lines(&["nodes"]).iter().any(|node| node["stands"] == "runs");
+    shop.until(|| !heard());
+    assert_eq!(shop.node("mill")["kept_first"], kept, "a process that has ended took an event");
+    let _process = Process::start(&shop.url);
+    shop.until(|| shop.text(&["state", "get", "mill"]).contains("\"count\": 7"));
+    assert!(shop.run(&["verify"]).status.success());
+}
+
+#[test]
+fn nodes_are_told_over_all_processes() {
+    let shop = Shop::new();
+    let process = Process::start(&shop.url);
+    let mill = shop.node("mill");
+    assert_eq!((&mill["stands"], &mill["durable"]), (&"runs".into(), &true.into()));
+    assert_eq!(mill["handles"], json!(["grain", "u32"]));
+    let clock = shop.node("clock");
+    assert_eq!(
+        (&clock["stands"], &clock["durable"], &clock["process"]),
+        (&"runs".into(), &false.into(), &mill["process"])
+    );
+    let told = shop.text(&["nodes"]);
+    assert!(told.lines().all(|line| line.chars().count() <= 80 && line.contains("  runs")), "{told}");
+    process.stop();
+    assert_eq!(shop.node("mill")["stands"], "gone");
+    assert_eq!(shop.node("clock"), Json::Null);
+    drop(Process::start(&shop.url));
+    assert_eq!(shop.node("mill")["stands"], "silent");
+}
+
+#[test]
+fn a_doctor_looks_at_server_log_and_processes() {
+    let monitor = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let server = NatsServer::with(&format!("http: \"{monitor}\""));
+    let shop = Shop { url: format!("{}/shop", server.url()), _server: server };
+    let process = Process::start(&shop.url);
+    shop.send("mill", "grain", "1");
+    shop.until(|| shop.node("mill")["kept"] == 0);
+    let of = |arguments: &[&str]| {
+        let told = shop.lines(&[&["doctor"], arguments].concat()).remove(0);
+        assert_eq!(told["folder"], shop.url);
+        let checks = told["checks"].as_array().unwrap().clone();
+        move |name: &str| {
+            let check =
+                checks.iter().find(|check| check["check"] == name).unwrap_or_else(|| panic!("{name}"));
+            format!("{} {}", check["verdict"].as_str().unwrap(), check["found"].as_str().unwrap())
+        }
+    };
+    let monitor = format!("http://{monitor}");
+    let found = of(&["--monitor", &monitor]);
+    assert!(found("server").starts_with("ok alone 2."), "{}", found("server"));
+    assert_eq!(found("jetstream"), "ok on");
+    assert!(found("stream").starts_with("ok happen_shop, "), "{}", found("stream"));
+    assert!(found("replicas").starts_with("ok 1 of 1 up to date"), "{}", found("replicas"));
+    assert!(found("copy").starts_with("ok none yet"), "{}", found("copy"));
+    assert_eq!(found("sync"), "ok alone syncs every write");
+    assert_eq!(found("refused"), "ok no message of the log was refused");
+    assert_eq!(found("processes"), "ok 1 there, with 3 durable nodes");
+    assert_eq!(found("kept events"), "ok none");
+    assert!(found("integrity").starts_with("ok "), "{}", found("integrity"));
+    assert!(found("last commit").starts_with("ok "), "{}", found("last commit"));
+    // Messages that are none of Happen's.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = async_nats::connect(shop.url.trim_end_matches("/shop")).await.unwrap();
+        client.publish("happen.shop.log", "rubbish".into()).await.unwrap();
+        client.flush().await.unwrap();
+    });
+    drop(process);
+    let found = of(&["--quick"]);
+    assert!(found("sync").starts_with("warn not known"), "{}", found("sync"));
+    assert!(found("refused").starts_with("warn 1 message "), "{}", found("refused"));
+    assert!(
+        found("processes")
+            .starts_with("warn none with durable nodes is there; nothing is heard of that with `mill`")
+    );
+    let found = of(&["--quick", "--monitor", "http://127.0.0.1:9"]);
+    assert!(found("sync").starts_with("warn http://127.0.0.1:9 did not tell"), "{}", found("sync"));
+}
+
+#[test]
+fn a_server_that_syncs_late_or_has_no_jetstream_is_told() {
+    let shop = Shop::new();
+    let told = failure(&shop.run(&["doctor"]), 1);
+    assert_eq!(told, "1 check failed; do what is said there");
+    let folder = tempfile::tempdir().unwrap();
+    let port = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (port, config) = (port(), folder.path().join("server.conf"));
+    std::fs::write(&config, format!("listen: \"127.0.0.1:{port}\"\n")).unwrap();
+    let mut server = Command::new(happen_testing::nats_server_program());
+    let mut server = server.arg("-c").arg(&config).stderr(Stdio::null()).spawn().unwrap();
+    let url = format!("nats://127.0.0.1:{port}/shop");
+    shop.until(|| !String::from_utf8_lossy(&happen(&url, &["ps"]).stderr).contains("no server lets"));
+    let told = failure(&happen(&url, &["ps"]), 1);
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert!(told.starts_with("JetStream is off on the server at nats://127.0.0.1:"), "{told}");
+    let told = happen(&url, &["doctor"]);
+    assert!(
+        String::from_utf8_lossy(&told.stdout).starts_with("fail  address      no server lets"),
+        "{told:?}"
+    );
+}
+
+#[test]
+fn nothing_secret_of_an_address_is_shown() {
+    let server = NatsServer::with("authorization { user: ada, password: \"s3cret\" }");
+    let at = |secret: &str| server.url().replace("nats://", &format!("nats://ada:{secret}@")) + "/shop";
+    let process = Process::start(&at("s3cret"));
+    for arguments in [
+        &["ps"][..],
+        &["store", "info"],
+        &["doctor"],
+        &["doctor", "--json"],
+        &["nodes"],
+        &["flows", "cancel", "01234567"],
+        &["send", "mill", "grain", "1", "--reply"],
+        &["state", "set", "mill/ledger", "{}", "--revision", "0", "--shape", "1"],
+        &["store", "restore", "copy"],
+    ] {
+        for secret in ["s3cret", "wr0ng"] {
+            let output = happen(&at(secret), arguments);
+            let told = format!("{output:?}");
+            assert!(!told.contains(secret), "{arguments:?}: {told}");
+            assert!(secret == "s3cret" || !output.status.success(), "{arguments:?}: {told}");
+        }
+    }
+    assert!(happen(&at("s3cret"), &["ps"]).status.success());
+    let told = failure(&happen(&at("wr0ng"), &["ps"]), 1);
+    assert!(told.starts_with("no server lets this program in at nats://127.0.0.1:"), "{told}");
+    process.stop();
+}
+
+#[test]
+fn what_is_not_there_is_told_and_never_made() {
+    let shop = Shop::new();
+    for arguments in [
+        &["ps"][..],
+        &["tail"],
+        &["nodes"],
+        &["send", "mill", "grain", "1"],
+        &["flows", "cancel", "01234567-0000-7000-8000-000000000000"],
+        &["state", "get", "mill"],
+        &["store", "prune", "--before", "1d"],
+    ] {
+        let told = failure(&shop.run(arguments), 1);
+        assert!(told.starts_with(&format!("there is no space at {}; ", shop.url)), "{arguments:?}: {told}");
+    }
+    failure(&happen("http://localhost/shop", &["ps"]), 2);
+    failure(&shop.run(&["store", "restore", "copy"]), 1);
+    let told = failure(&happen("memory:", &["ps"]), 1);
+    assert!(told.starts_with("a space in memory is in its process alone"), "{told}");
+    assert_eq!(shop.run(&["demo", "--store", &shop.url]).status.code(), Some(2));
+    // On the line it goes before the environment, and by either name.
+    for name in ["--store", "--url"] {
+        let told = failure(&happen("nats://127.0.0.1:9/x", &["ps", name, &shop.url]), 1);
+        assert!(told.starts_with("there is no space at "), "{told}");
+    }
+}
+
+const URL: &str = "HAPPEN_TEST_URL";
+
+/// What a process says once its space has started.
+const READY: &str = "the space has started";
