@@ -301,6 +301,13 @@ pub const SEEN_PAUSE_MS: u64 = 10;
 /// milliseconds.
 pub const STORE_CALLS_MAX: usize = 1_024;
 
+/// How often it is looked whether a folder is free that this process itself still has, with [`STORE_LOCK_LOOK_MS`] between:
+/// for a tenth of a second, in which a child that was just started has begun its own program.
+pub const STORE_LOCK_LOOKS_MAX: u32 = 20;
+
+/// Milliseconds between two such looks.
+pub const STORE_LOCK_LOOK_MS: u64 = 5;
+
 /// How often the writer of an embedded store looks for the next call before it sleeps: for some 100 µs, in which the step
 /// after the one that was just committed comes if it comes at once.
 pub const STORE_LOOKS_MAX: u32 = 4_000;

@@ -97,6 +97,23 @@ fn a_folder_belongs_to_one_process_and_says_to_which() {
     assert_eq!(everything(&store).unwrap().records.len(), 4);
 }
 
+/// As a child has it for a moment that this process started while it closed the store.
+#[test]
+fn a_folder_that_this_process_is_just_letting_go_of_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(open(folder.path()).unwrap());
+    let held = fs::OpenOptions::new().read(true).write(true).open(folder.path().join("lock")).unwrap();
+    held.lock().unwrap();
+    // Whoever has it for long is told, also by itself.
+    assert_eq!(open(folder.path()).unwrap_err().code(), "busy");
+    std::thread::scope(|scope| {
+        let opening = scope.spawn(|| open(folder.path()).map(drop));
+        std::thread::park_timeout(Duration::from_millis(20));
+        drop(held);
+        opening.join().unwrap().unwrap();
+    });
+}
+
 #[test]
 fn what_was_acknowledged_survives_a_kill_and_nothing_is_half() {
     for run in 0..KILLS {

@@ -20,6 +20,7 @@ use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use happen_core::env::{BoxFuture, Env};
 use happen_core::store::{
@@ -407,13 +408,22 @@ fn take_lock(folder: &Path) -> Result<File> {
     let path = folder.join(schema::LOCK);
     let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
     let mut file = opened.map_err(|error| fault::file("lock", folder, error))?;
-    match file.try_lock() {
+    let mut looks = 0;
+    let (locked, pid) = loop {
+        let locked = file.try_lock();
+        // Who has it is told as far as it can be read.
+        let pid = if locked.is_ok() { None } else { holder_in(&mut file) };
+        // A child that this process has just started has all its files until it runs its own program, also that of a
+        // store which was closed a moment ago.
+        if pid != Some(std::process::id()) || looks == limits::STORE_LOCK_LOOKS_MAX {
+            break (locked, pid);
+        }
+        looks += 1;
+        thread::park_timeout(Duration::from_millis(limits::STORE_LOCK_LOOK_MS));
+    };
+    match locked {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            // Who has it is told as far as it can be read.
-            let read = file.read_to_string(&mut text).ok();
-            let pid: Option<u32> = read.and_then(|_| text.trim().parse().ok());
             let folder = folder.to_owned();
             let holder = pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
             let what = format!(
@@ -429,6 +439,14 @@ fn take_lock(folder: &Path) -> Result<File> {
         file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
     written.map_err(|error| fault::file("lock", folder, error))?;
     Ok(file)
+}
+
+/// The process that the lock's file names.
+fn holder_in(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.rewind().ok()?;
+    file.read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
 }
 
 fn start_readers(readers: &Arc<Readers>, folder: &Path, count: usize) -> Result<Vec<JoinHandle<()>>> {
