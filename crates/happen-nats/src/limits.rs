@@ -95,6 +95,14 @@ pub const COPY_AFTER_BYTES: u64 = 64 << 20;
 /// How many bytes may say to which message a copy goes and who wrote until then: 64 MiB, for entries that are half written.
 pub const SNAPSHOT_HEADER_BYTES_MAX: usize = 64 << 20;
 
+/// How long a part of a copy may take to come before it is asked for the copy anew, in milliseconds.
+///
+/// A copy that is replaced while it is read loses its parts; others come within milliseconds.
+pub const SNAPSHOT_PART_WAIT_MS: u64 = 2_000;
+
+/// How often a copy is asked for whose parts do not come.
+pub const SNAPSHOT_TRIES_MAX: u32 = 5;
+
 /// The bytes of frames that travel together in one message of NATS. A single frame may be larger.
 ///
 /// 64 KiB is what the client writes to its connection at once; larger messages gather no more.

@@ -4,10 +4,13 @@
 use std::collections::HashMap;
 use std::io::Cursor;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use async_nats::jetstream::object_store::{Config, InfoErrorKind, ObjectInfo, ObjectMetadata, ObjectStore};
 use async_nats::jetstream::stream::{StorageType, Stream};
+use happen_core::env::Env;
 use happen_core::{Error, ErrorKind, Result};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -21,6 +24,7 @@ use crate::limits;
 /// Where the copies of one log are kept. There is one at a time.
 #[derive(Clone)]
 pub(crate) struct Snapshots {
+    env: Arc<dyn Env>,
     context: Context,
     bucket: String,
     replicas: usize,
@@ -72,7 +76,7 @@ impl Snapshots {
     ///
     /// When the space has no name that can be used.
     pub(crate) fn new(context: Context, options: &NatsStoreOptions, replicas: usize) -> Result<Self> {
-        Ok(Self { context, bucket: bucket(options)?, replicas })
+        Ok(Self { env: Arc::clone(&options.env), context, bucket: bucket(options)?, replicas })
     }
 
     /// Writes the newest copy into a file. None when there is none.
@@ -83,29 +87,55 @@ impl Snapshots {
     /// - [`ErrorKind::Damaged`]: it is not what was put there.
     /// - [`ErrorKind::Io`]: the server does not give it, or the file cannot be written.
     pub(crate) async fn load(&self, file: &Path) -> Result<Option<Header>> {
-        let Ok(objects) = self.context.get_object_store(&self.bucket).await else { return Ok(None) };
+        let mut tries = 1;
+        loop {
+            match self.load_once(file).await? {
+                Loaded::None => return Ok(None),
+                Loaded::Whole(header) => return Ok(Some(header)),
+                Loaded::Replaced if tries == limits::SNAPSHOT_TRIES_MAX => {
+                    let what = "read the copy of the log: its parts do not come".to_owned();
+                    return Err(Error::new(ErrorKind::Io { what }));
+                }
+                Loaded::Replaced => tries += 1,
+            }
+        }
+    }
+
+    async fn load_once(&self, file: &Path) -> Result<Loaded> {
+        let Ok(objects) = self.context.get_object_store(&self.bucket).await else { return Ok(Loaded::None) };
         match objects.info(COPY).await {
             Ok(info) if !info.deleted => {}
-            Ok(_) => return Ok(None),
-            Err(error) if error.kind() == InfoErrorKind::NotFound => return Ok(None),
+            Ok(_) => return Ok(Loaded::None),
+            Err(error) if error.kind() == InfoErrorKind::NotFound => return Ok(Loaded::None),
             Err(error) => return Err(failed("find the copy", &error)),
         }
         let mut object = objects.get(COPY).await.map_err(|error| failed("get the copy", &error))?;
-        let len = object.read_u32_le().await.map_err(|error| failed("read the copy", &error))? as usize;
-        if len > limits::SNAPSHOT_HEADER_BYTES_MAX {
-            return Err(unreadable("the copy of the log says too much of itself"));
+        let mut read = Vec::new();
+        let mut to = tokio::fs::File::create(file).await.map_err(|error| failed("write the copy", &error))?;
+        let mut header: Option<Header> = None;
+        loop {
+            // One that is replaced meanwhile loses its parts, and whoever reads it would wait for them for ever.
+            let got = tokio::select! {
+                got = object.read_buf(&mut read) => got.ok(),
+                () = self.env.sleep(Duration::from_millis(limits::SNAPSHOT_PART_WAIT_MS)) => None,
+            };
+            let Some(got) = got else { return Ok(Loaded::Replaced) };
+            if header.is_none() {
+                header = first(&mut read)?;
+            }
+            if header.is_some() {
+                to.write_all(&read).await.map_err(|error| failed("write the copy", &error))?;
+                read.clear();
+            }
+            if got == 0 {
+                to.flush().await.map_err(|error| failed("write the copy", &error))?;
+                return header.map(Loaded::Whole).ok_or_else(|| {
+                    Error::new(ErrorKind::Io {
+                        what: "read the copy of the log: it ends too early".to_owned(),
+                    })
+                });
+            }
         }
-        let mut header = vec![0; len];
-        object.read_exact(&mut header).await.map_err(|error| failed("read the copy", &error))?;
-        let header = Header::decode(&header)?;
-        let written = async {
-            let mut to = tokio::fs::File::create(file).await?;
-            // The end of an object is told once its digest was found right.
-            tokio::io::copy(&mut object, &mut to).await?;
-            to.flush().await
-        };
-        written.await.map_err(|error| failed("read the copy", &error))?;
-        Ok(Some(header))
     }
 
     /// Up to which message a copy is kept; none when there is no copy.
@@ -181,6 +211,28 @@ fn sequence_of(info: &ObjectInfo) -> Option<u64> {
     info.metadata.get(SEQUENCE).and_then(|text| text.parse().ok())
 }
 
+/// What became of reading a copy.
+enum Loaded {
+    /// There is none.
+    None,
+    Whole(Header),
+    /// Another one came meanwhile.
+    Replaced,
+}
+
+/// Takes the header off the bytes that were read, once all of it is there.
+fn first(read: &mut Vec<u8>) -> Result<Option<Header>> {
+    let Some((len, rest)) = read.split_first_chunk() else { return Ok(None) };
+    let len = u32::from_le_bytes(*len) as usize;
+    if len > limits::SNAPSHOT_HEADER_BYTES_MAX {
+        return Err(unreadable("the copy of the log says too much of itself"));
+    }
+    let Some(said) = rest.get(..len) else { return Ok(None) };
+    let header = Header::decode(said)?;
+    read.drain(..size_of::<u32>() + len);
+    Ok(Some(header))
+}
+
 /// The name of the bucket, in which fewer characters are allowed than in that of a stream.
 fn bucket(options: &NatsStoreOptions) -> Result<String> {
     let plain = stream::name(options)?;
@@ -209,8 +261,6 @@ const BUCKET_HASH_DIGITS: usize = 16;
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use happen::env::RealEnv;
 
     use super::*;
