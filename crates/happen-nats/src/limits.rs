@@ -100,6 +100,9 @@ pub const SNAPSHOT_HEADER_BYTES_MAX: usize = 64 << 20;
 /// A copy that is replaced while it is read loses its parts; others come within milliseconds.
 pub const SNAPSHOT_PART_WAIT_MS: u64 = 2_000;
 
+/// How long after a copy was kept the log before the last one is let go, in milliseconds: for readers that are slow.
+pub const PURGE_AFTER_MS: u64 = 3_000;
+
 /// How often a copy is asked for whose parts do not come.
 pub const SNAPSHOT_TRIES_MAX: u32 = 5;
 

@@ -184,6 +184,7 @@ impl Snapshots {
         objects.put(meta, &mut data).await.map_err(|error| failed("keep the copy", &error))?;
         // Whoever reads behind the copy before still finds everything, and has until the next one to get here.
         if let Some(before) = before {
+            self.env.sleep(Duration::from_millis(limits::PURGE_AFTER_MS)).await;
             let purged = stream.purge().sequence(before + 1).await;
             purged.map_err(|error| failed("let go what the copy has", &error))?;
         }
