@@ -329,13 +329,22 @@ async fn a_later_version_in_the_log_stops_an_earlier_one() {
     let server = NatsServer::start();
     let store = open(&server.url()).await;
     let context = async_nats::jetstream::new(client(&server.url()).await);
+    assert!(store.commit(vec![one("a", "0")]).await.remove(0).is_ok());
+    let mut watch = store.watch(Select::All, Position::START).await.unwrap();
+    assert_eq!(texts(&watch.next().await.unwrap()), ["0"]);
     let later = [b"HL", &[u8::MAX][..], &[0; 33]].concat();
     context.publish(format!("happen.{SPACE}.log"), later.into()).await.unwrap().await.unwrap();
     let stopped = |error: Error| {
         assert!(matches!(error.kind(), ErrorKind::Misuse { .. }), "{error}");
         assert!(error.chain().join(" ").contains("update this program"), "{error}");
     };
+    // Whoever waits for what comes is told as well, and nobody is given what is no longer true.
     stopped(store.commit(vec![one("a", "1")]).await.remove(0).unwrap_err());
+    stopped(watch.next().await.unwrap_err());
+    stopped(store.watch(Select::All, Position::START).await.map(drop).unwrap_err());
+    stopped(store.read(Read::forward(Select::All)).await.map(drop).unwrap_err());
+    stopped(store.documents(vec!["x".into()]).await.map(drop).unwrap_err());
+    stopped(store.document_now(&"x".into()).unwrap().map(drop).unwrap_err());
     stopped(NatsStore::open(client(&server.url()).await, options()).await.unwrap_err());
 }
 

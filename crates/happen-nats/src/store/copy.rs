@@ -143,6 +143,15 @@ impl Copy {
         failure.map_or(Ok(()), |error| Err(error.context("the copy of the log takes nothing more")))
     }
 
+    /// The store that has it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Copy::check`].
+    pub(crate) fn sound(&self) -> Result<&SqliteStore> {
+        self.check().map(|()| &self.store)
+    }
+
     pub(crate) fn refuse(&self, error: &Error) {
         self.refused.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(target: "happen", code = error.code(), "a message in the log was left out: {error}");

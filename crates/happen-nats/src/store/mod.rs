@@ -22,7 +22,8 @@ use async_nats::jetstream::ContextBuilder;
 use async_nats::jetstream::stream::Stream;
 use happen_core::env::{BoxFuture, Env};
 use happen_core::store::{
-    Batch, Committed, Document, History, Key, List, Page, Position, Prune, Pruned, Read, Select, Store, Watch,
+    Batch, Committed, Document, History, Key, List, Page, Position, Prune, Pruned, Read, Record, Select,
+    Store, Watch,
 };
 use happen_core::{Error, ErrorKind, Result};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -126,6 +127,9 @@ impl NatsStoreOptions {
 /// A commit has been acknowledged by the server, and taken into the copy of this process, when its future ends with `Ok`.
 /// What that is worth is up to the server: with `sync_interval: always` it has been synced, on most of the servers that
 /// keep the stream. What other processes commit is seen here as soon as the server tells.
+///
+/// A copy that cannot follow the log any more, because it is damaged or fell behind what is kept, gives nothing: reading,
+/// watching and committing end with the reason. Open the store again.
 ///
 /// While no server answers, commits end with [`ErrorKind::Io`] after [`limits::COMMIT_WAIT_MS`]; the entry stays on its
 /// way and may be committed later, so whoever asks again does it under the same conditions. Reading goes on.
@@ -336,9 +340,8 @@ impl NatsStore {
     fn nobody_knows(&self) -> Error {
         let trouble = self.trouble.borrow().clone();
         let why = trouble.unwrap_or_else(|| "the server does not answer".into());
-        let wait = Duration::from_millis(limits::COMMIT_WAIT_MS);
-        let what =
-            format!("commit to the log `{}` within {wait:?}: {why}; it may be committed later", self.name);
+        let (name, wait) = (&self.name, self.commit_wait);
+        let what = format!("commit to the log `{name}` within {wait:?}: {why}; it may be committed later");
         Error::new(ErrorKind::Io { what })
     }
 
@@ -390,31 +393,63 @@ impl Store for NatsStore {
     }
 
     fn read(&self, read: Read) -> BoxFuture<'_, Result<Page>> {
-        self.copy.store.read(read)
+        Box::pin(async move { self.copy.sound()?.read(read).await })
     }
 
     fn watch(&self, select: Select, after: Position) -> BoxFuture<'_, Result<Box<dyn Watch>>> {
-        self.copy.store.watch(select, after)
+        Box::pin(async move {
+            let watch = self.copy.sound()?.watch(select, after).await?;
+            Ok(Box::new(CopyWatch { copy: Arc::clone(&self.copy), watch }) as Box<dyn Watch>)
+        })
     }
 
     fn documents(&self, keys: Vec<Key>) -> BoxFuture<'_, Result<Vec<Option<Document>>>> {
-        self.copy.store.documents(keys)
+        Box::pin(async move { self.copy.sound()?.documents(keys).await })
     }
 
     fn document_now(&self, key: &Key) -> Option<Result<Option<Document>>> {
-        self.copy.store.document_now(key)
+        match self.copy.sound() {
+            Ok(store) => store.document_now(key),
+            Err(error) => Some(Err(error)),
+        }
     }
 
     fn list(&self, list: List) -> BoxFuture<'_, Result<Vec<Document>>> {
-        self.copy.store.list(list)
+        Box::pin(async move { self.copy.sound()?.list(list).await })
     }
 
     fn history(&self, history: History) -> BoxFuture<'_, Result<Vec<Document>>> {
-        self.copy.store.history(history)
+        Box::pin(async move { self.copy.sound()?.history(history).await })
     }
 
     fn prune(&self, prune: Prune) -> BoxFuture<'_, Result<Pruned>> {
         Box::pin(async move { self.ask(|answer| Call::Prune { prune, answer }).await? })
+    }
+}
+
+/// Follows the copy as long as it follows the log: one that takes nothing more has nothing more to give.
+#[derive(Debug)]
+struct CopyWatch {
+    copy: Arc<Copy>,
+    watch: Box<dyn Watch>,
+}
+
+impl Watch for CopyWatch {
+    fn next(&mut self) -> BoxFuture<'_, Result<Vec<Record>>> {
+        Box::pin(async move {
+            let mut failed = self.copy.failed();
+            tokio::select! {
+                records = self.watch.next() => records,
+                _ = failed.wait_for(|failed| *failed) => {
+                    self.copy.check()?;
+                    Err(closed())
+                }
+            }
+        })
+    }
+
+    fn position(&self) -> Position {
+        self.watch.position()
     }
 }
 
