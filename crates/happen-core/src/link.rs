@@ -35,6 +35,9 @@ use crate::pattern::Pattern;
 /// [`ErrorKind::Busy`]: crate::ErrorKind::Busy
 /// [`ErrorKind::Closed`]: crate::ErrorKind::Closed
 pub trait Link: fmt::Debug + Send + Sync + 'static {
+    /// The name of this member, which the others find among their [`Link::peers`].
+    fn name(&self) -> &str;
+
     /// Joins: frames for this member go to `inbound` from now on, and its nodes can be reached by the others.
     ///
     /// # Errors

@@ -162,6 +162,9 @@ fn a_link_is_joined_once_and_before_the_start() {
 struct Nowhere(Mutex<Option<Arc<dyn Inbound>>>);
 
 impl Link for Nowhere {
+    fn name(&self) -> &str {
+        "nowhere"
+    }
     fn attach(&self, inbound: Arc<dyn Inbound>) -> BoxFuture<'_, happen::Result<()>> {
         *self.0.lock().unwrap() = Some(inbound);
         Box::pin(std::future::ready(Ok(())))

@@ -606,3 +606,141 @@ fn a_process_without_durable_nodes_leaves_nothing_behind() {
         });
     });
 }
+
+#[test]
+fn a_claim_that_was_committed_unheard_is_a_claim() {
+    check_seeds(0..10, |sim| {
+        let world = World::new(&sim);
+        sim.run(async {
+            let store = world.store();
+            store.fails_at(1, Dies::Unheard);
+            let old = world.process_over(&store);
+            bank(&old);
+            old.start().await.unwrap();
+            assert_eq!(old.send("bank", Charge { order: 1 }).reply::<Paid>().await.unwrap().number, 1);
+            let new = world.process();
+            bank(&new);
+            new.start().await.unwrap();
+            let error = old.send("bank", Charge { order: 2 }).reply::<Paid>().await.unwrap_err();
+            assert!(matches!(error.kind(), ErrorKind::Closed { .. } | ErrorKind::Cancelled), "{error}");
+            assert_eq!(new.send("bank", Charge { order: 3 }).reply::<Paid>().await.unwrap().number, 2);
+        });
+    });
+}
+
+#[test]
+fn of_several_that_stand_by_one_goes_on() {
+    check_seeds(0..20, |sim| {
+        let world = World::new(&sim);
+        let hub = Hub::in_env(sim.env());
+        sim.run(async {
+            let first = world.process();
+            bank(&first);
+            first.join(hub.link("first")).unwrap();
+            first.start().await.unwrap();
+            let started = Arc::new(AtomicU32::new(0));
+            let others: Vec<Space> = (0..3).map(|_| world.process()).collect();
+            for (number, space) in others.iter().enumerate() {
+                bank(space);
+                space.join(hub.link(format!("other-{number}"))).unwrap();
+                let (starts, standing) = (Arc::clone(&started), space.clone());
+                sim.env().spawn(Box::pin(async move {
+                    standing.start().await.unwrap();
+                    starts.fetch_add(1, Ordering::SeqCst);
+                }));
+            }
+            world.env.sleep(secs(5)).await;
+            // It dies without a word.
+            drop(first);
+            world.env.sleep(secs(60)).await;
+            assert_eq!(started.load(Ordering::SeqCst), 1);
+            assert!(others.iter().all(|space| space.problems().is_empty()));
+        });
+    });
+}
+
+#[test]
+fn a_node_that_another_process_has_is_not_made_here_later() {
+    check_seeds(0..10, |sim| {
+        let world = World::new(&sim);
+        let hub = Hub::in_env(sim.env());
+        sim.run(async {
+            let (banking, shopping) = (world.process(), world.process());
+            for (name, space) in [("banking", &banking), ("shopping", &shopping)] {
+                space.join(hub.link(name)).unwrap();
+            }
+            bank(&banking);
+            shop(&shopping);
+            office(&shopping);
+            banking.start().await.unwrap();
+            shopping.start().await.unwrap();
+            world.env.sleep(secs(5)).await;
+            bank(&shopping);
+            world.env.sleep(secs(5)).await;
+            assert!(shopping.find("bank").is_none());
+            assert!(
+                shopping.problems()[0].to_string().contains("another process"),
+                "{:?}",
+                shopping.problems()
+            );
+            // What is asked of it reaches the one that there is.
+            for id in 1..=3 {
+                shopping.send("orders", Create { id }).reply::<Paid>().await.unwrap();
+            }
+            assert_eq!(counted(&banking, "bank").await, 3);
+            assert!(banking.problems().is_empty(), "{:?}", banking.problems());
+        });
+    });
+}
+
+#[test]
+fn whatever_pattern_a_listener_has_it_hears_and_what_it_wants_no_more_is_not_kept() {
+    check_seeds(0..10, |sim| {
+        let world = World::new(&sim);
+        sim.run(async {
+            let (shopping, writing) = (world.process(), world.process());
+            let count = |_: &Event<Placed>, cx: &Context| cx.state::<Count>().set(one_more);
+            let by_function = writing.node("by function");
+            let listening = by_function.on(|name: &str| name.ends_with(".placed"), count);
+            writing.node("exactly").on(happen::exact("order.placed"), count);
+            writing.node("of a domain").on(happen::domain("order"), count);
+            writing.node("others").on(happen::domain("other"), count);
+            writing.start().await.unwrap();
+            shopping.start().await.unwrap();
+            world.env.sleep(secs(1)).await;
+            shopping.broadcast(Placed { id: 1 }).unwrap();
+            settled(&world, &[&shopping, &writing]).await;
+            for (node, expected) in [("by function", 1), ("exactly", 1), ("of a domain", 1), ("others", 0)] {
+                assert_eq!(counted(&writing, node).await, expected, "{node}");
+            }
+            // It is kept for the node as long as nobody knows that it listens no more, and leaves without a word.
+            shopping.broadcast(Placed { id: 2 }).unwrap();
+            listening.off();
+            settled(&world, &[&shopping, &writing]).await;
+            assert_eq!(counted(&writing, "exactly").await, 2);
+            for space in [&shopping, &writing] {
+                assert!(space.problems().is_empty(), "{:?}", space.problems());
+            }
+        });
+    });
+}
+
+#[test]
+fn who_asks_a_node_of_another_process_that_does_not_take_it_is_told() {
+    check_seeds(0..10, |sim| {
+        let world = World::new(&sim);
+        sim.run(async {
+            let (shopping, banking) = (world.process(), world.process());
+            shop(&shopping);
+            banking.node("bank").on("withdraw", |_: &Event, _: &Context| ());
+            banking.start().await.unwrap();
+            shopping.start().await.unwrap();
+            world.env.sleep(secs(1)).await;
+            let error = shopping.send("orders", Create { id: 1 }).reply::<Paid>().await.unwrap_err();
+            assert!(error.chain().join(": ").contains("no handler for `charge`"), "{error}");
+            settled(&world, &[&shopping, &banking]).await;
+            assert_eq!(world.keys("dead/").await.len(), 1, "that of the order, after its attempts");
+            assert!(shopping.journal().verify().await.unwrap().is_whole());
+        });
+    });
+}

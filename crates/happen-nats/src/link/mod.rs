@@ -173,6 +173,10 @@ impl NatsLink {
 }
 
 impl Link for NatsLink {
+    fn name(&self) -> &str {
+        &self.shared.wire.name
+    }
+
     fn attach(&self, inbound: Arc<dyn Inbound>) -> BoxFuture<'_, Result<()>> {
         Box::pin(Arc::clone(&self.shared).attach(inbound))
     }

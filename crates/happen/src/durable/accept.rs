@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use happen_core::codec::WireParcel;
+use happen_core::codec::{self, StepOutcome, WireError, WireParcel, WireRecord, WireReply, WireStep};
+use happen_core::event::Purpose;
 use happen_core::limits::RECORD_BYTES_MAX;
 use happen_core::store::{Batch, Document, NewRecord, Tag};
 use happen_core::{ErasedEvent, Error, ErrorKind, Result};
@@ -247,9 +248,8 @@ async fn store_all(
 /// # Errors
 ///
 /// When the event cannot be read, and when the node is not there or does not take it.
-pub(super) fn taken_in(space: &Arc<SpaceInner>, kept: &Document) -> Result<TakenIn> {
-    let node = kept.key.strip_prefix(INBOX).and_then(|rest| rest.split('/').next()).map(plain);
-    let node = node.unwrap_or_default();
+fn taken_in(space: &Arc<SpaceInner>, kept: &Document) -> Result<TakenIn> {
+    let node = node_of_inbox(kept);
     let frame = kept.content.as_ref().map_or(&[][..], |content| &content.bytes);
     let parcel = WireParcel::decode(frame, RECORD_BYTES_MAX)?;
     let event = space.event_in(&parcel)?;
@@ -270,6 +270,53 @@ pub(super) fn taken_in(space: &Arc<SpaceInner>, kept: &Document) -> Result<Taken
     documents.push(by_hand::deletion(kept));
     flows.iter().for_each(|flow| flow.set_framed(framed.clone()));
     Ok(TakenIn { batch: Batch { records, documents, conditions: Vec::new() }, flows, event })
+}
+
+/// The batch by which an event leaves the inbox of a node: it begins its flows, or the node does not want it after all. What
+/// was broadcast to a node that does not listen any more just leaves; who asked a node that does not take it is told.
+///
+/// # Errors
+///
+/// Why the event stays. It was sent to a node that does not take it now, or cannot be read.
+pub(super) fn out_of_inbox(space: &Arc<SpaceInner>, kept: &Document) -> Result<TakenIn> {
+    let error = match taken_in(space, kept) {
+        Ok(taken) => return Ok(taken),
+        Err(error) => error,
+    };
+    let parcel =
+        match kept.content.as_ref().map(|content| WireParcel::decode(&content.bytes, RECORD_BYTES_MAX)) {
+            Some(Ok(parcel)) => parcel,
+            // What cannot be read was told.
+            Some(Err(_)) | None => return Err(error),
+        };
+    let purpose = parcel.events().first().map(|event| event.purpose);
+    let event = space.event_in(&parcel)?;
+    let mut batch = Batch { documents: vec![by_hand::deletion(kept)], ..Batch::default() };
+    match purpose {
+        Some(Purpose::Broadcast) if matches!(error.kind(), ErrorKind::NoHandler { .. }) => {}
+        Some(Purpose::Broadcast) => space.bury(&*event, &node_of_inbox(kept), &error),
+        Some(Purpose::Ask) => batch.records.push(not_taken(&*event, &node_of_inbox(kept), &error)?),
+        _ => return Err(error),
+    }
+    Ok(TakenIn { batch, flows: Vec::new(), event })
+}
+
+/// The record that a question found nobody who takes it: a flow of no registration, which failed.
+fn not_taken(event: &dyn ErasedEvent, node: &str, error: &Error) -> Result<NewRecord> {
+    let id = event.envelope().id;
+    let mut reply = Vec::new();
+    let told = WireReply::new(id, codec::Outcome::Error(WireError::of(error)));
+    told.encode_into(&mut reply, RECORD_BYTES_MAX)?;
+    let step = WireStep::new(id, node, "", "", StepOutcome::Failed(reply.into()));
+    let mut bytes = Vec::new();
+    WireRecord { step: Some(step), ..WireRecord::default() }.encode_into(&mut bytes, RECORD_BYTES_MAX)?;
+    Ok(NewRecord { tags: vec![Tag::Event(id), Tag::Node(node.into())], bytes: bytes.into() })
+}
+
+/// The node whose inbox has a document.
+fn node_of_inbox(kept: &Document) -> std::borrow::Cow<'_, str> {
+    let node = kept.key.strip_prefix(INBOX).and_then(|rest| rest.split('/').next());
+    node.map(plain).unwrap_or_default()
 }
 
 /// What is told of an event that stays in its inbox.

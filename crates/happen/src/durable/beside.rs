@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use happen_core::limits::PAGE_RECORDS_MAX;
-use happen_core::store::{Batch, Condition, Document, Key, List, Store};
+use happen_core::store::{Batch, Condition, Key, List, Store};
 use happen_core::{Error, Result};
 
 use super::by_hand::deletion;
@@ -138,18 +138,4 @@ pub(crate) async fn guarded(
     }
     batch.documents.push(deletion(&there));
     Ok(batch)
-}
-
-impl StoredOwner {
-    /// What such a document says; `None` when it was deleted.
-    ///
-    /// # Errors
-    ///
-    /// When it cannot be read.
-    fn of(document: &Document) -> Result<Option<Self>> {
-        let Some(content) = &document.content else { return Ok(None) };
-        happen_core::state::decode_document(content.version, &content.bytes)
-            .map(Some)
-            .map_err(|error| error.context(format!("document `{}`", document.key)))
-    }
 }

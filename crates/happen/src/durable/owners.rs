@@ -6,7 +6,7 @@
 //! nothing of the process counts any more, whatever it still believes. An event for a node of another process is kept in
 //! the node's inbox by the commit that sends it, and its process takes it from there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::{Future as _, poll_fn};
 use std::pin::pin;
@@ -17,7 +17,7 @@ use std::time::Duration;
 use happen_core::codec::{WireChange, WireRecord};
 use happen_core::env::Env;
 use happen_core::limits::{PAGE_RECORDS_MAX, RECORD_BYTES_MAX, RECORD_TAGS_MAX};
-use happen_core::pattern::is_runtime;
+use happen_core::pattern::{Shape, domain, exact, is_runtime};
 use happen_core::store::{
     Batch, Content, Document, Key, List, NewRecord, Past, Position, Read, Record, Replaced, Select, Store,
     Tag, Watch, Write,
@@ -32,7 +32,7 @@ use super::keys::{INBOX, OWNERS, PROCESSES, name_of, named};
 use super::lane::Lanes;
 use super::record::event_record;
 use super::stage::Whereto;
-use super::{Durable, accept};
+use super::{Durable, accept, by_hand};
 use crate::flow::Outcome;
 use crate::keys::escaped;
 use crate::limits;
@@ -65,7 +65,7 @@ struct Owner {
     process: Key,
     revision: u64,
     handles: Vec<Pattern>,
-    texts: Vec<String>,
+    stored: Vec<StoredPattern>,
 }
 
 /// Other processes, by the documents that stand for them, and which nodes each of them has.
@@ -77,7 +77,52 @@ pub(crate) struct StoredOwner {
     /// The key of the document that stands for the process.
     process: String,
     /// The patterns that the node handles.
-    handles: Vec<String>,
+    handles: Vec<StoredPattern>,
+}
+
+/// A pattern as far as another process can match it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum StoredPattern {
+    /// What is parsed.
+    Text(String),
+    Exact(String),
+    Domain(String),
+    /// One with functions in it: too much is kept for its node then, which looks what it takes.
+    Other,
+}
+
+/// What the document says that stands for a process.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct StoredProcess {
+    /// The name of its space on the link; empty without one.
+    member: String,
+}
+
+impl State for StoredProcess {
+    const NAME: &'static str = "process";
+    const VERSION: u32 = 1;
+}
+
+impl StoredPattern {
+    fn of(pattern: &Pattern) -> Self {
+        match pattern.shape() {
+            Shape::Text(text) => Self::Text(text.to_owned()),
+            Shape::Exact(text) => Self::Exact(text.to_owned()),
+            Shape::Domain(name) => Self::Domain(name.to_owned()),
+            _ => Self::Other,
+        }
+    }
+
+    fn to_pattern(&self) -> Pattern {
+        let everything = || Pattern::runtime(|_| true);
+        match self {
+            Self::Text(text) => Pattern::parse(text).unwrap_or_else(|_| everything()),
+            Self::Exact(text) => exact(text),
+            Self::Domain(name) => domain(name),
+            Self::Other => everything(),
+        }
+    }
 }
 
 impl State for StoredOwner {
@@ -86,9 +131,26 @@ impl State for StoredOwner {
 }
 
 impl StoredOwner {
+    /// What such a document says; `None` when it was deleted.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub(super) fn of(document: &Document) -> Result<Option<Self>> {
+        let Some(content) = &document.content else { return Ok(None) };
+        happen_core::state::decode_document(content.version, &content.bytes)
+            .map(Some)
+            .map_err(|error| error.context(format!("document `{}`", document.key)))
+    }
+
     /// The key of the process's document, and the patterns.
     pub(super) fn into_parts(self) -> (String, Vec<String>) {
-        (self.process, self.handles)
+        let handles = self.handles.iter().map(|stored| match stored {
+            StoredPattern::Other => "a function".to_owned(),
+            told => told.to_pattern().to_string(),
+        });
+        let handles = handles.collect();
+        (self.process, handles)
     }
 }
 
@@ -189,6 +251,9 @@ impl Durable {
             Whereto::Away(_) => return Inboxes::default(),
             Whereto::Everyone => owners.listeners(event.envelope().event_type.as_str()),
         };
+        if nodes.is_empty() {
+            return Inboxes::default();
+        }
         let content = Content { name: "inbox".into(), version: 1, bytes: framed.frame.as_slice().into() };
         let document = |node: &Arc<str>| Write {
             key: format!("{INBOX}{}/{}", escaped(node), event.envelope().id).into(),
@@ -235,7 +300,9 @@ impl Durable {
     /// What the store says, and when the space ends meanwhile.
     pub(crate) async fn claim(self: &Arc<Self>, space: &Arc<SpaceInner>) -> Result<()> {
         let Some(owners) = &self.owners else { return Ok(()) };
-        let (mut stands_by, mut looked) = (false, false);
+        let mut stands_by = false;
+        // Those that were not heard of, and had the time to say that they are there.
+        let mut waited_for: Vec<Key> = Vec::new();
         loop {
             if space.has_ended() {
                 return Err(ended());
@@ -243,24 +310,26 @@ impl Durable {
             owners.look(&*self.store).await?;
             let (mut batch, others) = owners.claims(space)?;
             if batch.documents.is_empty() {
-                // Whoever has no durable nodes has nothing that could be taken over.
-                return Ok(());
+                // All is claimed, perhaps by a commit that nobody was told of; or there is nothing to take over.
+                break;
             }
             let alive = self.alive(&others).await?;
             if !alive.is_empty() {
-                if self.is_there(space, &others) {
+                if are_there(space, &alive)? {
                     if !std::mem::replace(&mut stands_by, true) {
                         tracing::info!(target: "happen", "another process has the nodes of this one, which stands by");
                     }
                     space.env.sleep(Duration::from_millis(limits::STAND_BY_LOOK_MS)).await;
                     continue;
                 }
-                // Who is there may not have said so yet to a process that has just come.
-                if space.link.get().is_some() && !std::mem::replace(&mut looked, true) {
+                // Who is there may not have said so yet to a process that has just come, or has just come itself.
+                let new = alive.iter().any(|process| !waited_for.contains(&process.key));
+                if space.link.get().is_some() && new {
+                    waited_for.extend(alive.iter().map(|process| Arc::clone(&process.key)));
                     space.env.sleep(Duration::from_millis(limits::OWNER_LOOK_MS)).await;
                     continue;
                 }
-                batch.documents.extend(alive);
+                batch.documents.extend(alive.iter().map(by_hand::deletion));
             }
             match self.store.commit(vec![batch]).await.pop() {
                 Some(Ok(_)) => break,
@@ -275,22 +344,16 @@ impl Durable {
             }
         }
         owners.look(&*self.store).await?;
-        self.commits.fence(&owners.process);
+        if owners.is_written() {
+            self.commits.fence(&owners.process);
+        }
         Ok(())
     }
 
-    /// The ends of the documents that stand for these processes, of those that are there.
-    async fn alive(&self, processes: &Others) -> Result<Vec<Write>> {
+    /// The documents that stand for these processes, of those that have not said that they go.
+    async fn alive(&self, processes: &Others) -> Result<Vec<Document>> {
         let found = self.store.documents(processes.keys().cloned().collect()).await?;
-        let there = found.into_iter().flatten().filter(|document| document.content.is_some());
-        Ok(there.map(|document| super::by_hand::deletion(&document)).collect())
-    }
-
-    /// Whether one of these processes is heard beyond the link.
-    fn is_there(&self, space: &SpaceInner, processes: &Others) -> bool {
-        let Some(linked) = space.link.get() else { return false };
-        let nodes: BTreeSet<&str> = processes.values().flatten().map(|node| &**node).collect();
-        linked.link.peers().iter().flat_map(|peer| &peer.nodes).any(|node| nodes.contains(&*node.id))
+        Ok(found.into_iter().flatten().filter(|document| document.content.is_some()).collect())
     }
 
     /// Says that this process has gone, so that the next one need not wait.
@@ -374,15 +437,27 @@ impl Durable {
         }
     }
 
-    /// Claims the nodes that were made since the space started, and says what they listen to now.
+    /// Claims the nodes that were made since the space started, and says what they listen to now. One that a process has
+    /// which is there ends here: it is that process's.
     async fn claim_changes(self: &Arc<Self>, space: &Arc<SpaceInner>) -> Result<()> {
         let Some(owners) = &self.owners else { return Ok(()) };
         loop {
-            let (batch, others) = owners.claims(space)?;
-            if let Some(node) = others.values().flatten().next() {
-                let what = format!("node `{node}` is not this process's: another one on the same log has it");
-                space.problem(Error::misuse(what));
+            let (mut batch, others) = owners.claims(space)?;
+            let alive = self.alive(&others).await?;
+            if are_there(space, &alive)? {
+                let nodes = others.values().flatten().filter_map(|name| space.find(name));
+                nodes.for_each(|node| {
+                    space.remove(&node);
+                    node.close();
+                    let what = format!(
+                        "node `{}` belongs to another process on the same log; name it anew",
+                        node.name
+                    );
+                    space.problem(Error::misuse(what));
+                });
+                continue;
             }
+            batch.documents.extend(alive.iter().map(by_hand::deletion));
             if batch.documents.is_empty() {
                 return Ok(());
             }
@@ -445,7 +520,7 @@ impl Durable {
     ) -> Result<()> {
         let mut taken = Vec::new();
         for document in kept.into_iter().filter(|document| document.content.is_some()) {
-            match accept::taken_in(space, &document) {
+            match accept::out_of_inbox(space, &document) {
                 Ok(accept::TakenIn { batch, flows, event }) => {
                     flows.iter().for_each(|flow| self.begun(flow));
                     taken.push((self.commits.push(batch), flows, event));
@@ -502,14 +577,11 @@ impl Owners {
             let Some(last) = page.last() else { break };
             after = Some(Arc::clone(&last.key));
             for document in &page {
-                let Some(content) = &document.content else { continue };
-                let owner: StoredOwner = happen_core::state::decode_document(content.version, &content.bytes)
-                    .map_err(|error| error.context(format!("document `{}`", document.key)))?;
+                let Some(owner) = StoredOwner::of(document)? else { continue };
                 let node: Arc<str> = name_of(&document.key, OWNERS).as_ref().into();
-                // A pattern of a later version is one that nothing here can match.
-                let handles = owner.handles.iter().filter_map(|text| Pattern::parse(text).ok()).collect();
+                let handles = owner.handles.iter().map(StoredPattern::to_pattern).collect();
                 let process = owner.process.into();
-                let owner = Owner { process, revision: document.revision, handles, texts: owner.handles };
+                let owner = Owner { process, revision: document.revision, handles, stored: owner.handles };
                 nodes.insert(node, owner);
             }
         }
@@ -531,7 +603,10 @@ impl Owners {
         let mut others = Others::new();
         let mut nodes = durable_nodes(space).peekable();
         if !known.is_there && nodes.peek().is_some() {
-            let content = Some(Content { name: "process".into(), version: 1, bytes: Arc::default() });
+            let member = space.link.get().map_or_else(String::new, |linked| linked.link.name().to_owned());
+            let bytes = happen_core::state::encode(&StoredProcess { member })?.into();
+            let (name, version) = (StoredProcess::NAME.into(), StoredProcess::VERSION);
+            let content = Some(Content { name, version, bytes });
             batch.documents.push(Write {
                 key: Arc::clone(&self.process),
                 revision: 1,
@@ -542,15 +617,16 @@ impl Owners {
         }
         let mut changes = Vec::new();
         for node in nodes {
-            let mut handles: Vec<String> =
-                node.table.load().entries.iter().map(|entry| entry.pattern.to_string()).collect();
+            let table = node.table.load();
+            let mut handles: Vec<_> =
+                table.entries.iter().map(|entry| StoredPattern::of(&entry.pattern)).collect();
             handles.sort_unstable();
             handles.dedup();
             let before = known.nodes.get(&node.name);
             if let Some(owner) = before {
                 if owner.process != self.process {
                     others.entry(Arc::clone(&owner.process)).or_default().push(Arc::clone(&node.name));
-                } else if owner.texts == handles {
+                } else if owner.stored == handles {
                     continue;
                 }
             }
@@ -576,6 +652,25 @@ impl Owners {
         }
         Ok((batch, others))
     }
+}
+
+/// Whether one of the processes that these documents stand for is heard beyond the link.
+///
+/// # Errors
+///
+/// When a document cannot be read.
+fn are_there(space: &SpaceInner, processes: &[Document]) -> Result<bool> {
+    let (Some(linked), false) = (space.link.get(), processes.is_empty()) else { return Ok(false) };
+    let peers = linked.link.peers();
+    for document in processes {
+        let Some(content) = &document.content else { continue };
+        let process: StoredProcess = happen_core::state::decode_document(content.version, &content.bytes)
+            .map_err(|error| error.context(format!("document `{}`", document.key)))?;
+        if peers.iter().any(|peer| peer.name == process.member) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The durable nodes of a space, in the order of their names.

@@ -283,6 +283,10 @@ async fn outcome_in_log(durable: &Durable, event: happen_core::EventId, node: &s
                 StepOutcome::End => Ok(None),
                 _ => continue,
             };
+            // The node did not take it.
+            if step.flow.registration.is_empty() {
+                return Ok(outcome);
+            }
             if let Some(part) = parts.remove(&*step.flow.registration) {
                 part.send(outcome);
             }

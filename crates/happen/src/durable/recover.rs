@@ -391,11 +391,15 @@ impl Durable {
             let page = self.store.list(list).await?;
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(Arc::clone(&last.key));
+            let mut tickets = Vec::new();
             for document in page.iter().filter(|document| !self.is_of_another(&document.key, INBOX)) {
-                match accept::taken_in(space, document) {
-                    Ok(taken) => drop(self.commits.commit(taken.batch).await?),
+                match accept::out_of_inbox(space, document) {
+                    Ok(taken) => tickets.push(self.commits.push(taken.batch)),
                     Err(error) => space.problem(accept::not_taken_in(error, document)),
                 }
+            }
+            for ticket in tickets {
+                self.commits.settle(ticket).await?;
             }
         }
     }

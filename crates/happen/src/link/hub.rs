@@ -118,6 +118,10 @@ impl Default for Hub {
 }
 
 impl Link for HubLink {
+    fn name(&self) -> &str {
+        &self.member.name
+    }
+
     fn attach(&self, inbound: Arc<dyn Inbound>) -> BoxFuture<'_, Result<()>> {
         Box::pin(std::future::ready(self.attach_now(inbound)))
     }
