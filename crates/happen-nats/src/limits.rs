@@ -62,6 +62,10 @@ pub const READER_KEPT_MS: u64 = 60_000;
 /// A message of a process that is forgotten has no effect, so no message may be on its way for so long.
 pub const WRITER_AGE_MS: u64 = 7 * 24 * 3_600_000;
 
+/// After which time in milliseconds a process that wrote nothing takes another name as a writer: half of the time after
+/// which it may be forgotten.
+pub const WRITER_REST_MS: u64 = WRITER_AGE_MS / 2;
+
 /// After how many messages of the log it is looked whose writers are to be forgotten.
 pub const WRITER_LOOK_MESSAGES: u64 = 1_024;
 

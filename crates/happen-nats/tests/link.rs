@@ -32,6 +32,9 @@ mod kept {
     }
 
     impl<S: Send + Sync + 'static> Link for Kept<S> {
+        fn name(&self) -> &str {
+            self.link.name()
+        }
         fn attach(&self, inbound: Arc<dyn Inbound>) -> BoxFuture<'_, Result<()>> {
             self.link.attach(inbound)
         }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_nats::Client;
 use async_nats::jetstream::stream;
 use happen::env::RealEnv;
-use happen_core::env::Env;
+use happen_core::env::{BoxFuture, BoxWork, CoarseClock, Env};
 use happen_core::store::{
     Batch, Condition, Content, NewRecord, Past, Position, Prune, Read, Record, Replaced, Select, Start,
     Store, Tag, Write,
@@ -112,7 +112,8 @@ async fn several_processes_write_one_log_and_none_loses_anything() {
     });
     let conflicts: u64 = futures_util::future::join_all(adding).await.into_iter().sum();
     assert!(conflicts > 0, "twelve that write the same document at once were never in each other's way");
-    assert_eq!(add(&stores[1], "shared").await, 0);
+    // A copy may be a moment behind what others were told; a conflict tells where the log is.
+    assert!(add(&stores[1], "shared").await <= 1);
     let last = stores[1].documents(vec!["shared".into()]).await.unwrap().remove(0).unwrap();
     assert_eq!(last.revision, 301);
     assert_eq!(last.content.unwrap().bytes.as_ref(), 301_u64.to_le_bytes());
@@ -574,4 +575,64 @@ async fn a_copy_that_is_none_is_told() {
     }
     objects.delete("copy").await.unwrap();
     open(&server.url()).await.close().await;
+}
+
+/// Time that a test can let pass.
+#[derive(Debug)]
+struct Later(RealEnv, AtomicU64);
+
+impl Env for Later {
+    fn unix_ms(&self) -> u64 {
+        self.0.unix_ms()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.monotonic() + Duration::from_millis(self.1.load(Ordering::SeqCst))
+    }
+
+    fn clock(&self) -> &Arc<CoarseClock> {
+        self.0.clock()
+    }
+
+    fn fill_random(&self, bytes: &mut [u8]) {
+        self.0.fill_random(bytes);
+    }
+
+    fn spawn(&self, task: BoxFuture<'static, ()>) {
+        self.0.spawn(task);
+    }
+
+    fn spawn_blocking(&self, work: BoxWork) {
+        self.0.spawn_blocking(work);
+    }
+
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
+        self.0.sleep(time)
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_rested_for_long_is_another_writer() {
+    let server = NatsServer::start();
+    let later = Arc::new(Later(RealEnv::new(), AtomicU64::new(0)));
+    let options = NatsStoreOptions::new(SPACE, Arc::clone(&later) as Arc<dyn Env>);
+    let store = NatsStore::open(client(&server.url()).await, options).await.unwrap();
+    let context = async_nats::jetstream::new(client(&server.url()).await);
+    let mut writers = BTreeSet::new();
+    // Short of the limit it stays who it is, and at it it is somebody else, as often as it rests.
+    for (sequence, (rest, expected)) in (1..).zip([
+        (0, 1),
+        (limits::WRITER_REST_MS - 60_000, 1),
+        (limits::WRITER_REST_MS, 2),
+        (0, 2),
+        (limits::WRITER_REST_MS, 3),
+    ]) {
+        later.1.fetch_add(rest, Ordering::SeqCst);
+        assert!(store.commit(vec![one("a", "1")]).await.remove(0).is_ok());
+        let stream = context.get_stream(format!("happen_{SPACE}")).await.unwrap();
+        let message = stream.get_raw_message(sequence).await.unwrap().payload;
+        writers.insert(message[4..20].to_vec());
+        assert_eq!(writers.len(), expected, "message {sequence}");
+    }
+    assert_eq!(all(&store).await.len(), 5);
 }

@@ -14,6 +14,7 @@ use happen_core::{Error, ErrorKind, Result};
 use tokio::sync::watch;
 
 use super::entry::{Digest, Standing};
+use super::message::WriterId;
 use super::snapshot::{Header, Snapshots};
 use crate::limits;
 
@@ -26,6 +27,8 @@ pub(crate) struct Copy {
     /// Why nothing more is taken.
     failure: Mutex<Option<Error>>,
     failed: watch::Sender<bool>,
+    /// Who this process is as a writer.
+    own: Mutex<WriterId>,
     /// Messages that were left out because they are none of this log.
     refused: AtomicU64,
     _folder: tempfile::TempDir,
@@ -47,9 +50,12 @@ impl Copy {
     pub(crate) async fn new(env: Arc<dyn Env>, snapshots: &Snapshots) -> Result<(Self, Header)> {
         let folder = temporary()?;
         let header = snapshots.load(&folder.path().join(DATABASE)).await?.unwrap_or_default();
+        let mut own: WriterId = Default::default();
+        env.fill_random(&mut own);
         let store = SqliteStore::open(folder.path(), SqliteOptions::new(env).unsynced()).await?;
         let copy = Self {
             store,
+            own: Mutex::new(own),
             reached: watch::Sender::new(header.sequence),
             standings: Mutex::new(Standings {
                 last: header.standing,
@@ -61,6 +67,16 @@ impl Copy {
             _folder: folder,
         };
         Ok((copy, header))
+    }
+
+    /// Who this process is as a writer.
+    pub(crate) fn own(&self) -> WriterId {
+        *lock(&self.own)
+    }
+
+    /// Makes this process another writer. Nothing that it wrote may be on its way.
+    pub(crate) fn begin_anew(&self, own: WriterId) {
+        *lock(&self.own) = own;
     }
 
     /// Writes the copy as it is into a new folder. Nothing may be taken meanwhile.

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 use super::copy::{Copy, check_pruned, outcome_of};
 use super::entry::{Entry, Standing};
-use super::message::{Arrived, Message, WriterId, Writers};
+use super::message::{Arrived, Message, Writers};
 use super::snapshot::{Header, Snapshots};
 use crate::limits;
 
@@ -39,8 +39,6 @@ pub(crate) struct Follower {
     pub(crate) env: Arc<dyn Env>,
     pub(crate) client: async_nats::Client,
     pub(crate) stream: Stream,
-    /// Who this process is as a writer.
-    pub(crate) own: WriterId,
     pub(crate) news: mpsc::Sender<News>,
     /// Asks to read anew, because the server seems to have forgotten the reader.
     pub(crate) anew: Arc<Notify>,
@@ -263,7 +261,7 @@ impl Follower {
                 return Ok(None);
             }
         };
-        let own = (message.writer == self.own).then_some(message.number);
+        let own = (message.writer == self.copy.own()).then_some(message.number);
         // Whoever writes the message at which a copy is due keeps it.
         self.keeps_copy |= self.writers.is_copy_due(bytes.len(), self.copy_after) && own.is_some();
         let whole = match self.writers.take(&message, at_unix_ms) {

@@ -32,7 +32,7 @@ pub use self::about::LogInfo;
 use self::copy::Copy;
 use self::entry::{BatchBytes, Entry};
 use self::follower::Follower;
-use self::message::{Message, WriterId};
+use self::message::Message;
 use self::snapshot::{Header, Snapshots};
 use self::writer::{Call, Sending, Writer, closed};
 use crate::limits;
@@ -213,8 +213,6 @@ impl NatsStore {
         let server = Box::new(Server { stream: stream.clone(), snapshots: snapshots.clone() });
         let (copy, Header { sequence, writers, .. }) = Copy::new(Arc::clone(&env), &snapshots).await?;
         let copy = Arc::new(copy);
-        let mut own: WriterId = Default::default();
-        env.fill_random(&mut own);
         let (calls, waiting) = mpsc::channel(limits::LOG_CALLS_MAX);
         let (tell, news) = mpsc::channel(limits::LOG_FLIGHTS_MAX);
         let (trouble, troubled) = watch::channel(None);
@@ -226,7 +224,6 @@ impl NatsStore {
             env: Arc::clone(&env),
             client,
             stream,
-            own,
             news: tell,
             anew: Arc::clone(&anew),
             closed,
@@ -242,7 +239,6 @@ impl NatsStore {
             env: Arc::clone(&env),
             context,
             subject: stream::subject(&options)?,
-            own,
             calls: waiting,
             news,
             anew,

@@ -37,7 +37,6 @@ pub(crate) struct Writer {
     pub(crate) env: Arc<dyn Env>,
     pub(crate) context: Context,
     pub(crate) subject: String,
-    pub(crate) own: WriterId,
     pub(crate) calls: mpsc::Receiver<Call>,
     pub(crate) news: mpsc::Receiver<News>,
     pub(crate) anew: Arc<Notify>,
@@ -61,6 +60,8 @@ pub(crate) struct Sending {
     next: Option<Call>,
     /// How long to wait before all is sent again.
     wait_ms: u64,
+    /// When something was sent last, of the environment's monotonic time.
+    sent_at: Duration,
     /// How often it was looked while the first entry was acknowledged and did not come.
     silent: u32,
 }
@@ -108,7 +109,7 @@ enum Event {
 }
 
 impl Writer {
-    /// Sends until nobody can ask any more and all is answered, or until the copy failed.
+    /// Sends until nobody can ask any more and nobody waits, or until the copy failed.
     pub(crate) async fn run(mut self) {
         let mut failed = self.copy.failed();
         let mut is_open = true;
@@ -116,7 +117,8 @@ impl Writer {
         let mut look: Option<BoxFuture<'static, ()>> = None;
         let mut again: Option<BoxFuture<'static, ()>> = None;
         self.state.connects = self.connects();
-        while is_open || !self.state.flights.is_empty() || self.state.next.is_some() {
+        self.state.sent_at = self.env.monotonic();
+        while is_open || self.is_awaited() || self.state.next.is_some() {
             if self.state.flights.is_empty() {
                 look = None;
             } else if look.is_none() {
@@ -164,6 +166,14 @@ impl Writer {
         self.end();
     }
 
+    /// Whether somebody waits for what is on its way.
+    fn is_awaited(&self) -> bool {
+        self.state.flights.iter().any(|flight| match &flight.asked {
+            Asked::Commit(asked) => asked.iter().any(|(_, answer)| !answer.is_closed()),
+            Asked::Prune(answer) => !answer.is_closed(),
+        })
+    }
+
     /// Takes a call, and others that wait, into an entry and sends it.
     async fn send(&mut self, call: Call) {
         let standing = self.copy.standing();
@@ -194,6 +204,8 @@ impl Writer {
                 (entry.finish(), Asked::Commit(asked))
             }
         };
+        self.begin_anew_after_a_rest();
+        let own = self.copy.own();
         let room =
             self.context.client().max_payload().clamp(HEADER_BYTES * 2, PAYLOAD_BYTES_MAX) - HEADER_BYTES;
         let mut parts = entry.chunks(room).peekable();
@@ -201,7 +213,7 @@ impl Writer {
         while let Some(body) = parts.next() {
             self.state.number += 1;
             let message =
-                Message { writer: self.own, number: self.state.number, more: parts.peek().is_some(), body };
+                Message { writer: own, number: self.state.number, more: parts.peek().is_some(), body };
             messages.push(Bytes::from(message.encode()));
         }
         let number = self.state.number;
@@ -216,6 +228,20 @@ impl Writer {
             acknowledged: false,
             came: Came::NotYet,
         });
+    }
+
+    /// Takes another name as a writer when this process has not written for long: the log may have forgotten it, and then
+    /// takes nothing from it but a first message.
+    fn begin_anew_after_a_rest(&mut self) {
+        let now = self.env.monotonic();
+        let rested = now.saturating_sub(self.state.sent_at);
+        self.state.sent_at = now;
+        if self.state.flights.is_empty() && rested >= Duration::from_millis(limits::WRITER_REST_MS) {
+            let mut own: WriterId = Default::default();
+            self.env.fill_random(&mut own);
+            self.copy.begin_anew(own);
+            self.state.number = 0;
+        }
     }
 
     /// Sends the messages of an entry whose last one has this number.

@@ -272,8 +272,8 @@ fn taken_in(space: &Arc<SpaceInner>, kept: &Document) -> Result<TakenIn> {
     Ok(TakenIn { batch: Batch { records, documents, conditions: Vec::new() }, flows, event })
 }
 
-/// The batch by which an event leaves the inbox of a node: it begins its flows, or the node does not want it after all. What
-/// was broadcast to a node that does not listen any more just leaves; who asked a node that does not take it is told.
+/// The batch by which an event leaves the inbox of a node: it begins its flows, or the node does not want it after all.
+/// What was broadcast to a node that does not listen any more just leaves; who asked a node that does not take it is told.
 ///
 /// # Errors
 ///
