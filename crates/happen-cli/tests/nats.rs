@@ -7,7 +7,6 @@ use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
-use std::time::Duration;
 
 use happen::{Context, Error, Event, Space, secs};
 use happen_nats::Connect;
@@ -141,11 +140,10 @@ impl Shop {
 
     #[track_caller]
     fn until(&self, mut holds: impl FnMut() -> bool) {
-        for _ in 0..100 {
+        for _ in 0..1000 {
             if holds() {
                 return;
             }
-            thread::sleep(Duration::from_millis(100));
         }
         panic!("this takes too long: {}", self.text(&["ps"]));
     }

@@ -577,45 +577,54 @@ async fn a_copy_that_is_none_is_told() {
     open(&server.url()).await.close().await;
 }
 
-/// Time that a test can let pass.
-#[derive(Debug)]
-struct Later(RealEnv, AtomicU64);
+/// Surroundings in which a test can let time pass, and see whether tasks have ended.
+#[derive(Debug, Default)]
+struct Watched {
+    real: RealEnv,
+    passed_ms: AtomicU64,
+    tasks: Arc<AtomicU64>,
+}
 
-impl Env for Later {
+impl Env for Watched {
     fn unix_ms(&self) -> u64 {
-        self.0.unix_ms()
+        self.real.unix_ms()
     }
 
     fn monotonic(&self) -> Duration {
-        self.0.monotonic() + Duration::from_millis(self.1.load(Ordering::SeqCst))
+        self.real.monotonic() + Duration::from_millis(self.passed_ms.load(Ordering::SeqCst))
     }
 
     fn clock(&self) -> &Arc<CoarseClock> {
-        self.0.clock()
+        self.real.clock()
     }
 
     fn fill_random(&self, bytes: &mut [u8]) {
-        self.0.fill_random(bytes);
+        self.real.fill_random(bytes);
     }
 
     fn spawn(&self, task: BoxFuture<'static, ()>) {
-        self.0.spawn(task);
+        let tasks = Arc::clone(&self.tasks);
+        tasks.fetch_add(1, Ordering::SeqCst);
+        self.real.spawn(Box::pin(async move {
+            task.await;
+            tasks.fetch_sub(1, Ordering::SeqCst);
+        }));
     }
 
     fn spawn_blocking(&self, work: BoxWork) {
-        self.0.spawn_blocking(work);
+        self.real.spawn_blocking(work);
     }
 
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
-        self.0.sleep(time)
+        self.real.sleep(time)
     }
 }
 
 #[tokio::test]
 async fn a_process_that_rested_for_long_is_another_writer() {
     let server = NatsServer::start();
-    let later = Arc::new(Later(RealEnv::new(), AtomicU64::new(0)));
-    let options = NatsStoreOptions::new(SPACE, Arc::clone(&later) as Arc<dyn Env>);
+    let watched = Arc::new(Watched::default());
+    let options = NatsStoreOptions::new(SPACE, Arc::clone(&watched) as Arc<dyn Env>);
     let store = NatsStore::open(client(&server.url()).await, options).await.unwrap();
     let context = async_nats::jetstream::new(client(&server.url()).await);
     let mut writers = BTreeSet::new();
@@ -627,7 +636,7 @@ async fn a_process_that_rested_for_long_is_another_writer() {
         (0, 2),
         (limits::WRITER_REST_MS, 3),
     ]) {
-        later.1.fetch_add(rest, Ordering::SeqCst);
+        watched.passed_ms.fetch_add(rest, Ordering::SeqCst);
         assert!(store.commit(vec![one("a", "1")]).await.remove(0).is_ok());
         let stream = context.get_stream(format!("happen_{SPACE}")).await.unwrap();
         let message = stream.get_raw_message(sequence).await.unwrap().payload;
@@ -635,4 +644,19 @@ async fn a_process_that_rested_for_long_is_another_writer() {
         assert_eq!(writers.len(), expected, "message {sequence}");
     }
     assert_eq!(all(&store).await.len(), 5);
+}
+
+#[tokio::test]
+async fn a_store_that_nobody_has_any_more_ends_without_a_server() {
+    let mut server = NatsServer::start();
+    let watched = Arc::new(Watched::default());
+    let options = NatsStoreOptions::new(SPACE, Arc::clone(&watched) as Arc<dyn Env>);
+    let options = options.commit_wait(Duration::from_millis(100));
+    let store = NatsStore::open(client(&server.url()).await, options).await.unwrap();
+    server.kill();
+    assert!(store.commit(vec![one("a", "1")]).await.remove(0).is_err());
+    assert!(watched.tasks.load(Ordering::SeqCst) > 0);
+    drop(store);
+    happen_testing::link::until(&env(), "its tasks have ended", || watched.tasks.load(Ordering::SeqCst) == 0)
+        .await;
 }

@@ -7,9 +7,11 @@ use std::sync::{Arc, Mutex};
 use std::task::{self, Poll};
 use std::time::Duration;
 
+use happen::env::RealEnv;
 use happen::identity::{
     Distrust, Identity, KeyKind, PublicKey, Seed, Signature, Signer, TrustStore, Trusted, Verifier,
 };
+use happen::store::MemoryStore;
 use happen::{Config, Context, ErrorKind, Event, EventId, Hub, Link, Space, limits, secs};
 use happen_core::codec::{
     Addressee, CauseLink, SealTree, WireEvent, WireParcel, WireSeal, WireUser, encode_batch_into, seal_leaf,
@@ -933,9 +935,10 @@ fn trusted_keys_come_from_a_file_and_a_bad_one_changes_nothing() {
 
 #[tokio::test]
 async fn a_durable_node_keeps_the_refusals() {
-    let folder = tempfile::tempdir().unwrap();
     let hub = Hub::new();
-    let space = Space::open(folder.path()).await.unwrap();
+    let env = Arc::new(RealEnv::new());
+    let store = Arc::new(MemoryStore::new(Arc::clone(&env) as Arc<dyn Env>));
+    let space = Space::with_store(Config::default(), env, store).unwrap();
     space.join(hub.link("bank")).unwrap();
     space.identity(Identity::new(key(BANK)).trust(&trust())).unwrap();
     let kept = Arc::new(Mutex::new(Vec::new()));
