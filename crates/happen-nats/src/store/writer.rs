@@ -112,13 +112,17 @@ impl Writer {
     /// Sends until nobody can ask any more and nobody waits, or until the copy failed.
     pub(crate) async fn run(mut self) {
         let mut failed = self.copy.failed();
-        let mut is_open = true;
         // When to look whether all is well, and when to send all again.
         let mut look: Option<BoxFuture<'static, ()>> = None;
         let mut again: Option<BoxFuture<'static, ()>> = None;
         self.state.connects = self.connects();
         self.state.sent_at = self.env.monotonic();
-        while is_open || self.is_awaited() || self.state.next.is_some() {
+        loop {
+            // Looked up, not only told by the queue: it is not asked for calls while all has to be sent again.
+            let is_open = !self.calls.is_closed() || !self.calls.is_empty();
+            if !is_open && !self.is_awaited() && self.state.next.is_none() {
+                break;
+            }
             if self.state.flights.is_empty() {
                 look = None;
             } else if look.is_none() {
@@ -144,7 +148,8 @@ impl Writer {
                 Event::News(Some(News::Missing)) if again.is_none() => again = Some(self.soon(0)),
                 Event::News(Some(news)) => self.came(news),
                 Event::Call(Some(call)) => self.send(call).await,
-                Event::Call(None) => is_open = false,
+                // The last one is gone who could call.
+                Event::Call(None) => {}
                 Event::Acknowledged(acknowledged) => {
                     if let Some(why_not) = self.acknowledged(acknowledged) {
                         self.trouble.send_replace(Some(why_not));
