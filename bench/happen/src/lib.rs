@@ -6,17 +6,18 @@
 
 use std::hint::black_box;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bench_common::{BROADCASTS, BURST, CALLERS, LATCHES, LISTENERS, Last, MANY_NODES, SLEEP, suspend_once};
 use happen::raw::RawPayload;
-use happen::{Context, Dynamic, Event, Moment, Node, RawEvent, Result, Space, Step, done, next};
+use happen::{Context, Dynamic, Event, Hub, Moment, Node, RawEvent, Result, Space, Step, done, next};
 use serde::{Deserialize, Serialize};
 
 /// An operation: its name, how often to run it for one measurement, and how many operations one run is.
 pub type Operation = (&'static str, u64, u64);
 
 /// What runs on one thread.
-pub const ON_ONE_THREAD: [Operation; 19] = [
+pub const ON_ONE_THREAD: [Operation; 20] = [
     ("ask", 500_000, 1),
     ("ask-async", 500_000, 1),
     ("ask-steps", 200_000, 1),
@@ -27,6 +28,7 @@ pub const ON_ONE_THREAD: [Operation; 19] = [
     ("ask-suspends", 100_000, 1),
     ("send-suspends", 100, BURST),
     ("broadcast", 300, BURST),
+    ("away", 100, BURST),
     ("zero", 200_000, 1),
     ("zero-typed", 100_000, 1),
     ("decode", 200_000, 1),
@@ -75,6 +77,9 @@ struct Wide {
     count: u64,
     samples: [f64; 16],
 }
+
+/// What is sent to another space: a payload of this many bytes.
+const TEXT_BYTES: usize = 200;
 
 #[derive(happen::State, Default, Clone, Serialize, Deserialize)]
 struct Total {
@@ -141,6 +146,10 @@ pub struct World {
     one_pattern: Node,
     many_patterns: Node,
     hooked: Space,
+    /// The one that sends, and the one that it sends to.
+    away: [Space; 2],
+    arrived: Arc<AtomicU64>,
+    text: String,
     beside_hooked: Node,
     wide: Vec<u8>,
 }
@@ -213,6 +222,21 @@ impl World {
         beside_hooked.on("add", plain).check()?;
         hooked.start().await?;
 
+        // What is sent to a node of another space leaves as bytes, by a link in this process.
+        let hub = Hub::new();
+        let [away, elsewhere] = ["away", "elsewhere"].map(|name| (Space::memory(), hub.link(name)));
+        let arrived = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&arrived);
+        let far = elsewhere.0.node("far");
+        far.on("string", move |_: &Event<String>, _: &Context| {
+            count.fetch_add(1, Ordering::Relaxed);
+        })
+        .check()?;
+        for (space, link) in [&away, &elsewhere] {
+            space.join(Arc::clone(link) as _)?;
+            space.start().await?;
+        }
+
         let wide = Wide { sensor: 7, celsius: 21.0, count: 16, samples: [20.5; 16] };
         let wide = rmp_serde::to_vec_named(&wide).map_err(|error| happen::Error::msg(error.to_string()))?;
         assert!((180..=220).contains(&wide.len()), "the wide event has {} bytes", wide.len());
@@ -229,6 +253,9 @@ impl World {
             one_pattern,
             many_patterns,
             hooked,
+            away: [away.0, elsewhere.0],
+            arrived,
+            text: "a".repeat(TEXT_BYTES),
             beside_hooked,
             wide,
             space,
@@ -246,6 +273,7 @@ impl World {
             "ask-id" => self.asks_by_id(count).await,
             "hooks-off" => self.asks_beside_hooked(count).await,
             "send" => self.sends(count).await,
+            "away" => self.sends_away(count).await,
             "send-suspends" => self.sends_suspending(count).await,
             "broadcast" => self.broadcasts(count * BROADCASTS),
             "publish-many" => self.publishes(count),
@@ -293,6 +321,20 @@ impl World {
     async fn sends(&self, bursts: u64) -> Result<()> {
         for number in 0..bursts * BURST {
             black_box(self.space.send(&self.plain, Add { number: black_box(number) }).await?);
+        }
+        Ok(())
+    }
+
+    /// A burst leaves, and is waited for where it arrives.
+    async fn sends_away(&self, bursts: u64) -> Result<()> {
+        for _ in 0..bursts {
+            let until = self.arrived.load(Ordering::Relaxed) + BURST;
+            for _ in 0..BURST {
+                self.away[0].send("far", self.text.clone()).forget();
+            }
+            while self.arrived.load(Ordering::Relaxed) < until {
+                tokio::task::yield_now().await;
+            }
         }
         Ok(())
     }

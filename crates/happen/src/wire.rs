@@ -31,50 +31,64 @@ impl SpaceInner {
         event: &dyn ErasedEvent,
         causes: impl Fn(&dyn ErasedEvent) -> Result<Vec<Cause>>,
     ) -> Result<Framed> {
-        self.framed_for(event, None, causes)
+        let mut hashes = Vec::with_capacity(event.len());
+        let frame = self.frame_for(event, None, causes, |id, hash| hashes.push((id, hash)))?;
+        Ok(Framed { frame, hashes })
     }
 
-    /// The same for another purpose than the one that it was sent for.
+    /// The same for another purpose than the one that it was sent for; whoever needs the hashes is told them.
     ///
     /// # Errors
     ///
     /// As [`SpaceInner::framed`].
-    pub(crate) fn framed_for(
+    pub(crate) fn frame_for(
         &self,
         event: &dyn ErasedEvent,
         purpose: Option<Purpose>,
         causes: impl Fn(&dyn ErasedEvent) -> Result<Vec<Cause>>,
-    ) -> Result<Framed> {
+        mut hashed: impl FnMut(EventId, EventHash),
+    ) -> Result<Vec<u8>> {
         let bytes_max = self.config.event_bytes_max;
+        let mut note = |wire: &WireEvent<'_>| {
+            self.hashes.note(wire);
+            wire.hash.into_iter().for_each(|hash| hashed(wire.id, hash));
+        };
         let singles = || (0..event.len()).filter_map(|index| event.single(index));
-        let mut payloads = Vec::with_capacity(event.len());
-        let mut all_causes = Vec::with_capacity(event.len());
-        for single in singles() {
-            let mut payload = Vec::with_capacity(PAYLOAD_BYTES);
-            single.payload().encode(&mut payload)?;
-            payloads.push(payload);
-            all_causes.push(causes(single)?);
+        if let (false, Some(single)) = (event.is_batch(), event.single(0)) {
+            let (payload, causes) = (payload_of(single)?, causes(single)?);
+            let wire = self.wire_of(single, purpose, &payload, &causes)?;
+            let mut frame = Vec::with_capacity(payload.len() + ENVELOPE_BYTES);
+            wire.encode_into(&mut frame, bytes_max)?;
+            note(&wire);
+            return Ok(frame);
         }
-        let mut events = Vec::with_capacity(event.len());
-        for ((single, payload), causes) in singles().zip(&payloads).zip(&all_causes) {
-            let name = |key: NodeKey| {
-                self.name_of(key).map_or(Cow::Borrowed(""), |name| Cow::Owned(name.to_string()))
-            };
-            let mut wire = WireEvent::from_envelope(single.envelope(), payload, name)?;
-            set_causes(&mut wire, causes);
-            wire.purpose = purpose.unwrap_or(wire.purpose);
-            wire.hash = Some(hash_event(&wire));
-            events.push(wire);
-        }
-        let payload_bytes: usize = payloads.iter().map(Vec::len).sum();
-        let mut frame = Vec::with_capacity(payload_bytes + events.len() * ENVELOPE_BYTES);
-        match &events[..] {
-            [one] if !event.is_batch() => one.encode_into(&mut frame, bytes_max)?,
-            many => codec::encode_batch_into(many, &mut frame, bytes_max)?,
-        }
-        let hashed = events.iter().inspect(|wire| self.hashes.note(wire));
-        let hashes = hashed.filter_map(|wire| Some((wire.id, wire.hash?))).collect();
-        Ok(Framed { frame, hashes })
+        let parts: Vec<_> =
+            singles().map(|single| Ok((payload_of(single)?, causes(single)?))).collect::<Result<_>>()?;
+        let wires = singles().zip(&parts);
+        let wires: Vec<_> = wires
+            .map(|(single, (payload, causes))| self.wire_of(single, purpose, payload, causes))
+            .collect::<Result<_>>()?;
+        let bytes: usize = parts.iter().map(|(payload, _)| payload.len() + ENVELOPE_BYTES).sum();
+        let mut frame = Vec::with_capacity(bytes);
+        codec::encode_batch_into(&wires, &mut frame, bytes_max)?;
+        wires.iter().for_each(note);
+        Ok(frame)
+    }
+
+    fn wire_of<'a>(
+        &self,
+        event: &'a dyn ErasedEvent,
+        purpose: Option<Purpose>,
+        payload: &'a [u8],
+        causes: &'a [Cause],
+    ) -> Result<WireEvent<'a>> {
+        let name =
+            |key: NodeKey| self.name_of(key).map_or(Cow::Borrowed(""), |name| Cow::Owned(name.to_string()));
+        let mut wire = WireEvent::from_envelope(event.envelope(), payload, name)?;
+        set_causes(&mut wire, causes);
+        wire.purpose = purpose.unwrap_or(wire.purpose);
+        wire.hash = Some(hash_event(&wire));
+        Ok(wire)
     }
 
     /// The event or the batch in a parcel. Payloads stay bytes until somebody asks for more.
@@ -97,6 +111,12 @@ impl SpaceInner {
         let envelope = event.to_envelope(event_type.clone(), |name| self.key_of(name))?;
         Ok(Event::from_parts(envelope, Dynamic::from_bytes(event_type, event.payload.into())))
     }
+}
+
+fn payload_of(event: &dyn ErasedEvent) -> Result<Vec<u8>> {
+    let mut payload = Vec::with_capacity(PAYLOAD_BYTES);
+    event.payload().encode(&mut payload)?;
+    Ok(payload)
 }
 
 #[cold]

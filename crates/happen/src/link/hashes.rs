@@ -2,8 +2,8 @@
 //! effect tell the hash of its cause.
 
 use std::borrow::Cow;
-use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use happen_core::codec::{CauseLink, WireEvent};
 use happen_core::hash::{EventHash, HashMismatch, hash_event};
@@ -19,17 +19,42 @@ use crate::wire::Framed;
 #[derive(Debug, Default)]
 pub(crate) struct Hashes(Mutex<Noted>);
 
+/// Written one behind the other, and around: what is new replaces what is oldest, and nothing is moved or freed.
 #[derive(Debug, Default)]
 struct Noted {
-    by_event: HashMap<EventId, Arc<Hashed>>,
-    oldest_first: VecDeque<EventId>,
+    by_event: HashMap<EventId, u32>,
+    hashed: Vec<Hashed>,
+    /// Where the oldest stands once all places are taken.
+    oldest: usize,
 }
 
 /// A hash, and what it was computed over beside the event itself.
 #[derive(Debug)]
 struct Hashed {
+    event: EventId,
     hash: EventHash,
-    causes: Vec<Cause>,
+    causes: Box<[Cause]>,
+}
+
+impl Noted {
+    fn of(&self, event: EventId) -> Option<&Hashed> {
+        self.hashed.get(*self.by_event.get(&event)? as usize)
+    }
+
+    fn note(&mut self, hashed: Hashed) {
+        let place = if self.hashed.len() < limits::LINK_HASHES_MAX { self.hashed.len() } else { self.oldest };
+        match self.by_event.entry(hashed.event) {
+            Entry::Occupied(_) => return,
+            Entry::Vacant(vacant) => vacant.insert(place as u32),
+        };
+        match self.hashed.get_mut(place) {
+            Some(oldest) => {
+                self.by_event.remove(&std::mem::replace(oldest, hashed).event);
+                self.oldest = (place + 1) % limits::LINK_HASHES_MAX;
+            }
+            None => self.hashed.push(hashed),
+        }
+    }
 }
 
 /// A cause as the hash of its effect covers it.
@@ -61,11 +86,11 @@ impl Cause {
 
 impl Hashes {
     pub(crate) fn of(&self, event: EventId) -> Option<EventHash> {
-        lock(&self.0).by_event.get(&event).map(|hashed| hashed.hash)
+        lock(&self.0).of(event).map(|hashed| hashed.hash)
     }
 
-    fn whole(&self, event: EventId) -> Option<Arc<Hashed>> {
-        lock(&self.0).by_event.get(&event).cloned()
+    fn causes(&self, event: EventId) -> Option<Vec<Cause>> {
+        lock(&self.0).of(event).map(|hashed| hashed.causes.to_vec())
     }
 
     /// A cause as an effect tells of it: by its hash where that is known, by its type where it stayed here.
@@ -81,17 +106,7 @@ impl Hashes {
     pub(crate) fn note(&self, event: &WireEvent<'_>) {
         let Some(hash) = event.hash else { return };
         let causes = event.causes().map(Cause::of).collect();
-        let mut noted = lock(&self.0);
-        if noted.by_event.contains_key(&event.id) {
-            return;
-        }
-        if noted.oldest_first.len() >= limits::LINK_HASHES_MAX
-            && let Some(oldest) = noted.oldest_first.pop_front()
-        {
-            noted.by_event.remove(&oldest);
-        }
-        noted.oldest_first.push_back(event.id);
-        noted.by_event.insert(event.id, Arc::new(Hashed { hash, causes }));
+        lock(&self.0).note(Hashed { event: event.id, hash, causes });
     }
 }
 
@@ -165,16 +180,8 @@ impl SpaceInner {
         event.payload().encode(&mut payload)?;
         let name = |key| self.name_of(key).map_or(Cow::Borrowed(""), |name| Cow::Owned(name.to_string()));
         let mut wire = WireEvent::from_envelope(envelope, &payload, name)?;
-        let known = self.hashes.whole(envelope.id);
-        let found;
-        let causes = match &known {
-            Some(known) => &known.causes,
-            None => {
-                found = self.causes_of(event)?;
-                &found
-            }
-        };
-        set_causes(&mut wire, causes);
+        let causes = self.hashes.causes(envelope.id).map_or_else(|| self.causes_of(event), Ok)?;
+        set_causes(&mut wire, &causes);
         let hash = hash_event(&wire);
         if note {
             wire.hash = Some(hash);
@@ -187,8 +194,8 @@ impl SpaceInner {
     pub(crate) fn framed_arrival(&self, event: &dyn ErasedEvent) -> Result<Framed> {
         self.framed(event, |single| {
             let envelope = single.envelope();
-            if let Some(known) = self.hashes.whole(envelope.id) {
-                return Ok(known.causes.clone());
+            if let Some(known) = self.hashes.causes(envelope.id) {
+                return Ok(known);
             }
             // Most such events have no cause. The one of others is the flow that is sending just now, if it is known.
             let causes = envelope.causes().map(|id| {
@@ -258,6 +265,10 @@ mod tests {
         assert_eq!(hashes.of(id(0)), None);
         assert_eq!(hashes.of(id(1)), Some([1; 32].into()));
         assert_eq!(hashes.of(id(u64::MAX)), Some([3; 32].into()));
-        assert_eq!(lock(&hashes.0).by_event.len(), limits::LINK_HASHES_MAX);
+        let noted = lock(&hashes.0);
+        assert_eq!(
+            (noted.by_event.len(), noted.hashed.len()),
+            (limits::LINK_HASHES_MAX, limits::LINK_HASHES_MAX)
+        );
     }
 }

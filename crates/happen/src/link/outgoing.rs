@@ -115,7 +115,7 @@ impl SpaceInner {
         purpose: Option<Purpose>,
     ) -> Result<Vec<u8>> {
         let causes = |single: &dyn ErasedEvent| Ok(self.causes_from(sender, single));
-        Ok(self.framed_for(event, purpose, causes)?.frame)
+        self.frame_for(event, purpose, causes, |_, _| {})
     }
 
     /// The frame as it leaves: sealed in the name of the sender, if this space has an identity, and then with its leaf.
