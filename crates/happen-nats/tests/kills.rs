@@ -3,6 +3,7 @@
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use std::fmt::Write as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use happen::env::RealEnv;
 use happen::{Context, Error, Event, Space, Step, done, next, secs};
 use happen_core::env::Env;
+use happen_core::store::{Key, List, Read, Select};
 use happen_nats::Nats;
 use happen_testing::{NatsCluster, NatsServer};
 use serde::{Deserialize, Serialize};
@@ -136,11 +138,16 @@ async fn survive(url: &str, mut kill: impl FnMut(u64)) {
     let mut processes: Vec<_> = ROLES.iter().map(|role| Process::start(role, url)).collect();
     let asking = space(url).await;
     asking.start().await.unwrap();
-    until(&env, async || asking.send("orders", Create { id: 0 }).await.is_ok()).await;
-    for id in 1..ORDERS {
+    // Whatever no process ever had is no node.
+    until(&env, &asking, async || {
+        let nodes = List { prefix: "owner/".into(), after: None, documents_max: 10 };
+        asking.store().list(nodes).await.unwrap().len() == NODES
+    })
+    .await;
+    for id in 0..ORDERS {
         // Stored for a node that may be dead at this moment.
         asking.send("orders", Create { id }).await.unwrap();
-        if id % 10 == 0 {
+        if id > 0 && id % 10 == 0 {
             let victim = (env.random_u64() % ROLES.len() as u64) as usize;
             let replaced = Process::start(ROLES[victim], url);
             drop(std::mem::replace(&mut processes[victim], replaced));
@@ -150,7 +157,7 @@ async fn survive(url: &str, mut kill: impl FnMut(u64)) {
     }
     let all: Vec<u64> = (0..ORDERS).collect();
     let twice: Vec<u64> = all.iter().flat_map(|id| [*id, *id]).collect();
-    until(&env, || async {
+    until(&env, &asking, async || {
         done_by(&asking, "mails").await.len() >= all.len()
             && done_by(&asking, "notes").await.len() >= twice.len()
     })
@@ -166,14 +173,31 @@ async fn survive(url: &str, mut kill: impl FnMut(u64)) {
     asking.stop().await.unwrap();
 }
 
-async fn until(env: &Arc<dyn Env>, mut holds: impl AsyncFnMut() -> bool) {
-    for _ in 0..1_200 {
-        if holds().await {
-            return;
-        }
+/// Waits as long as the log gets on.
+async fn until(env: &Arc<dyn Env>, space: &Space, mut holds: impl AsyncFnMut() -> bool) {
+    let (mut position, mut looks) = (Default::default(), 0);
+    while !holds().await {
+        let head = Read { records_max: 0, ..Read::forward(Select::All) };
+        let now = space.store().read(head).await.unwrap().head;
+        looks = if now == position { looks + 1 } else { 0 };
+        position = now;
+        assert!(looks < 1_200, "nothing was done for a minute: {}", left(space).await);
         env.sleep(Duration::from_millis(50)).await;
     }
-    panic!("this takes longer than a minute");
+}
+
+/// What stands in the log beside what was done.
+async fn left(space: &Space) -> String {
+    let mut left = String::new();
+    for kind in ["process", "owner", "inbox", "flow", "timer", "dead"] {
+        let prefix = Key::from(format!("{kind}/"));
+        let all = List { prefix, after: None, documents_max: 100 };
+        for document in space.store().list(all).await.unwrap() {
+            let text = document.content.map(|content| String::from_utf8_lossy(&content.bytes).into_owned());
+            writeln!(left, "{} {text:?}", document.key).unwrap();
+        }
+    }
+    left
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -208,6 +232,9 @@ async fn processes_and_servers_of_a_cluster_that_are_killed_lose_nothing_and_do_
 }
 
 const ROLES: [&str; 3] = ["shop", "bank", "office"];
+
+/// How many nodes they have together.
+const NODES: usize = 4;
 
 /// Orders of a run.
 const ORDERS: u64 = 100;

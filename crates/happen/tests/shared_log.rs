@@ -165,6 +165,43 @@ fn nodes_of_several_processes_ask_send_and_hear_by_the_log_alone() {
     });
 }
 
+/// Whether the question is kept for a node or goes by the link is decided once, whatever is heard of the node meanwhile.
+#[test]
+fn a_question_to_a_node_that_is_just_beginning_ends() {
+    let answered = AtomicU32::new(0);
+    check_seeds(0..100, |sim| {
+        let world = World::new(&sim);
+        sim.run(async {
+            let hub = Hub::in_env(sim.env());
+            let store = world.store();
+            let (shopping, banking) = (world.process_over(&store), world.process());
+            // So much happens while a question is on its way to the log.
+            store.takes(millis(5));
+            for (space, name) in [(&shopping, "shop"), (&banking, "bank")] {
+                space.join(hub.link(name)).unwrap();
+            }
+            shop(&shopping);
+            bank(&banking);
+            office(&shopping);
+            shopping.start().await.unwrap();
+            let begins = sim.env().random_u64() % 20;
+            let (env, begun) = (sim.env(), banking.clone());
+            sim.env().spawn(Box::pin(async move {
+                env.sleep(millis(begins)).await;
+                begun.start().await.unwrap();
+            }));
+            for id in 0..20 {
+                let asked = shopping.send("orders", Create { id }).within(secs(60)).reply::<Paid>().await;
+                match asked {
+                    Ok(_) => drop(answered.fetch_add(1, Ordering::SeqCst)),
+                    Err(error) => assert_eq!(error.code(), "no-such-node", "{error}"),
+                }
+            }
+        });
+    });
+    assert!(answered.load(Ordering::SeqCst) > 500);
+}
+
 /// The orders that one run is about.
 const ORDERS: u64 = 3;
 

@@ -200,14 +200,9 @@ impl NatsStore {
             .build(client.clone());
         let asks =
             ContextBuilder::new().timeout(Duration::from_millis(limits::ASK_WAIT_MS)).build(client.clone());
-        let mut stream = stream::open(&asks, &env, &options).await?;
-        let last = match stream.info().await {
-            Ok(info) => info.state.last_sequence,
-            Err(error) => {
-                let what = format!("ask for the log: {}", writer::told(&error));
-                return Err(Error::new(ErrorKind::Io { what }));
-            }
-        };
+        let stream = stream::open(&asks, &env, &options).await?;
+        // As it was found: whatever was acknowledged before this began is in it.
+        let last = stream.cached_info().state.last_sequence;
         let replicas = stream.cached_info().config.num_replicas;
         let snapshots = Snapshots::new(context.clone(), &options, replicas)?;
         let server = Box::new(Server { stream: stream.clone(), snapshots: snapshots.clone() });

@@ -360,7 +360,7 @@ pub(super) fn recipients(
     to: &Whereto,
 ) -> Result<Vec<Arc<StoredFlow>>> {
     match to {
-        Whereto::Away(_) => Ok(Vec::new()),
+        Whereto::Kept(_) | Whereto::Away(_) => Ok(Vec::new()),
         Whereto::Node(node) if !node.is_durable() => Ok(Vec::new()),
         Whereto::Node(node) => {
             let table = node.table.load();

@@ -246,9 +246,8 @@ impl Durable {
     pub(super) fn inboxes(&self, event: &dyn ErasedEvent, framed: &Framed, to: &Whereto) -> Inboxes {
         let Some(owners) = &self.owners else { return Inboxes::default() };
         let nodes = match to {
-            Whereto::Node(_) => return Inboxes::default(),
-            Whereto::Away(node) if owners.is_elsewhere(node) => vec![Arc::clone(node)],
-            Whereto::Away(_) => return Inboxes::default(),
+            Whereto::Node(_) | Whereto::Away(_) => return Inboxes::default(),
+            Whereto::Kept(node) => vec![Arc::clone(node)],
             Whereto::Everyone => owners.listeners(event.envelope().event_type.as_str()),
         };
         if nodes.is_empty() {
@@ -275,7 +274,7 @@ impl Durable {
         let framed = space.framed_arrival(event)?;
         let mut record = event_record(space, event, &framed, &[])?;
         let mut documents = Vec::new();
-        self.inboxes(event, &framed, &Whereto::Away(to.into())).add_to(&mut record, &mut documents);
+        self.inboxes(event, &framed, &Whereto::Kept(to.into())).add_to(&mut record, &mut documents);
         let ticket = self.commits.push(Batch { records: vec![record], documents, ..Batch::default() });
         let (told, tells) = oneshot::channel();
         let (durable, ending) = (Arc::clone(self), Arc::clone(space));

@@ -22,6 +22,7 @@ use super::Durable;
 use super::accept::recipients;
 use super::flow::StoredFlow;
 use super::lane::Place;
+use super::owners::inbox_tag;
 use super::record::{decode_outcome, encode_outcome, event_record};
 use super::stage::{Point, Stage, Whereto};
 use super::whole::Whole;
@@ -29,6 +30,7 @@ use crate::dispatch::{self, Delivered, Joined, Reply, Want};
 use crate::flow::Outcome;
 use crate::limits;
 use crate::send::Sender;
+use crate::space::SpaceInner;
 
 /// Asks a node from a step, and waits for the answer. The question is committed before it leaves; a step that is run
 /// again gets the answer that there was.
@@ -198,9 +200,7 @@ fn ask_elsewhere(
             }
         }
         // The question is in the node's inbox, and the answer will be in the log.
-        Whereto::Away(name) if flow.durable().is_elsewhere(name) => {
-            answer_from_log(flow, event.envelope().id, name, to_us);
-        }
+        Whereto::Kept(name) => answer_from_log(flow, event.envelope().id, name, to_us),
         Whereto::Away(name) => match space.send_away(Sender::Space(space), name, &**event, true) {
             Ok(Some(away)) => {
                 space.env.spawn(Box::pin(async move { drop(to_us.send(away.outcome().await)) }))
@@ -223,12 +223,31 @@ async fn attach_to_question(
         (Some(event), Whereto::Node(node)) if node.is_durable() => {
             attach(flow.durable(), event, &node.name, to_us).await
         }
-        (Some(event), Whereto::Away(name)) if flow.durable().is_elsewhere(name) => {
-            // It was committed with the point: whoever has the node has it in the inbox, or has answered.
+        // When it was asked the node may have been unknown to the log.
+        (Some(event), Whereto::Kept(name)) if was_kept(flow.durable(), event, name).await? => {
             answer_from_log(flow, event, name, to_us);
             Ok(true)
         }
         _ => Ok(false),
+    }
+}
+
+/// Whether an event was kept for a node or came to it: then the log tells its outcome, now or later.
+async fn was_kept(durable: &Durable, event: happen_core::EventId, node: &str) -> Result<bool> {
+    let mut start = Start::Edge;
+    loop {
+        let read = Read::forward(Select::tag(Tag::Event(event))).start(start);
+        let page = durable.store.read(read).await?;
+        for record in &page.records {
+            let accepted = WireRecord::decode(&record.bytes, RECORD_BYTES_MAX)?.accepted;
+            if record.tags.contains(&inbox_tag(node)) || accepted.iter().any(|flow| flow.node == node) {
+                return Ok(true);
+            }
+        }
+        match page.next {
+            Some(next) => start = Start::Position(next),
+            None => return Ok(false),
+        }
     }
 }
 
@@ -502,9 +521,18 @@ impl Whereto {
     pub(super) fn name(&self) -> &str {
         match self {
             Self::Node(node) => &node.name,
-            Self::Away(name) => name,
+            Self::Kept(name) | Self::Away(name) => name,
             Self::Everyone => "",
         }
+    }
+
+    /// Where a node may be that is not here. Asked once for each event: what its commit did for it and what is done after
+    /// the commit have to agree, whatever is heard of the node meanwhile.
+    pub(crate) fn elsewhere(space: &SpaceInner, node: &str) -> Option<Self> {
+        if space.is_remembered_elsewhere(node) {
+            return Some(Self::Kept(node.into()));
+        }
+        space.link.get().is_some().then(|| Self::Away(node.into()))
     }
 }
 

@@ -57,6 +57,8 @@ pub(super) struct Leaving {
 #[derive(Clone)]
 pub(crate) enum Whereto {
     Node(Arc<NodeInner>),
+    /// To a durable node of another process on the same log: the commit keeps it for that node, wherever it is by then.
+    Kept(Arc<str>),
     /// To a node beyond the link.
     Away(Arc<str>),
     Everyone,

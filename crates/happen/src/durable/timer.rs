@@ -332,8 +332,8 @@ fn arriving(space: &Arc<SpaceInner>, to: &str, frame: &[u8]) -> Result<Arriving>
 pub(crate) fn whereto(space: &Arc<SpaceInner>, to: &str) -> Result<Whereto> {
     match space.find(to) {
         Some(node) => Ok(Whereto::Node(node)),
-        None if space.may_be_away(to) => Ok(Whereto::Away(to.into())),
-        None => Err(Error::new(ErrorKind::NoSuchNode { node: to.to_owned() })),
+        None => Whereto::elsewhere(space, to)
+            .ok_or_else(|| Error::new(ErrorKind::NoSuchNode { node: to.to_owned() })),
     }
 }
 

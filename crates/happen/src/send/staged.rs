@@ -7,7 +7,7 @@ use happen_core::event::Purpose;
 use happen_core::{Batch, ErasedEvent, Error, ErrorKind, EventId, EventType, Parcel, Payload, Result};
 
 use super::target::To;
-use super::{Begun, Extras, Sender, Told, away, empty_batch, mixed_batch, resolve, unknown_parcel};
+use super::{Begun, Extras, Sender, Told, empty_batch, mixed_batch, resolve, unknown_parcel};
 use crate::dispatch::{self, Delivered, Want};
 use crate::durable::{self, Coming, Stage, Whereto};
 use crate::flow::FlowInner;
@@ -144,7 +144,8 @@ fn whereto(
     match resolve(space, to) {
         Ok(node) if known => Ok((Whereto::Node(node), None)),
         Err(error) if known && matches!(error.kind(), ErrorKind::NoSuchNode { .. }) => {
-            Ok((Whereto::Away(to.name().into()), None))
+            let elsewhere = Whereto::elsewhere(space, to.name());
+            Ok((elsewhere.unwrap_or_else(|| Whereto::Away(to.name().into())), None))
         }
         Ok(node) => {
             let table = node.table.load();
@@ -157,7 +158,9 @@ fn whereto(
             };
             Ok((Whereto::Node(node), coming))
         }
-        Err(error) if away(space, &error) => Ok((Whereto::Away(to.name().into()), None)),
+        Err(error) if matches!(error.kind(), ErrorKind::NoSuchNode { .. }) => {
+            Whereto::elsewhere(space, to.name()).map(|to| (to, None)).ok_or(error)
+        }
         Err(error) => Err(error),
     }
 }

@@ -1081,8 +1081,7 @@ impl SpaceInner {
                     Err(error) => self.undelivered(&**event, &node.name, error, dispatch::Reply::Nobody),
                 }
             }
-            // The commit has put it into the node's inbox.
-            Whereto::Away(name) if self.is_remembered_elsewhere(name) => {
+            Whereto::Kept(name) => {
                 self.remember_sent(envelope, self.key_of(name));
             }
             Whereto::Away(name) => {
