@@ -141,13 +141,14 @@ async fn survive(url: &str, mut kill: impl FnMut(u64)) {
     // Whatever no process ever had is no node.
     until(&env, &asking, async || {
         let nodes = List { prefix: "owner/".into(), after: None, documents_max: 10 };
-        asking.store().list(nodes).await.unwrap().len() == NODES
+        let all = asking.store().list(nodes).await.unwrap().len() == NODES;
+        all && asking.send("orders", Create { id: 0 }).await.is_ok()
     })
     .await;
-    for id in 0..ORDERS {
+    for id in 1..ORDERS {
         // Stored for a node that may be dead at this moment.
         asking.send("orders", Create { id }).await.unwrap();
-        if id > 0 && id % 10 == 0 {
+        if id % 10 == 0 {
             let victim = (env.random_u64() % ROLES.len() as u64) as usize;
             let replaced = Process::start(ROLES[victim], url);
             drop(std::mem::replace(&mut processes[victim], replaced));
