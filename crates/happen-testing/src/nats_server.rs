@@ -105,6 +105,12 @@ impl NatsServer {
         fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
+    /// The number of its process, while it runs.
+    #[must_use]
+    pub fn process(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     /// Kills the process at once: nothing is written or said any more.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
