@@ -110,6 +110,7 @@ pub struct Nats {
     member: Option<String>,
     prefix: String,
     replicas: Option<usize>,
+    mirror_of: Option<String>,
     commit_wait: Duration,
 }
 
@@ -125,6 +126,7 @@ impl Nats {
             member: None,
             prefix: "happen".to_owned(),
             replicas: None,
+            mirror_of: None,
             commit_wait: Duration::from_millis(limits::COMMIT_WAIT_MS),
         }
     }
@@ -165,6 +167,12 @@ impl Nats {
         Self { replicas: Some(replicas), ..self }
     }
 
+    /// These servers follow those of this domain, which write the log, see [`NatsStoreOptions::mirror_of`].
+    #[must_use]
+    pub fn mirror_of(self, domain: impl Into<String>) -> Self {
+        Self { mirror_of: Some(domain.into()), ..self }
+    }
+
     /// How long a commit waits for its answer, see [`NatsStoreOptions::commit_wait`].
     #[must_use]
     pub fn commit_wait(self, wait: Duration) -> Self {
@@ -190,6 +198,9 @@ impl Nats {
             .commit_wait(self.commit_wait);
         if let Some(replicas) = self.replicas {
             store = store.replicas(replicas);
+        }
+        if let Some(domain) = self.mirror_of {
+            store = store.mirror_of(domain);
         }
         let store = NatsStore::open(connection.client().clone(), store).await?;
         let member =

@@ -15,4 +15,4 @@ pub use link::read_message;
 pub use link::{Connection, LinkOptions, NatsLink};
 #[doc(hidden)]
 pub use store::read_log_message;
-pub use store::{LogInfo, NatsStore, NatsStoreOptions};
+pub use store::{Former, LogInfo, LogPlace, LogRegion, NatsStore, NatsStoreOptions, TakenOver};

@@ -72,6 +72,13 @@ pub const WRITER_LOOK_MESSAGES: u64 = 1_024;
 /// How many of the last standings of a copy are kept, to be compared with those of others.
 pub const STANDINGS_KEPT: usize = 4_096;
 
+/// How long after a copy of the log was due it is looked whether somebody kept it, in milliseconds: from once to twice
+/// this, so that one process of several keeps it. Whoever was to may have died, or keep its copies in another region.
+pub const COPY_LATE_MS: u64 = 60_000;
+
+/// How often it is looked whether a region answers again from which the log was taken over, in milliseconds.
+pub const REGION_LOOK_MS: u64 = 5_000;
+
 /// How often a message that does not come is asked for before it counts as gone.
 pub const READ_AGAIN_MAX: u32 = 5;
 

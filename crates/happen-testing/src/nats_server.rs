@@ -37,6 +37,7 @@ pub struct NatsServer {
     folder: PathBuf,
     port: u16,
     /// What the configuration has beside the port.
+    jetstream: String,
     config: String,
     child: Option<Child>,
     /// Gone with the last server that uses it.
@@ -76,11 +77,22 @@ impl NatsServer {
         server
     }
 
+    /// Starts a server of another JetStream domain, with further lines of configuration.
+    #[must_use]
+    pub fn in_domain(domain: &str, config: &str) -> Self {
+        let mut server = Self::with(config);
+        server.name = domain.to_owned();
+        server.jetstream = format!("domain: {domain}");
+        server.restart();
+        server
+    }
+
     fn new(name: &str, folder: &Path, config: &str) -> Self {
         Self {
             name: name.to_owned(),
             folder: folder.to_owned(),
             port: free_port(),
+            jetstream: String::new(),
             config: config.to_owned(),
             child: None,
             _temporary: None,
@@ -145,9 +157,10 @@ impl NatsServer {
         let store = self.folder.join("jetstream");
         let config = format!(
             "server_name: {name}\nlisten: \"127.0.0.1:{port}\"\n\
-             jetstream {{ store_dir: {store:?}, sync_interval: always }}\n{more}\n",
+             jetstream {{ store_dir: {store:?}, sync_interval: always, {jetstream} }}\n{more}\n",
             name = self.name,
             port = self.port,
+            jetstream = self.jetstream,
             more = self.config,
         );
         let file = self.folder.join("server.conf");

@@ -20,6 +20,7 @@ use super::copy::{Copy, check_pruned, outcome_of};
 use super::entry::{Entry, Standing};
 use super::message::{Arrived, Message, Writers};
 use super::snapshot::{Header, Snapshots};
+use super::writer::when;
 use crate::limits;
 
 /// What the log did with what this process wrote.
@@ -51,6 +52,9 @@ pub(crate) struct Follower {
     pub(crate) copy_after: u64,
     /// Whether the copy is to be kept once everything that was read is taken.
     pub(crate) keeps_copy: bool,
+    /// Another process, perhaps of another region, wrote the message with this sequence, at which a copy was due: when to
+    /// look whether it was kept, of the environment's monotonic time.
+    pub(crate) overdue: Option<(u64, Duration)>,
 }
 
 /// A message on its way into the copy.
@@ -128,7 +132,11 @@ impl Follower {
     async fn read(&mut self) -> Result<End, Again> {
         let mut messages = self.messages().await.map_err(Again::Failed)?;
         let mut taking: VecDeque<Taking> = VecDeque::new();
+        let mut look: Option<BoxFuture<'static, ()>> = None;
         let end = loop {
+            if let (Some((_, at)), None) = (self.overdue, &look) {
+                look = Some(self.env.sleep(at.saturating_sub(self.env.monotonic())));
+            }
             if self.keeps_copy && taking.is_empty() {
                 self.keeps_copy = false;
                 self.keep_copy().await;
@@ -153,6 +161,13 @@ impl Follower {
                     }
                 }
                 () = self.anew.notified() => break Err(Again::Silent),
+                () = when(&mut look) => {
+                    look = None;
+                    if let Some((sequence, _)) = self.overdue.take() {
+                        let kept = self.snapshots.kept().await;
+                        self.keeps_copy |= kept.is_ok_and(|kept| kept.is_none_or(|kept| kept < sequence));
+                    }
+                }
             }
         };
         // What was read is taken before anything is read again.
@@ -263,7 +278,12 @@ impl Follower {
         };
         let own = (message.writer == self.copy.own()).then_some(message.number);
         // Whoever writes the message at which a copy is due keeps it.
-        self.keeps_copy |= self.writers.is_copy_due(bytes.len(), self.copy_after) && own.is_some();
+        if self.writers.is_copy_due(bytes.len(), self.copy_after) {
+            self.keeps_copy |= own.is_some();
+            let wait = limits::COPY_LATE_MS + self.env.random_u64() % limits::COPY_LATE_MS;
+            let at = self.env.monotonic() + Duration::from_millis(wait);
+            self.overdue = own.is_none().then_some((self.sequence, at));
+        }
         let whole = match self.writers.take(&message, at_unix_ms) {
             Ok(Arrived::Whole(whole)) => whole,
             Ok(Arrived::Part | Arrived::Again) => return Ok(None),

@@ -10,6 +10,7 @@ mod copy;
 mod entry;
 mod follower;
 mod message;
+mod region;
 mod snapshot;
 mod stream;
 mod writer;
@@ -33,6 +34,8 @@ use self::copy::Copy;
 use self::entry::{BatchBytes, Entry};
 use self::follower::Follower;
 use self::message::Message;
+use self::region::Route;
+pub use self::region::{Former, LogPlace, LogRegion, TakenOver};
 use self::snapshot::{Header, Snapshots};
 use self::writer::{Call, Sending, Writer, closed};
 use crate::limits;
@@ -65,9 +68,11 @@ pub struct NatsStoreOptions {
 }
 
 /// What is done where there is no log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Make {
     Log,
+    /// One that follows the log in this domain.
+    Mirror(String),
     Nothing,
 }
 
@@ -96,6 +101,15 @@ impl NatsStoreOptions {
     #[must_use]
     pub fn existing(self) -> Self {
         Self { make: Make::Nothing, ..self }
+    }
+
+    /// The same for the servers of a region that does not write the log: where there is none, one is made that follows
+    /// that of the JetStream domain with this name, to which these servers are connected as leaf nodes or by gateways. Reading is
+    /// done here; what is committed goes to that region and is there when it has come back. See [`LogRegion`] for changing
+    /// which region writes.
+    #[must_use]
+    pub fn mirror_of(self, domain: impl Into<String>) -> Self {
+        Self { make: Make::Mirror(domain.into()), ..self }
     }
 
     /// The same with a log on so many servers, when it has to be made. Without this it is on three servers of a cluster
@@ -201,10 +215,20 @@ impl NatsStore {
         let asks =
             ContextBuilder::new().timeout(Duration::from_millis(limits::ASK_WAIT_MS)).build(client.clone());
         let stream = stream::open(&asks, &env, &options).await?;
-        // As it was found: whatever was acknowledged before this began is in it.
-        let last = stream.cached_info().state.last_sequence;
-        let replicas = stream.cached_info().config.num_replicas;
+        let found = stream.cached_info();
+        let replicas = found.config.num_replicas;
         let snapshots = Snapshots::new(context.clone(), &options, replicas)?;
+        let mut route = Route::new(asks.clone(), &options, &found.config)?;
+        // As it was found: whatever was acknowledged before this began is in it.
+        let last = found.state.last_sequence.max(route.look().await.unwrap_or_default());
+        if let Some(domain) = stream::mirrored(&found.config)
+            && snapshots.kept().await?.is_none()
+        {
+            // What is let go there does not come here; the copy has it.
+            snapshots
+                .fetch(&Snapshots::new(region::at(&client, domain), &options, replicas)?, &stream)
+                .await?;
+        }
         let server = Box::new(Server { stream: stream.clone(), snapshots: snapshots.clone() });
         let (copy, Header { sequence, writers, .. }) = Copy::new(Arc::clone(&env), &snapshots).await?;
         let copy = Arc::new(copy);
@@ -214,6 +238,7 @@ impl NatsStore {
         let (closes, closed) = watch::channel(false);
         let (ended, written) = watch::channel(false);
         let anew = Arc::new(Notify::new());
+        let sealer = client.clone();
         let follower = Follower {
             copy: Arc::clone(&copy),
             env: Arc::clone(&env),
@@ -227,13 +252,17 @@ impl NatsStore {
             snapshots,
             copy_after: options.copy_after.max(1),
             keeps_copy: false,
+            overdue: None,
         };
         env.spawn(Box::pin(follower.run()));
+        if let Some(former) = region::Sealing::of(&server.stream, &sealer, &options)? {
+            env.spawn(Box::pin(former.run(closes.subscribe())));
+        }
         let writer = Writer {
             copy: Arc::clone(&copy),
             env: Arc::clone(&env),
             context,
-            subject: stream::subject(&options)?,
+            route,
             calls: waiting,
             news,
             anew,

@@ -138,6 +138,20 @@ impl Snapshots {
         }
     }
 
+    /// Keeps here the copy that another region has, if it has one.
+    ///
+    /// # Errors
+    ///
+    /// As [`Snapshots::load`] and [`Snapshots::save`].
+    pub(crate) async fn fetch(&self, there: &Self, stream: &Stream) -> Result<()> {
+        let folder = tempfile::tempdir().map_err(|error| failed("make a folder for the copy", &error))?;
+        let file = folder.path().join(COPY);
+        if let Some(header) = there.load(&file).await? {
+            self.save(&header, &file, stream).await?;
+        }
+        Ok(())
+    }
+
     /// Up to which message a copy is kept; none when there is no copy.
     ///
     /// # Errors

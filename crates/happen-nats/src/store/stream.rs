@@ -4,14 +4,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::context::GetStreamErrorKind;
-use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType, Stream};
+use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::stream::{
+    Config, DiscardPolicy, External, RetentionPolicy, Source, StorageType, Stream,
+};
 use async_nats::jetstream::{Context, ErrorCode};
 use happen_core::env::Env;
 use happen_core::{Error, ErrorKind, Result};
 
 use super::writer::told;
-use super::{Make, NatsStoreOptions};
+use super::{Make, NatsStoreOptions, region};
 use crate::limits;
 use crate::names::{check_prefix, token};
 
@@ -60,13 +62,25 @@ pub(crate) async fn open(
     if options.make == Make::Nothing {
         return existing(context, env, options, &name).await;
     }
-    let wanted = wanted(options, &name, if info.cluster.is_some() { 3 } else { 1 })?;
+    let replicas = if info.cluster.is_some() { 3 } else { 1 };
+    let mut wanted = match &options.make {
+        Make::Mirror(domain) => mirror(options, &name, replicas, domain),
+        _ => wanted(options, &name, replicas)?,
+    };
     let mut waited = 0;
+    if let Make::Mirror(domain) = &options.make {
+        waited = region_answers(context, env, &name, domain).await?;
+    }
     let stream = loop {
         let error = match context.get_or_create_stream(wanted.clone()).await {
             Ok(stream) => break stream,
             Err(error) => error,
         };
+        // A server that is alone and a leaf of others says that it is in a cluster, too.
+        if options.replicas.is_none() && is_alone(&error) {
+            wanted.num_replicas = 1;
+            continue;
+        }
         // Servers that have just formed a cluster need a moment to agree.
         if waited >= limits::OPEN_WAIT_MS {
             return Err(refused(&name, &told(&error)));
@@ -74,8 +88,38 @@ pub(crate) async fn open(
         env.sleep(Duration::from_millis(limits::OPEN_AGAIN_MS)).await;
         waited += limits::OPEN_AGAIN_MS;
     };
-    check(&stream.cached_info().config, &wanted)?;
+    check(&stream.cached_info().config, options)?;
     Ok(stream)
+}
+
+/// Waits until the log can be followed: a mirror that is made before looks for it again only after long. Gives how long it
+/// took, in milliseconds.
+async fn region_answers(context: &Context, env: &Arc<dyn Env>, name: &str, domain: &str) -> Result<u64> {
+    let mut waited = 0;
+    // One that is there already may have to do without.
+    while context.get_stream(name).await.is_err() {
+        let error = match region::at(&context.client(), domain).get_stream(name).await {
+            Ok(_) => break,
+            Err(error) => error,
+        };
+        if waited >= limits::OPEN_WAIT_MS {
+            let what = format!("follow the log `{name}` of region `{domain}`: {}", told(&error));
+            return Err(Error::new(ErrorKind::Io { what }));
+        }
+        env.sleep(Duration::from_millis(limits::OPEN_AGAIN_MS)).await;
+        waited += limits::OPEN_AGAIN_MS;
+    }
+    Ok(waited)
+}
+
+/// Whether a stream was not made because there is one server only.
+fn is_alone(error: &CreateStreamError) -> bool {
+    match error.kind() {
+        CreateStreamErrorKind::JetStream(error) => {
+            error.error_code() == ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED
+        }
+        _ => false,
+    }
 }
 
 /// The log as it has to be, on so many servers unless something else is said.
@@ -96,6 +140,68 @@ fn wanted(options: &NatsStoreOptions, name: &str, replicas: usize) -> Result<Con
         ..Config::default()
     })
 }
+
+/// A copy of the log that the servers of another domain write.
+fn mirror(options: &NatsStoreOptions, name: &str, replicas: usize, domain: &str) -> Config {
+    let external = External { api_prefix: format!("$JS.{domain}.API"), delivery_prefix: None };
+    Config {
+        name: name.to_owned(),
+        description: Some(format!("the log of space `{}`, which another region writes", options.space)),
+        mirror: Some(Source { name: name.to_owned(), external: Some(external), ..Source::default() }),
+        retention: RetentionPolicy::Limits,
+        discard: DiscardPolicy::New,
+        storage: StorageType::File,
+        num_replicas: options.replicas.unwrap_or(replicas),
+        max_consumers: -1,
+        deny_delete: true,
+        allow_direct: true,
+        ..Config::default()
+    }
+}
+
+/// The domain whose servers write a log that is a mirror of theirs.
+pub(crate) fn mirrored(config: &Config) -> Option<&str> {
+    config.mirror.as_ref()?.external.as_ref()?.api_prefix.strip_prefix("$JS.")?.strip_suffix(".API")
+}
+
+/// The epoch of a log, which is higher each time another region takes it over, as its subject says; none for a mirror, and
+/// for what is no log.
+pub(crate) fn epoch(config: &Config, options: &NatsStoreOptions) -> Result<Option<u64>> {
+    let [found] = &config.subjects[..] else { return Ok(None) };
+    let first = subject(options)?;
+    let Some(rest) = found.strip_prefix(&first) else { return Ok(None) };
+    if rest.is_empty() {
+        return Ok(Some(1));
+    }
+    Ok(rest.strip_prefix('.').and_then(|number| number.parse().ok()).filter(|number| *number > 1))
+}
+
+/// The log once these servers have taken it over.
+pub(crate) fn taken_over(
+    config: &Config,
+    options: &NatsStoreOptions,
+    epoch: u64,
+    before: &str,
+) -> Result<Config> {
+    let mut taken = Config {
+        mirror: None,
+        // Another subject each time: what is written to the log before does not come here.
+        subjects: vec![format!("{}.{epoch}", subject(options)?)],
+        duplicate_window: Duration::from_millis(limits::SERVER_WINDOW_MS),
+        ..config.clone()
+    };
+    taken.description = Some(format!("the log of space `{}`", options.space));
+    taken.metadata.insert(BEFORE.to_owned(), before.to_owned());
+    Ok(taken)
+}
+
+/// The domain that wrote a log before it was taken over.
+pub(crate) fn before(config: &Config) -> Option<&str> {
+    config.metadata.get(BEFORE).map(String::as_str)
+}
+
+/// What says in a stream who wrote it before.
+const BEFORE: &str = "happen-before";
 
 /// Finds a log that has to be there.
 async fn existing(
@@ -122,19 +228,19 @@ async fn existing(
             _ => return Err(refused(name, &told(&error))),
         }
     };
-    check(&stream.cached_info().config, &wanted(options, name, 1)?)?;
+    check(&stream.cached_info().config, options)?;
     Ok(stream)
 }
 
 /// Looks whether a stream that was there can be the log.
-fn check(found: &Config, wanted: &Config) -> Result<()> {
+fn check(found: &Config, options: &NatsStoreOptions) -> Result<()> {
     let wrong = |what: &str| {
         let name = &found.name;
         Err(Error::misuse(format!(
             "stream `{name}` cannot be the log of a space: {what}; give the space another name"
         )))
     };
-    if found.subjects != wanted.subjects {
+    if mirrored(found).is_none() && epoch(found, options)?.is_none() {
         return wrong("it has other subjects");
     }
     if found.storage != StorageType::File {

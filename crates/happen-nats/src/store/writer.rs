@@ -23,6 +23,7 @@ use super::copy::Copy;
 use super::entry::{BatchBytes, CommitBytes, prune_bytes};
 use super::follower::News;
 use super::message::{HEADER_BYTES, Message, WriterId};
+use super::region::{self, Route};
 use crate::limits;
 
 /// What the writer is asked for.
@@ -36,7 +37,7 @@ pub(crate) struct Writer {
     pub(crate) copy: Arc<Copy>,
     pub(crate) env: Arc<dyn Env>,
     pub(crate) context: Context,
-    pub(crate) subject: String,
+    pub(crate) route: Route,
     pub(crate) calls: mpsc::Receiver<Call>,
     pub(crate) news: mpsc::Receiver<News>,
     pub(crate) anew: Arc<Notify>,
@@ -256,15 +257,20 @@ impl Writer {
         for (number, message) in (first..).zip(messages) {
             let sent = self
                 .context
-                .send_publish(self.subject.clone(), PublishMessage::build().payload(message.clone()))
+                .send_publish(
+                    self.route.subject().to_owned(),
+                    PublishMessage::build().payload(message.clone()),
+                )
                 .await;
+            let nobody = self.route.nobody();
             self.state.acknowledgements.push(Box::pin(async move {
                 let acknowledged = match sent {
                     Ok(acknowledgement) => acknowledgement.await.map(drop),
                     Err(error) => Err(error),
                 };
                 let why_not = acknowledged.err().map(|error| match error.kind() {
-                    PublishErrorKind::StreamNotFound => "no server leads the log at this moment".to_owned(),
+                    PublishErrorKind::StreamNotFound => nobody.to_owned(),
+                    _ if region::is_sealed(&error) => "another region writes the log now".to_owned(),
                     _ => told(&error),
                 });
                 Acknowledged { epoch, number, why_not }
@@ -277,6 +283,8 @@ impl Writer {
         if !self.is_connected() {
             return false;
         }
+        // Another region may write the log by now.
+        self.route.look().await;
         self.state.epoch += 1;
         self.state.connects = self.connects();
         let mut flights = std::mem::take(&mut self.state.flights);
@@ -427,7 +435,7 @@ impl Flight {
 }
 
 /// Ends with a wait, if there is one.
-async fn when(wait: &mut Option<BoxFuture<'static, ()>>) {
+pub(crate) async fn when(wait: &mut Option<BoxFuture<'static, ()>>) {
     match wait {
         Some(wait) => wait.await,
         None => pending().await,

@@ -1,0 +1,369 @@
+//! A log in several regions, each with servers of its own: one of them writes it, the others follow. Owns which one that is
+//! and how it becomes another; does not know what is written.
+//!
+//! Servers of a region are a JetStream domain. The stream of the others is a mirror with the same sequences, so a process
+//! there reads at its own servers, and what it writes goes to the subject of the stream that takes it. A region that takes
+//! over writes to another subject than the one before: whatever that one still takes stays out of the log.
+
+use std::error::Error as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind, PublishError};
+use async_nats::jetstream::stream::{Config, Stream};
+use async_nats::jetstream::{self, Context, ContextBuilder, ErrorCode};
+use happen_core::{Error, ErrorKind, Result};
+use tokio::sync::watch;
+
+use super::writer::told;
+use super::{NatsStoreOptions, stream};
+use crate::limits;
+
+/// The log of a space as the servers of one region have it.
+///
+/// # Examples
+///
+/// What is done when the region that writes is lost, by a person or by whatever decides in their place:
+///
+/// ```
+/// use std::sync::Arc;
+/// use happen::env::RealEnv;
+/// use happen_nats::{Former, LogPlace, LogRegion, NatsStoreOptions};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let server = happen_testing::NatsServer::start();
+/// let client = async_nats::connect(server.url()).await?;
+/// let region = LogRegion::new(client, NatsStoreOptions::new("shop", Arc::new(RealEnv::new())));
+/// match region.look().await? {
+///     LogPlace::Mirrored { domain, .. } => {
+///         let taken = region.take_over(Former::Lost).await?;
+///         println!("written here and not in {domain}, from message {} on", taken.sequence + 1);
+///     }
+///     place => println!("nothing to take over: {place:?}"),
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct LogRegion {
+    context: Context,
+    client: async_nats::Client,
+    options: NatsStoreOptions,
+}
+
+/// What the servers of a region do with a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LogPlace {
+    /// They have none.
+    Absent,
+    /// They write it.
+    Written {
+        /// Higher each time it is taken over; 1 for a log that never was.
+        epoch: u64,
+        /// Its last message.
+        sequence: u64,
+    },
+    /// They follow those of another domain, which write it.
+    Mirrored {
+        /// That domain.
+        domain: String,
+        /// The last message that came.
+        sequence: u64,
+        /// How many are known that have not come.
+        behind: u64,
+    },
+    /// Another region has taken it over: nothing is written here any more.
+    Sealed {
+        /// The last message, which the other region may not have.
+        sequence: u64,
+    },
+}
+
+/// What is to be done about the region that writes a log, when another one takes over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "it answers or it does not")]
+pub enum Former {
+    /// It answers: it takes nothing more, and everything it has comes along first. Nothing is lost.
+    Answers,
+    /// It does not answer and is given up: what it acknowledged and did not send on yet is not in the log. It is kept
+    /// there, and that region is told to take nothing more as soon as it answers again.
+    Lost,
+}
+
+/// A log that was taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TakenOver {
+    /// Higher each time; 1 for a log that never was taken over.
+    pub epoch: u64,
+    /// The last message from before.
+    pub sequence: u64,
+}
+
+impl LogRegion {
+    /// The log of this space at the servers of this client.
+    #[must_use]
+    pub fn new(client: async_nats::Client, options: NatsStoreOptions) -> Self {
+        let wait = Duration::from_millis(limits::ASK_WAIT_MS);
+        Self { context: ContextBuilder::new().timeout(wait).build(client.clone()), client, options }
+    }
+
+    /// What these servers do with the log.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] when they do not answer; [`ErrorKind::Misuse`] when the stream is no log of a space.
+    pub async fn look(&self) -> Result<LogPlace> {
+        let Some(stream) = self.stream().await? else { return Ok(LogPlace::Absent) };
+        let info = stream.cached_info();
+        let sequence = info.state.last_sequence;
+        if info.config.sealed {
+            return Ok(LogPlace::Sealed { sequence });
+        }
+        if let Some(domain) = stream::mirrored(&info.config) {
+            let behind = info.mirror.as_ref().map_or(0, |mirror| mirror.lag);
+            return Ok(LogPlace::Mirrored { domain: domain.to_owned(), sequence, behind });
+        }
+        let epoch = stream::epoch(&info.config, &self.options)?.ok_or_else(|| self.no_log())?;
+        Ok(LogPlace::Written { epoch, sequence })
+    }
+
+    /// Has these servers write the log from now on. Processes here go on as they are; those of the region before
+    /// stop committing when they hear of it. Doing it again changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// - [`ErrorKind::NotFound`]: there is no mirror of the log here.
+    /// - [`ErrorKind::Misuse`]: another region has taken over from these servers; or the region before answers and was to be
+    ///   given up, which would lose what can be had.
+    /// - [`ErrorKind::Io`]: the region before does not answer, and was to be stopped first; or what it has does not come
+    ///   along.
+    ///
+    /// # Cancel safety
+    ///
+    /// The region before may be stopped already; doing it again goes on there.
+    pub async fn take_over(&self, former: Former) -> Result<TakenOver> {
+        let Some(stream) = self.stream().await? else {
+            let what = format!("a mirror of the log of space `{}` on these servers", self.options.space);
+            return Err(Error::new(ErrorKind::NotFound { what }));
+        };
+        let config = &stream.cached_info().config;
+        if config.sealed {
+            return Err(Error::misuse(
+                "another region took the log over from these servers; take it over from that one",
+            ));
+        }
+        let Some(domain) = stream::mirrored(config).map(str::to_owned) else {
+            let epoch = stream::epoch(config, &self.options)?.ok_or_else(|| self.no_log())?;
+            return Ok(TakenOver { epoch, sequence: stream.cached_info().state.last_sequence });
+        };
+        let there = at(&self.client, &domain);
+        let name = stream::name(&self.options)?;
+        let before = match (there.get_stream(&name).await, former) {
+            (Ok(theirs), Former::Answers) => {
+                let last = seal(&there, &theirs).await?;
+                self.caught_up(&domain, last).await?;
+                stream::epoch(&theirs.cached_info().config, &self.options)?.unwrap_or_default()
+            }
+            (Ok(_), Former::Lost) => {
+                return Err(Error::misuse(format!(
+                    "region `{domain}` answers: hand the log over, so that nothing is lost"
+                )));
+            }
+            (Err(error), Former::Answers) => {
+                let what = format!(
+                    "ask region `{domain}`, which writes the log: {} (to go on without what it has, give it up)",
+                    told(&error)
+                );
+                return Err(Error::new(ErrorKind::Io { what }));
+            }
+            // Nobody can say its epoch. The time is later than any that went before it.
+            (Err(_), Former::Lost) => self.options.env.unix_ms(),
+        };
+        let epoch = before + 1;
+        let taken = stream::taken_over(config, &self.options, epoch, &domain)?;
+        let taken = self.context.update_stream(&taken).await.map_err(|error| failed("take over", &error))?;
+        Ok(TakenOver { epoch, sequence: taken.state.last_sequence })
+    }
+
+    /// Waits until the mirror has a message, as long as it gets on.
+    async fn caught_up(&self, domain: &str, last: u64) -> Result<()> {
+        let (mut before, mut waited) = (0, 0);
+        loop {
+            let sequence = match self.stream().await {
+                Ok(Some(stream)) => stream.cached_info().state.last_sequence,
+                _ => 0,
+            };
+            if sequence >= last {
+                return Ok(());
+            }
+            waited = if sequence > before { 0 } else { waited + limits::OPEN_AGAIN_MS };
+            before = sequence;
+            if waited >= limits::OPEN_WAIT_MS {
+                let what = format!(
+                    "take over the log: it stands at message {sequence} here and at {last} in region `{domain}`, which \
+                     takes nothing more"
+                );
+                return Err(Error::new(ErrorKind::Io { what }));
+            }
+            self.options.env.sleep(Duration::from_millis(limits::OPEN_AGAIN_MS)).await;
+        }
+    }
+
+    async fn stream(&self) -> Result<Option<Stream>> {
+        found(self.context.get_stream(stream::name(&self.options)?).await)
+    }
+
+    fn no_log(&self) -> Error {
+        Error::misuse(format!("the stream of this name is not the log of space `{}`", self.options.space))
+    }
+}
+
+/// Where entries of a log are sent, which another region may change.
+pub(crate) struct Route {
+    here: Context,
+    options: NatsStoreOptions,
+    subject: String,
+    /// Whether these servers followed others when the log was opened.
+    mirrors: bool,
+}
+
+impl Route {
+    pub(crate) fn new(here: Context, options: &NatsStoreOptions, found: &Config) -> Result<Self> {
+        let mirrors = stream::mirrored(found).is_some();
+        let subject = match &found.subjects[..] {
+            [subject] => subject.clone(),
+            _ => stream::subject(options)?,
+        };
+        Ok(Self { here, options: options.clone(), subject, mirrors })
+    }
+
+    pub(crate) fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    /// Looks who writes the log now. Gives its last message, when it can be had.
+    pub(crate) async fn look(&mut self) -> Option<u64> {
+        if !self.mirrors {
+            return None;
+        }
+        let name = stream::name(&self.options).ok()?;
+        let mut stream = self.here.get_stream(&name).await.ok()?;
+        if let Some(domain) = stream::mirrored(&stream.cached_info().config) {
+            stream = at(&self.here.client(), domain).get_stream(&name).await.ok()?;
+        }
+        let info = stream.cached_info();
+        if let [subject] = &info.config.subjects[..] {
+            self.subject.clone_from(subject);
+        }
+        Some(info.state.last_sequence)
+    }
+
+    /// Why nobody takes an entry.
+    pub(crate) fn nobody(&self) -> &'static str {
+        if self.mirrors {
+            "the region that writes the log is out of reach, or no server leads it at this moment"
+        } else {
+            "no server leads the log at this moment"
+        }
+    }
+}
+
+/// Tells the region that wrote a log before that it is taken over, as soon as it answers.
+pub(crate) struct Sealing {
+    there: Context,
+    name: String,
+    options: NatsStoreOptions,
+    epoch: u64,
+}
+
+impl Sealing {
+    /// What is to be told by whoever opens this log; nothing for one that was never taken over.
+    pub(crate) fn of(
+        own: &Stream,
+        client: &async_nats::Client,
+        options: &NatsStoreOptions,
+    ) -> Result<Option<Self>> {
+        let config = &own.cached_info().config;
+        let (Some(domain), Some(epoch)) = (stream::before(config), stream::epoch(config, options)?) else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            there: at(client, domain),
+            name: stream::name(options)?,
+            options: options.clone(),
+            epoch,
+        }))
+    }
+
+    /// Tells it, and again until it has heard or the store closes.
+    pub(crate) async fn run(self, mut closed: watch::Receiver<bool>) {
+        let env = Arc::clone(&self.options.env);
+        loop {
+            match self.told().await {
+                Ok(true) => return,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(target: "happen", code = error.code(), "the region before is not sealed: {error}");
+                }
+            }
+            let wait = env.sleep(Duration::from_millis(limits::REGION_LOOK_MS));
+            tokio::select! {
+                _ = closed.wait_for(|closed| *closed) => return,
+                () = wait => {}
+            }
+        }
+    }
+
+    /// False as long as it does not answer.
+    async fn told(&self) -> Result<bool> {
+        let Ok(theirs) = self.there.get_stream(&self.name).await else { return Ok(false) };
+        let config = &theirs.cached_info().config;
+        let is_older = stream::epoch(config, &self.options)?.is_some_and(|epoch| epoch < self.epoch);
+        if is_older && !config.sealed {
+            seal(&self.there, &theirs).await?;
+        }
+        Ok(true)
+    }
+}
+
+/// Has a stream take nothing more. Gives its last message.
+async fn seal(there: &Context, stream: &Stream) -> Result<u64> {
+    let config = &stream.cached_info().config;
+    if !config.sealed {
+        let sealed = Config { sealed: true, ..config.clone() };
+        there.update_stream(&sealed).await.map_err(|error| failed("seal", &error))?;
+    }
+    let info = stream.get_info().await.map_err(|error| failed("ask for", &error))?;
+    Ok(info.state.last_sequence)
+}
+
+/// Whether a message was not taken because the log was taken over by another region.
+pub(crate) fn is_sealed(error: &PublishError) -> bool {
+    let source = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
+    source.is_some_and(|source| source.error_code() == ErrorCode::STREAM_SEALED)
+}
+
+/// The servers of another domain, by way of these.
+pub(crate) fn at(client: &async_nats::Client, domain: &str) -> Context {
+    ContextBuilder::new()
+        .timeout(Duration::from_millis(limits::ASK_WAIT_MS))
+        .domain(domain)
+        .build(client.clone())
+}
+
+fn found(got: Result<Stream, GetStreamError>) -> Result<Option<Stream>> {
+    match got {
+        Ok(stream) => Ok(Some(stream)),
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(why) if why.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
+            _ => Err(failed("ask for", &error)),
+        },
+    }
+}
+
+fn failed(what: &str, error: &dyn std::error::Error) -> Error {
+    Error::new(ErrorKind::Io { what: format!("{what} the log: {}", told(error)) })
+}
