@@ -104,9 +104,9 @@ impl NatsStoreOptions {
     }
 
     /// The same for the servers of a region that does not write the log: where there is none, one is made that follows
-    /// that of the JetStream domain with this name, to which these servers are connected as leaf nodes or by gateways. Reading is
-    /// done here; what is committed goes to that region and is there when it has come back. See [`LogRegion`] for changing
-    /// which region writes.
+    /// that of the JetStream domain with this name, to which these servers are connected as leaf nodes. Reading is done
+    /// here; what is committed goes to that region and is there when it has come back. See [`LogRegion`] for changing which
+    /// region writes.
     #[must_use]
     pub fn mirror_of(self, domain: impl Into<String>) -> Self {
         Self { make: Make::Mirror(domain.into()), ..self }

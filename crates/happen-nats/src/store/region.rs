@@ -31,9 +31,9 @@ use crate::limits;
 /// use happen_nats::{Former, LogPlace, LogRegion, NatsStoreOptions};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # async fn main() -> happen::Result<()> {
 /// # let server = happen_testing::NatsServer::start();
-/// let client = async_nats::connect(server.url()).await?;
+/// # let client = async_nats::connect(server.url()).await.unwrap();
 /// let region = LogRegion::new(client, NatsStoreOptions::new("shop", Arc::new(RealEnv::new())));
 /// match region.look().await? {
 ///     LogPlace::Mirrored { domain, .. } => {
@@ -136,8 +136,8 @@ impl LogRegion {
     /// # Errors
     ///
     /// - [`ErrorKind::NotFound`]: there is no mirror of the log here.
-    /// - [`ErrorKind::Misuse`]: another region has taken over from these servers; or the region before answers and was to be
-    ///   given up, which would lose what can be had.
+    /// - [`ErrorKind::Misuse`]: another region has taken over from these servers; or the region before answers and was to
+    ///   be given up, which would lose what can be had.
     /// - [`ErrorKind::Io`]: the region before does not answer, and was to be stopped first; or what it has does not come
     ///   along.
     ///
