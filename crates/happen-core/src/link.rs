@@ -120,6 +120,8 @@ pub enum Notice<'a> {
         status: ConnectionStatus,
         /// Where it leads, without anything secret.
         url: &'a str,
+        /// What the other side said when it refused, such as that whoever asks may not sign in any more.
+        reason: Option<&'a str>,
     },
     /// Something came that is no frame. It was left out.
     Refused(&'a Error),

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::ConnectOptions;
+use async_nats::{ConnectError, ConnectErrorKind, ConnectOptions};
 use happen::env::RealEnv;
 use happen::{Config, Space};
 use happen_core::env::Env;
@@ -195,7 +195,8 @@ impl Nats {
         };
         let mut store = NatsStoreOptions::new(space.as_str(), Arc::clone(&env))
             .prefix(self.prefix.as_str())
-            .commit_wait(self.commit_wait);
+            .commit_wait(self.commit_wait)
+            .over(&connection);
         if let Some(replicas) = self.replicas {
             store = store.replicas(replicas);
         }
@@ -218,13 +219,21 @@ async fn connected(env: &Arc<dyn Env>, servers: &str, options: &ConnectOptions) 
     let mut waited = 0;
     loop {
         match Connection::open(servers, options.clone()).await {
-            Err(error) if matches!(error.kind(), ErrorKind::Io { .. }) && waited < limits::OPEN_WAIT_MS => {
+            Err(error) if is_worth_a_wait(&error) && waited < limits::OPEN_WAIT_MS => {
                 env.sleep(Duration::from_millis(limits::OPEN_AGAIN_MS)).await;
                 waited += limits::OPEN_AGAIN_MS;
             }
             result => return result,
         }
     }
+}
+
+/// Whether another attempt may go better: who may not sign in now may not in a moment either.
+fn is_worth_a_wait(error: &Error) -> bool {
+    let refused = error.find_cause::<ConnectError>().is_some_and(|cause| {
+        matches!(cause.kind(), ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication)
+    });
+    matches!(error.kind(), ErrorKind::Io { .. }) && !refused
 }
 
 /// The environment variable that says where a space is.

@@ -207,12 +207,16 @@ fn what_a_link_tells_of_itself_is_heard_in_its_process() {
         heard.lock().unwrap().clear();
         for status in [ConnectionStatus::Disconnected, ConnectionStatus::Connected, ConnectionStatus::Closed]
         {
-            inbound.notice(Notice::Connection { status, url: "net://one" });
+            inbound.notice(Notice::Connection { status, url: "net://one", reason: None });
         }
         for status in ["disconnected", "connected", "closed"] {
             let expected = serde_json::json!({ "status": status, "url": "net://one" });
             assert_eq!(heard.lock().unwrap().remove(0), ("system.connection-status".to_owned(), expected));
         }
+        let (status, url) = (ConnectionStatus::Disconnected, "net://one");
+        inbound.notice(Notice::Connection { status, url, reason: Some("go away") });
+        let (_, told) = heard.lock().unwrap().remove(0);
+        assert_eq!(told, serde_json::json!({ "status": "disconnected", "url": url, "reason": "go away" }));
         let error = Error::new(ErrorKind::Io { what: "sending".into() });
         inbound.notice(Notice::Refused(&error));
         assert_eq!(space.refused_frames(), 1);

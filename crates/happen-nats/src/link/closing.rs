@@ -70,7 +70,8 @@ impl Shared {
     /// The connection is gone for good.
     pub(super) fn cut_off(self: &Arc<Self>) {
         self.wire.set_connected(false);
-        self.wire.tell_status(ConnectionStatus::Closed);
+        let reason = self.wire.connection.refusal();
+        self.wire.tell_status(ConnectionStatus::Closed, reason.as_deref());
         drop(self.close());
     }
 

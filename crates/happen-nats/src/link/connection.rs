@@ -2,9 +2,10 @@
 //! nothing of what goes over it.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
 use happen_core::link::ConnectionStatus;
 use happen_core::{Error, ErrorKind, Result};
 use tokio::sync::watch;
@@ -36,10 +37,14 @@ pub struct Connection {
 }
 
 /// Whether it is there, and how often it began: who sees another count knows that it was gone meanwhile.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Status {
     pub(super) is: ConnectionStatus,
     pub(super) begun: u64,
+    /// What the server said when it closed the connection or refused a new one, while there is none.
+    pub(super) refusal: Option<Arc<str>>,
+    /// What the server said last, which may be why it is about to close the connection.
+    said: Option<Arc<str>>,
 }
 
 impl Connection {
@@ -72,7 +77,7 @@ impl Connection {
             .collect();
         let url = shown.join(",");
         let options = signed_in(options, &servers);
-        let (changes, status) = watch::channel(Status { is: ConnectionStatus::Disconnected, begun: 0 });
+        let (changes, status) = watch::channel(Status::default());
         let connected = options
             .event_callback(move |event| {
                 changes.send_if_modified(|status| note(status, &event));
@@ -98,6 +103,11 @@ impl Connection {
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// Why the servers refuse this client, as they say it. Nothing secret is in it.
+    pub(crate) fn refusal(&self) -> Option<Arc<str>> {
+        self.status.borrow().refusal.clone()
     }
 
     pub(super) fn status(&self) -> watch::Receiver<Status> {
@@ -132,19 +142,46 @@ fn decoded(part: &str) -> String {
     String::from_utf8(bytes).unwrap_or_else(|_| part.to_owned())
 }
 
+impl Default for Status {
+    fn default() -> Self {
+        Self { is: ConnectionStatus::Disconnected, begun: 0, refusal: None, said: None }
+    }
+}
+
+/// Notes what happened. True when that is another status.
 fn note(status: &mut Status, event: &Event) -> bool {
-    let before = *status;
+    let before = status.clone();
     match event {
-        Event::Connected => *status = Status { is: ConnectionStatus::Connected, begun: status.begun + 1 },
-        Event::Disconnected => status.is = ConnectionStatus::Disconnected,
+        Event::Connected => {
+            let (is, begun) = (ConnectionStatus::Connected, status.begun + 1);
+            *status = Status { is, begun, ..Status::default() };
+        }
+        Event::Disconnected => {
+            status.is = ConnectionStatus::Disconnected;
+            status.refusal = status.said.take();
+        }
         Event::Closed | Event::ClientError(async_nats::ClientError::MaxReconnects) => {
             status.is = ConnectionStatus::Closed;
         }
-        Event::ServerError(error) => tracing::warn!(target: "happen", "the NATS server says: {error}"),
+        Event::ServerError(error) => {
+            tracing::warn!(target: "happen", "the NATS server says: {error}");
+            let text = error.to_string();
+            // Whoever may not do one thing keeps the connection.
+            status.said = (!text.to_lowercase().contains(NOT_ALLOWED)).then(|| text.into());
+        }
+        Event::ClientError(async_nats::ClientError::Other(text)) if is_refusal(text) => {
+            status.refusal.get_or_insert_with(|| text.as_str().into());
+        }
         // What a subscription loses is seen by the numbers of the messages, where it is known whose they are.
         _ => {}
     }
-    before != *status
+    (before.is, before.begun, &before.refusal) != (status.is, status.begun, &status.refusal)
+}
+
+/// Whether an attempt to connect failed with the answer that this client may not.
+fn is_refusal(text: &str) -> bool {
+    let refusals = [ConnectErrorKind::AuthorizationViolation, ConnectErrorKind::Authentication];
+    refusals.iter().any(|refusal| refusal.to_string() == text)
 }
 
 /// How long to wait before the next attempt, of which there were so many.
@@ -159,6 +196,9 @@ impl fmt::Debug for Connection {
         write!(f, "connection to {}: {}", self.url, self.status.borrow().is.as_str())
     }
 }
+
+/// What the server says of something that a client may not do, and is told without closing the connection.
+const NOT_ALLOWED: &str = "permissions violation";
 
 #[cfg(test)]
 mod tests {
@@ -183,13 +223,38 @@ mod tests {
 
     #[test]
     fn every_new_connection_is_seen() {
-        let mut status = Status { is: ConnectionStatus::Disconnected, begun: 0 };
-        assert!(note(&mut status, &Event::Connected));
-        assert!(!note(&mut status, &Event::SlowConsumer(1)));
+        let mut status = Status::default();
+        let mut note = |event| {
+            let changed = note(&mut status, &event);
+            (changed, status.clone())
+        };
+        assert!(note(Event::Connected).0);
+        assert!(!note(Event::SlowConsumer(1)).0);
         // One that was gone for a moment, too.
-        assert!(note(&mut status, &Event::Connected));
-        assert_eq!(status.begun, 2);
-        assert!(note(&mut status, &Event::Closed));
-        assert_eq!(status.is, ConnectionStatus::Closed);
+        let (changed, now) = note(Event::Connected);
+        assert!(changed && now.begun == 2);
+        let (changed, now) = note(Event::Closed);
+        assert!(changed && now.is == ConnectionStatus::Closed);
+    }
+
+    #[test]
+    fn why_a_server_refuses_is_known_until_it_does_not() {
+        let mut status = Status::default();
+        let mut note = |event| {
+            let changed = note(&mut status, &event);
+            (changed, status.refusal.clone())
+        };
+        let error = |text: &str| Event::ServerError(async_nats::ServerError::Other(text.to_owned()));
+        let other = |text: &str| Event::ClientError(async_nats::ClientError::Other(text.to_owned()));
+        note(Event::Connected);
+        assert_eq!(note(error("Permissions Violation for Publish to \"a\"")), (false, None));
+        assert_eq!(note(Event::Disconnected), (true, None));
+        assert_eq!(note(other("IO error")), (false, None));
+        let (changed, refusal) = note(other(&ConnectErrorKind::AuthorizationViolation.to_string()));
+        assert!(changed && refusal.unwrap().contains("authorization violation"));
+        assert_eq!(note(Event::Connected), (true, None));
+        assert_eq!(note(error("User Authentication Expired")), (false, None));
+        let (changed, refusal) = note(Event::Disconnected);
+        assert!(changed && refusal.unwrap().contains("User Authentication Expired"));
     }
 }

@@ -31,7 +31,7 @@ pub(super) struct Pulse {
 
 impl Pulse {
     pub(super) fn new(shared: Arc<Shared>, stamp: u64) -> Self {
-        let status = *shared.wire.connection.status().borrow();
+        let status = shared.wire.connection.status().borrow().clone();
         let mut pulse = Self { shared, stamp, revision: 1, nodes: Nodes::new(), status };
         pulse.nodes = pulse.look();
         pulse
@@ -91,7 +91,7 @@ impl Pulse {
                 biased;
                 () = has_closed(&mut closing) => return,
                 changed = status.changed() => {
-                    let now = *status.borrow_and_update();
+                    let now = status.borrow_and_update().clone();
                     if changed.is_err() || now.is == ConnectionStatus::Closed {
                         return self.shared.cut_off();
                     }
@@ -180,7 +180,7 @@ impl Pulse {
     async fn connection_changed(&mut self, now: Status) {
         let wire = Arc::clone(&self.shared.wire);
         let connected = now.is == ConnectionStatus::Connected;
-        let before = std::mem::replace(&mut self.status, now);
+        let before = std::mem::replace(&mut self.status, now.clone());
         let begun_anew = now.begun != before.begun;
         if !connected || begun_anew {
             wire.set_connected(false);
@@ -189,7 +189,7 @@ impl Pulse {
             self.shared.asking.end_left(&members);
             if connected && before.is == ConnectionStatus::Connected {
                 // What was between was too short to be seen.
-                wire.tell_status(ConnectionStatus::Disconnected);
+                wire.tell_status(ConnectionStatus::Disconnected, None);
             }
         }
         if connected {
@@ -199,7 +199,7 @@ impl Pulse {
             self.announce().await;
             self.ask(0).await;
         }
-        wire.tell_status(now.is);
+        wire.tell_status(now.is, now.refusal.as_deref());
     }
 }
 

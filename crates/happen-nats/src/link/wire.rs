@@ -100,8 +100,8 @@ impl Wire {
         self.tell(Notice::Lost(error));
     }
 
-    pub(super) fn tell_status(&self, status: ConnectionStatus) {
-        self.tell(Notice::Connection { status, url: self.connection.url() });
+    pub(super) fn tell_status(&self, status: ConnectionStatus, reason: Option<&str>) {
+        self.tell(Notice::Connection { status, url: self.connection.url(), reason });
     }
 }
 

@@ -39,6 +39,7 @@ pub use self::region::{Former, LogPlace, LogRegion, TakenOver};
 use self::snapshot::{Header, Snapshots};
 use self::writer::{Call, Sending, Writer, closed};
 use crate::limits;
+use crate::link::Connection;
 
 /// Reads bytes as if they had come from a log: a message, an entry, or the header of a copy. How many batches they have, or
 /// writers they know, if they are one. For fuzzing.
@@ -65,6 +66,7 @@ pub struct NatsStoreOptions {
     commit_wait: Duration,
     copy_after: u64,
     make: Make,
+    connection: Option<Connection>,
 }
 
 /// What is done where there is no log.
@@ -88,7 +90,13 @@ impl NatsStoreOptions {
             commit_wait: COMMIT_WAIT,
             copy_after: limits::COPY_AFTER_BYTES,
             make: Make::Log,
+            connection: None,
         }
+    }
+
+    /// The same with a connection that knows why the servers refuse.
+    pub(crate) fn over(self, connection: &Connection) -> Self {
+        Self { connection: Some(connection.clone()), ..self }
     }
 
     /// The same with another beginning of all subjects and streams than `happen`.
@@ -178,6 +186,7 @@ pub struct NatsStore {
     /// Taken when the store closes.
     calls: Mutex<Option<mpsc::Sender<Call>>>,
     trouble: watch::Receiver<Option<String>>,
+    connection: Option<Connection>,
     closed: watch::Sender<bool>,
     /// What the server is asked about. On the heap: it is large, and seldom looked at.
     server: Box<Server>,
@@ -282,6 +291,7 @@ impl NatsStore {
             copy,
             calls: Mutex::new(Some(calls)),
             trouble: troubled,
+            connection: options.connection,
             closed: closes,
             server,
             written,
@@ -358,8 +368,12 @@ impl NatsStore {
     }
 
     fn nobody_knows(&self) -> Error {
-        let trouble = self.trouble.borrow().clone();
-        let why = trouble.unwrap_or_else(|| "the server does not answer".into());
+        let refusal = self.connection.as_ref().and_then(Connection::refusal);
+        let why = match (refusal, self.trouble.borrow().clone()) {
+            (Some(refusal), _) => format!("the server refuses: {refusal}"),
+            (None, Some(trouble)) => trouble,
+            (None, None) => "the server does not answer".to_owned(),
+        };
         let (name, wait) = (&self.name, self.commit_wait);
         let what = format!("commit to the log `{name}` within {wait:?}: {why}; it may be committed later");
         Error::new(ErrorKind::Io { what })

@@ -75,8 +75,11 @@ impl Inbound for Entrance {
     fn notice(&self, notice: Notice<'_>) {
         let Some(space) = self.space.upgrade() else { return };
         match notice {
-            Notice::Connection { status, url } => {
-                let told = serde_json::json!({ "status": status.as_str(), "url": url });
+            Notice::Connection { status, url, reason } => {
+                let mut told = serde_json::json!({ "status": status.as_str(), "url": url });
+                if let Some(reason) = reason {
+                    told["reason"] = reason.into();
+                }
                 space.announce("system.connection-status", told);
             }
             Notice::Refused(error) => space.refuse(error),
