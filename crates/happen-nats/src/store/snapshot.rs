@@ -7,9 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::Context;
+use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind};
 use async_nats::jetstream::object_store::{Config, InfoErrorKind, ObjectInfo, ObjectMetadata, ObjectStore};
 use async_nats::jetstream::stream::{StorageType, Stream};
+use async_nats::jetstream::{Context, ErrorCode};
 use happen_core::env::Env;
 use happen_core::{Error, ErrorKind, Result};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -102,13 +103,7 @@ impl Snapshots {
     }
 
     async fn load_once(&self, file: &Path) -> Result<Loaded> {
-        let Ok(objects) = self.context.get_object_store(&self.bucket).await else { return Ok(Loaded::None) };
-        match objects.info(COPY).await {
-            Ok(info) if !info.deleted => {}
-            Ok(_) => return Ok(Loaded::None),
-            Err(error) if error.kind() == InfoErrorKind::NotFound => return Ok(Loaded::None),
-            Err(error) => return Err(failed("find the copy", &error)),
-        }
+        let Some((objects, _)) = self.newest_in_time().await? else { return Ok(Loaded::None) };
         let mut object = objects.get(COPY).await.map_err(|error| failed("get the copy", &error))?;
         let mut read = Vec::new();
         let mut to = tokio::fs::File::create(file).await.map_err(|error| failed("write the copy", &error))?;
@@ -158,12 +153,30 @@ impl Snapshots {
     ///
     /// [`ErrorKind::Io`] when the server does not tell.
     pub(crate) async fn kept(&self) -> Result<Option<u64>> {
-        let Ok(objects) = self.context.get_object_store(&self.bucket).await else { return Ok(None) };
+        Ok(self.newest().await?.and_then(|(_, info)| sequence_of(&info)))
+    }
+
+    /// The newest copy, with the place that it is in; none when there is none.
+    async fn newest(&self) -> Result<Option<(ObjectStore, ObjectInfo)>> {
+        let Some(objects) = self.place().await? else { return Ok(None) };
         match objects.info(COPY).await {
             Ok(info) if info.deleted => Ok(None),
-            Ok(info) => Ok(sequence_of(&info)),
+            Ok(info) => Ok(Some((objects, info))),
             Err(error) if error.kind() == InfoErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed("find the copy", &error)),
+        }
+    }
+
+    /// The same, with a moment for servers that choose who leads them.
+    async fn newest_in_time(&self) -> Result<Option<(ObjectStore, ObjectInfo)>> {
+        let begun = self.env.monotonic();
+        loop {
+            let found = Box::pin(self.newest()).await;
+            let waited = self.env.monotonic() - begun;
+            if found.is_ok() || waited >= Duration::from_millis(limits::OPEN_WAIT_MS) {
+                return found;
+            }
+            self.env.sleep(Duration::from_millis(limits::OPEN_AGAIN_MS)).await;
         }
     }
 
@@ -205,8 +218,27 @@ impl Snapshots {
         Ok(true)
     }
 
+    /// The place for copies; none when nobody made it. A server that does not answer says nothing about it: whoever took
+    /// that for a log without a copy would miss what was let go.
+    async fn place(&self) -> Result<Option<ObjectStore>> {
+        let error = match self.context.get_object_store(&self.bucket).await {
+            Ok(objects) => return Ok(Some(objects)),
+            Err(error) => error,
+        };
+        let cause =
+            std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<GetStreamError>());
+        match cause.map(|cause| cause.kind()) {
+            Some(GetStreamErrorKind::JetStream(error))
+                if error.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+            {
+                Ok(None)
+            }
+            _ => Err(failed("find the place for copies", &error)),
+        }
+    }
+
     async fn objects(&self) -> Result<ObjectStore> {
-        if let Ok(objects) = self.context.get_object_store(&self.bucket).await {
+        if let Some(objects) = self.place().await? {
             return Ok(objects);
         }
         let config = Config {
