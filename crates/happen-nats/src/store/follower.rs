@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::push::{Config, Messages};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
-use async_nats::jetstream::stream::Stream;
+use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
 use futures_util::StreamExt as _;
 use happen_core::env::{BoxFuture, Env};
 use happen_core::store::{Committed, Pruned};
@@ -113,8 +113,10 @@ impl Follower {
                     in_vain = 0;
                 }
             }
-            if self.is_gone(in_vain).await {
-                return End::Failed(gone(self.sequence + 1));
+            if in_vain > 0
+                && let Some(why) = self.why_gone(in_vain).await
+            {
+                return End::Failed(gone(self.sequence + 1, &why));
             }
             if self.sequence > begun {
                 wait = limits::RESEND_WAIT_MS;
@@ -180,13 +182,20 @@ impl Follower {
         end
     }
 
-    /// Whether the server does not have the next message any more: it begins behind it, or gives one behind it each time.
-    async fn is_gone(&mut self, in_vain: u32) -> bool {
-        if in_vain == 0 {
-            return false;
+    /// Why the log does not have the next message any more: it begins behind it, or whoever leads it says so. A server that
+    /// gives one behind it may only not have come after the others yet.
+    async fn why_gone(&mut self, in_vain: u32) -> Option<String> {
+        let next = self.sequence + 1;
+        let state = self.stream.info().await.ok()?.state.clone();
+        if state.first_sequence > next {
+            return Some(format!("the log begins with message {}", state.first_sequence));
         }
-        let first = self.stream.info().await.map(|info| info.state.first_sequence);
-        first.is_ok_and(|first| first > self.sequence + 1) || in_vain >= limits::READ_AGAIN_MAX
+        if in_vain < limits::READ_AGAIN_MAX || state.last_sequence < next {
+            return None;
+        }
+        let error = self.stream.get_raw_message(next).await.err()?;
+        let missing = matches!(error.kind(), LastRawMessageErrorKind::NoMessageFound);
+        missing.then(|| format!("the log goes up to message {} without it", state.last_sequence))
     }
 
     /// Writes the copy as it is now, and keeps it beside.
@@ -368,11 +377,11 @@ async fn next_taken(taking: &mut VecDeque<Taking>) -> (u64, Taken) {
     .await
 }
 
-fn gone(sequence: u64) -> Error {
+fn gone(sequence: u64, why: &str) -> Error {
     Error::new(ErrorKind::Damaged {
         what: format!(
-            "message {sequence} of the log is gone, and the copy of this process does not have it; open the store again, \
-             which begins with what is kept of the log"
+            "message {sequence} of the log is gone, for {why}, and the copy of this process does not have it; open the \
+             store again, which begins with what is kept of the log"
         ),
     })
 }
