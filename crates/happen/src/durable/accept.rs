@@ -174,7 +174,7 @@ fn offer_stored(space: &Arc<SpaceInner>, durable: &Arc<Durable>, event: &dyn Era
         let stored = match bare_record(&space, &*event) {
             Ok(record) => {
                 let ticket = durable.commits.push(Batch { records: vec![record], ..Batch::default() });
-                durable.settle_event(ticket, Tag::Event(event.envelope().id)).await
+                durable.settle_event(&space, ticket, Tag::Event(event.envelope().id)).await
             }
             Err(error) => Err(error),
         };
@@ -209,7 +209,7 @@ async fn store_all(
 ) {
     let Some(durable) = &space.durable else { return };
     let stored = match pushed {
-        Ok((ticket, event)) => durable.settle_event(ticket, event).await,
+        Ok((ticket, event)) => durable.settle_event(space, ticket, event).await,
         Err(error) => Err(error),
     };
     if let Err(error) = stored {

@@ -705,11 +705,11 @@ impl StoredFlow {
     /// Waits for a store that fails, as long as the flow is one that it has already. False when nobody was promised
     /// anything: then whoever sent the event is told.
     pub(super) async fn outlast(&self, error: &Error, failures: &mut u32) -> bool {
+        self.durable().store_failed(&self.node.space, error);
         if lock(&self.progress).revision == 0 && !lock(&self.progress).recorded {
             return false;
         }
         *failures += 1;
-        self.durable().store_failed(&self.node.space, error);
         let shift = (*failures - 1).min(16);
         let wait = (limits::STORE_WAIT_MS << shift).min(limits::STORE_WAIT_MS_MAX);
         // It does not listen for interrupts, which whoever runs the step has to hear.

@@ -341,10 +341,20 @@ impl Durable {
     /// # Errors
     ///
     /// As [`Store::commit`], when the log does not have the event or cannot be asked.
-    async fn settle_event(&self, ticket: Ticket, event: Tag) -> Result<()> {
-        let Err(error) = self.commits.settle(ticket).await else { return Ok(()) };
+    async fn settle_event(&self, space: &Arc<SpaceInner>, ticket: Ticket, event: Tag) -> Result<()> {
+        let Err(error) = self.commits.settle(ticket).await else {
+            self.store_took(space);
+            return Ok(());
+        };
         let found = self.store.read(Read::forward(Select::tag(event)).at_most(1)).await;
-        if found.is_ok_and(|page| !page.records.is_empty()) { Ok(()) } else { Err(error) }
+        if found.is_ok_and(|page| !page.records.is_empty()) {
+            return Ok(());
+        }
+        // Whoever sent the event is told, and so is whoever looks after the store.
+        if matches!(error.kind(), ErrorKind::Io { .. }) && !self.is_stopping() {
+            self.store_failed(space, &error);
+        }
+        Err(error)
     }
 
     /// Has the others on the log hear that nodes, or what they listen to, have changed.

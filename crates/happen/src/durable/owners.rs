@@ -281,7 +281,7 @@ impl Durable {
         let (event, to) = (event.to_shared(), to.to_owned());
         space.flow_began();
         space.env.spawn(Box::pin(async move {
-            let stored = durable.settle_event(ticket, Tag::Event(event.envelope().id)).await;
+            let stored = durable.settle_event(&ending, ticket, Tag::Event(event.envelope().id)).await;
             if let Err(Err(error)) = told.send(stored.map(|()| None)) {
                 // Nobody waits, and it would be gone without a word.
                 ending.bury(&*event, &to, &error);
