@@ -781,3 +781,53 @@ fn who_asks_a_node_of_another_process_that_does_not_take_it_is_told() {
         });
     });
 }
+
+async fn ask_for_approval(order: Event<Create>, cx: Context) -> happen::Result<Step> {
+    let id = order.id;
+    let number = |event: &Event, name| event.get(name).and_then(serde_json::Value::as_u64);
+    match id {
+        3 => {
+            cx.wait_for_one("order.placed", secs(3_600), move |event| number(event, "id") == Some(id)).await?
+        }
+        _ => cx.wait_for_one("charge", secs(3_600), move |event| number(event, "order") == Some(id)).await?,
+    };
+    cx.state::<Count>().set(one_more)?;
+    done(Paid { order: id, number: 0 })
+}
+
+/// Somebody else may send it to a node, or broadcast it, with or without a link and anybody who listens.
+#[test]
+fn an_event_that_another_process_sends_is_waited_for() {
+    check_seeds(0..20, |sim| {
+        let world = World::new(&sim);
+        let hub = Hub::in_env(sim.env());
+        sim.run(async {
+            let (waiting, asked, other) = (world.process(), world.process(), world.process());
+            waiting.join(hub.link("waiting")).unwrap();
+            other.join(hub.link("other")).unwrap();
+            waiting.node("orders").on("order.create", ask_for_approval);
+            bank(&asked);
+            for space in [&waiting, &asked, &other] {
+                space.start().await.unwrap();
+            }
+            let is_known = async || other.remote_nodes().iter().any(|node| node.id == "orders");
+            until(&world.env, "the nodes know each other", is_known).await;
+            // One before anybody waits is none that is waited for.
+            other.send("bank", Charge { order: 1 }).await.unwrap();
+            for id in 1..=3 {
+                waiting.send("orders", Create { id }).await.unwrap();
+            }
+            world.env.sleep(secs(1)).await;
+            assert_eq!(counted(&waiting, "orders").await, 0);
+            // To a node of a third process, which is there in the log.
+            other.send("bank", Charge { order: 1 }).await.unwrap();
+            until(&world.env, "it was found", async || counted(&waiting, "orders").await == 1).await;
+            asked.broadcast(Charge { order: 2 }).unwrap();
+            until(&world.env, "it was found", async || counted(&waiting, "orders").await == 2).await;
+            // Nobody has it in the log, and nobody listens: whoever waits is told over the link.
+            other.broadcast(Placed { id: 3 }).unwrap();
+            until(&world.env, "it was found", async || counted(&waiting, "orders").await == 3).await;
+            settled(&world, &[&waiting, &asked, &other]).await;
+        });
+    });
+}

@@ -24,7 +24,7 @@ use happen_core::store::{
 };
 use happen_core::{ErasedEvent, Error, ErrorKind, Pattern, Result, State};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::commit::Commits;
 use super::document::is_conflict;
@@ -46,8 +46,10 @@ pub(crate) struct Owners {
     /// The document that stands for this process.
     process: Key,
     known: Mutex<Known>,
-    /// Heard when nodes of this space, or what they listen to, have changed.
+    /// Heard when nodes of this space, what they listen to, or what their flows wait for, have changed.
     changed: Notify,
+    /// The generation of what is waited for that the log is followed for.
+    followed: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -194,7 +196,7 @@ impl Owners {
             let mut id = [0; 16];
             env.fill_random(&mut id);
             let process = format!("{PROCESSES}{:032x}", u128::from_le_bytes(id)).into();
-            Self { process, known: Mutex::default(), changed: Notify::new() }
+            Self { process, known: Mutex::default(), changed: Notify::new(), followed: watch::Sender::new(0) }
         })
     }
 
@@ -406,6 +408,14 @@ impl Durable {
         }));
     }
 
+    /// Waits until the log is followed for what is waited for in this generation, so that nobody waits in vain for what
+    /// other processes write.
+    pub(super) async fn until_followed(&self, generation: u64) {
+        let Some(owners) = &self.owners else { return };
+        // An error would say that there are no owners any more, which this holds.
+        drop(owners.followed.subscribe().wait_for(|followed| *followed >= generation).await);
+    }
+
     /// Follows the log until the space ends.
     async fn follow(self: &Arc<Self>, space: &Weak<SpaceInner>, position: &mut Position) -> Result<()> {
         let Some(owners) = &self.owners else { return Ok(()) };
@@ -415,7 +425,9 @@ impl Durable {
             let mut tags: Vec<Tag> = durable_nodes(&own).map(|node| inbox_tag(&node.name)).collect();
             tags.extend([Tag::Declared(OWNERS.into()), Tag::Declared(EVERY_INBOX.into())]);
             drop(own);
-            let mut watch = self.store.watch(Select::Tagged(tags), *position).await?;
+            let (generation, waited_for) = self.waiters.patterns();
+            let mut watch = self.store.watch(followed(tags, &waited_for), *position).await?;
+            owners.followed.send_replace(generation);
             loop {
                 let heard = owners.hear(&self.commits, &mut *watch).await;
                 let own = space.upgrade();
@@ -429,6 +441,7 @@ impl Durable {
                             owners.look(&*self.store).await?;
                         }
                         self.take_in_events(&space, &records).await?;
+                        self.waiters.offer_records(&space, &records);
                         *position = watch.position();
                     }
                 }
@@ -545,6 +558,17 @@ impl Durable {
         }
         failed.map_or(Ok(()), Err)
     }
+}
+
+/// What is followed in the log: what has one of these tags, and what is waited for.
+fn followed(mut tags: Vec<Tag>, waited_for: &[Pattern]) -> Select {
+    for pattern in waited_for {
+        match pattern.is_literal() {
+            Some(exact) => tags.push(Tag::Type(exact.into())),
+            None => return Select::All,
+        }
+    }
+    Select::Tagged(tags)
 }
 
 impl Owners {

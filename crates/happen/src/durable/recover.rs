@@ -230,7 +230,7 @@ impl Durable {
         let points: Vec<_> = step.points.iter().map(Point::of).collect();
         let begun = step.number > 0 || step.attempt > 1 || !points.is_empty();
         let progress = Progress {
-            expected: points.iter().filter_map(|point| Expected::of(self, point)).collect(),
+            expected: points.iter().filter_map(|point| Expected::of(self, &node.name, point)).collect(),
             revision: document.revision,
             recorded: true,
             step: (!at_entry).then(|| Arc::from(&*step.name)),

@@ -2,13 +2,13 @@
 //! which; does not know where the events come from.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
 use happen_core::codec::{PointKind, WireParcel, WireRecord};
 use happen_core::limits::RECORD_BYTES_MAX;
-use happen_core::store::{Position, Read, Select, Start, Tag};
+use happen_core::store::{Position, Read, Record, Select, Start, Tag};
 use happen_core::{ErasedEvent, Error, ErrorKind, Event, EventType, Pattern, Result};
 use tokio::sync::mpsc;
 
@@ -26,6 +26,8 @@ use crate::sync::{Mutex, isolated, lock};
 #[derive(Default)]
 pub(crate) struct Waiters {
     count: AtomicUsize,
+    /// How often somebody began to wait for what nobody waited for before.
+    generation: AtomicU64,
     all: Mutex<Vec<Waiter>>,
 }
 
@@ -37,6 +39,8 @@ pub(crate) struct Expected {
 
 struct Waiter {
     number: u64,
+    /// The node whose flow it is.
+    node: Arc<str>,
     pattern: Pattern,
     wanted: Arc<Wanted>,
     /// Has room for one: the first that is wanted is the one that is waited for.
@@ -77,8 +81,30 @@ pub(crate) type Wanted = dyn Fn(&Event) -> bool + Send + Sync;
 impl Waiters {
     /// Whether anybody waits for events of this type.
     pub(super) fn want(&self, event_type: &EventType) -> bool {
+        self.want_type(event_type.as_str())
+    }
+
+    fn want_type(&self, event_type: &str) -> bool {
         self.count.load(Ordering::Relaxed) > 0
-            && lock(&self.all).iter().any(|waiter| waiter.pattern.matches(event_type.as_str()))
+            && lock(&self.all).iter().any(|waiter| waiter.pattern.matches(event_type))
+    }
+
+    /// What anybody waits for, each once, and the generation that has all of it.
+    pub(super) fn patterns(&self) -> (u64, Vec<Pattern>) {
+        let all = lock(&self.all);
+        (self.generation.load(Ordering::SeqCst), different(all.iter()))
+    }
+
+    /// What flows of a node wait for, each once.
+    pub(crate) fn patterns_of(&self, node: &str) -> Vec<Pattern> {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return Vec::new();
+        }
+        different(lock(&self.all).iter().filter(|waiter| &*waiter.node == node))
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
     }
 
     /// Shows an event to those who wait for its type. They say here whether it is the one, so that however many come
@@ -108,15 +134,47 @@ impl Waiters {
         }
     }
 
-    fn wait(&self, pattern: Pattern, wanted: &Arc<Wanted>) -> Waiting<'_> {
-        let (to, from) = mpsc::channel(1);
-        Waiting { waiters: self, number: self.add(pattern, Arc::clone(wanted), to), from }
+    /// Shows the events of these records, which any process may have written, to those who wait for their types.
+    pub(super) fn offer_records(&self, space: &Arc<SpaceInner>, records: &[Record]) {
+        for record in records {
+            let wanted = |tag: &Tag| matches!(tag, Tag::Type(found) if self.want_type(found));
+            if !record.tags.iter().any(wanted) {
+                continue;
+            }
+            match event_of(space, record) {
+                Ok(Some(event)) => self.offer(space, &event),
+                Ok(None) => {}
+                Err(error) => space.problem(error.context("reading an event that somebody waits for")),
+            }
+        }
     }
 
-    fn add(&self, pattern: Pattern, wanted: Arc<Wanted>, to: mpsc::Sender<Result<Offered>>) -> u64 {
+    /// Has a flow wait, and others hear of it who have to know.
+    fn wait(&self, flow: &StoredFlow, pattern: Pattern, wanted: &Arc<Wanted>) -> Waiting<'_> {
+        let (to, from) = mpsc::channel(1);
+        let node = Arc::clone(&flow.node.name);
+        let before = self.generation();
+        let number = self.add(node, pattern, Arc::clone(wanted), to);
+        if self.generation() != before {
+            flow.node.space.presence_changed();
+        }
+        Waiting { waiters: self, number, from }
+    }
+
+    fn add(
+        &self,
+        node: Arc<str>,
+        pattern: Pattern,
+        wanted: Arc<Wanted>,
+        to: mpsc::Sender<Result<Offered>>,
+    ) -> u64 {
         let mut all = lock(&self.all);
         let number = all.last().map_or(1, |last| last.number + 1);
-        all.push(Waiter { number, pattern, wanted, to });
+        let waiter = Waiter { number, node, pattern, wanted, to };
+        if !all.iter().any(|known| known.node == waiter.node && same(&known.pattern, &waiter.pattern)) {
+            self.generation.fetch_add(1, Ordering::SeqCst);
+        }
+        all.push(waiter);
         self.count.store(all.len(), Ordering::Relaxed);
         number
     }
@@ -130,14 +188,14 @@ impl Waiters {
 
 impl Expected {
     /// Expects what a flow waited for when the last process ended.
-    pub(super) fn of(durable: &Arc<Durable>, point: &Point) -> Option<Self> {
+    pub(super) fn of(durable: &Arc<Durable>, node: &Arc<str>, point: &Point) -> Option<Self> {
         if point.kind != PointKind::Wait || point.result.is_some() {
             return None;
         }
         let pattern = Pattern::parse(&point.name).ok()?;
         // Nobody reads there: that events are kept is enough.
         let (to, _) = mpsc::channel(1);
-        let number = durable.waiters.add(pattern, Arc::new(|_: &Event| false), to);
+        let number = durable.waiters.add(Arc::clone(node), pattern, Arc::new(|_: &Event| false), to);
         Some(Self { number, durable: Arc::clone(durable) })
     }
 }
@@ -175,7 +233,7 @@ pub(crate) async fn wait_for(
     let own = flow.event.envelope().id;
     let wanted: Arc<Wanted> = Arc::new(move |event: &Event| event.id() != own && wanted(event));
     // Before the waiting is committed, so that nothing comes between.
-    let mut waiting = durable.waiters.wait(pattern.clone(), &wanted);
+    let mut waiting = durable.waiters.wait(&flow, pattern.clone(), &wanted);
     let known = stage.point(PointKind::Wait, ordinal, "")?;
     let mut point = match known {
         Some(known) if known.kind != PointKind::Wait || known.name != text => {
@@ -209,9 +267,20 @@ pub(crate) async fn wait_for(
         return if point.event.is_some() { decode(&flow, result) } else { Err(error_in(result)) };
     }
     let after = Position::from_number(point.digest.into());
-    let found = match find(&flow, &pattern, (after, point.due_unix_ms), &wanted).await? {
-        Some(found) => Some(found),
-        None => next(&flow, &mut waiting, point.due_unix_ms).await?,
+    // What others write is heard of from here on, and what is in the log by then is found.
+    durable.until_followed(durable.waiters.generation()).await;
+    let found = loop {
+        if let Some(found) = find(&flow, &pattern, (after, point.due_unix_ms), &wanted).await? {
+            break Some(found);
+        }
+        match next(&flow, &mut waiting, point.due_unix_ms).await? {
+            Some(offered) if came_behind(&flow, &*offered.event, after).await? => {
+                break Some(Arc::clone(&offered.event));
+            }
+            // The right one may have come beside it.
+            Some(_) => {}
+            None => break None,
+        }
     };
     let Some(event) = found else {
         let error = Error::new(ErrorKind::TimedOut { after: within.unwrap_or_default() })
@@ -250,13 +319,8 @@ async fn find(
             if !record.tags.iter().any(of_type) {
                 continue;
             }
-            let record = WireRecord::decode(&record.bytes, RECORD_BYTES_MAX)?;
-            if record.event.is_empty() {
-                continue;
-            }
-            let parcel = WireParcel::decode(&record.event, RECORD_BYTES_MAX)?;
-            let event = flow.node.space.event_in(&parcel)?;
-            if is_wanted(&*event, wanted)? {
+            let Some(event) = event_of(&flow.node.space, record)? else { continue };
+            if is_wanted(&*event, wanted)? && came_behind(flow, &*event, after).await? {
                 return Ok(Some(event));
             }
         }
@@ -267,12 +331,49 @@ async fn find(
     }
 }
 
+/// Whether an event came behind a position. In a log of several processes it has another record when the node that it is
+/// for takes it, and the first one counts.
+async fn came_behind(flow: &Arc<StoredFlow>, event: &dyn ErasedEvent, position: Position) -> Result<bool> {
+    let durable = flow.durable();
+    if !durable.is_shared() {
+        return Ok(true);
+    }
+    let first = Read::forward(Select::tag(Tag::Event(event.envelope().id))).at_most(1);
+    let found = durable.store.read(first).await?.records;
+    Ok(found.first().is_none_or(|record| record.position > position))
+}
+
+/// The event of a record that has one.
+fn event_of(space: &Arc<SpaceInner>, record: &Record) -> Result<Option<Arc<dyn ErasedEvent>>> {
+    let record = WireRecord::decode(&record.bytes, RECORD_BYTES_MAX)?;
+    if record.event.is_empty() {
+        return Ok(None);
+    }
+    let parcel = WireParcel::decode(&record.event, RECORD_BYTES_MAX)?;
+    space.event_in(&parcel).map(Some)
+}
+
+fn different<'w>(waiters: impl Iterator<Item = &'w Waiter>) -> Vec<Pattern> {
+    let mut patterns: Vec<Pattern> = Vec::new();
+    for waiter in waiters {
+        if !patterns.iter().any(|known| same(known, &waiter.pattern)) {
+            patterns.push(waiter.pattern.clone());
+        }
+    }
+    patterns
+}
+
+/// Whether two patterns that were waited for are the same: each was made of its text.
+fn same(one: &Pattern, other: &Pattern) -> bool {
+    one.to_string() == other.to_string()
+}
+
 /// The wanted event when it comes; `None` when the time is over.
 async fn next(
     flow: &Arc<StoredFlow>,
     waiting: &mut Waiting<'_>,
     due_unix_ms: u64,
-) -> Result<Option<Arc<dyn ErasedEvent>>> {
+) -> Result<Option<Offered>> {
     let env = &flow.node.space.env;
     let parked = flow.durable().parked(flow);
     let mut late = (due_unix_ms > 0)
@@ -292,7 +393,7 @@ async fn next(
     let Some(offered) = come.transpose()? else { return Ok(None) };
     // The flow counts again before what counted for it goes.
     drop(parked);
-    Ok(Some(Arc::clone(&offered.event)))
+    Ok(Some(offered))
 }
 
 fn is_wanted(event: &dyn ErasedEvent, wanted: &Arc<Wanted>) -> Result<bool> {

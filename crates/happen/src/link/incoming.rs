@@ -243,7 +243,12 @@ impl SpaceInner {
             .all_nodes()
             .iter()
             .map(|node| {
-                let handles = node.table.load().entries.iter().map(|entry| entry.pattern.clone()).collect();
+                let table = node.table.load();
+                let mut handles: Vec<_> = table.entries.iter().map(|entry| entry.pattern.clone()).collect();
+                // Whoever waits for an event wants it as well.
+                if let Some(durable) = &self.durable {
+                    handles.extend(durable.waiters.patterns_of(&node.name));
+                }
                 NodePresence { id: node.name.to_string(), handles }
             })
             .collect();
