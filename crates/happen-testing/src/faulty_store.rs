@@ -56,6 +56,10 @@ struct Plan {
     /// The longest time that a commit takes.
     latency: Duration,
     full: bool,
+    /// How much later commits happen that fail at first.
+    late: Duration,
+    /// Until when those behind them wait.
+    late_until: Duration,
 }
 
 impl FaultyStore {
@@ -85,6 +89,12 @@ impl FaultyStore {
     /// Has each commit take up to this time.
     pub fn takes(&self, latency: Duration) {
         self.plan().latency = latency;
+    }
+
+    /// Has each commit from now on fail at first and happen so much later, in order, as one does that is on its way to a
+    /// server which is not there; none of them any more when it is no time.
+    pub fn happen_later(&self, late: Duration) {
+        self.plan().late = late;
     }
 
     /// Lets no commit through, as a full disk does, or lets them through again.
@@ -120,6 +130,8 @@ enum Fate {
     DiesAfter,
     FailsBefore,
     FailsAfter,
+    /// Fails, and happens after this time.
+    Late(Duration),
 }
 
 impl Store for FaultyStore {
@@ -127,7 +139,7 @@ impl Store for FaultyStore {
         Box::pin(async move {
             let len = batches.len();
             let all = |error: fn() -> Error| (0..len).map(|_| Err(error())).collect::<Vec<_>>();
-            let (fate, latency) = {
+            let (fate, latency, behind) = {
                 let mut plan = self.plan();
                 if plan.dead {
                     return all(closed);
@@ -142,13 +154,29 @@ impl Store for FaultyStore {
                     _ if planned == Some(Dies::Before) => Fate::FailsBefore,
                     _ if planned == Some(Dies::Unheard) => Fate::FailsAfter,
                     _ if plan.full => Fate::FailsBefore,
+                    _ if !plan.late.is_zero() => Fate::Late(plan.late),
                     _ if dice < plan.failing_per_mille && dice.is_multiple_of(2) => Fate::FailsBefore,
                     _ if dice < plan.failing_per_mille => Fate::FailsAfter,
                     _ => Fate::Passes,
                 };
                 plan.dead |= matches!(fate, Fate::DiesBefore | Fate::DiesAfter);
-                (fate, plan.latency)
+                let now = self.env.monotonic();
+                if let Fate::Late(late) = fate {
+                    plan.late_until = now + late;
+                }
+                (fate, plan.latency, plan.late_until.saturating_sub(now))
             };
+            if let Fate::Late(late) = fate {
+                let (inner, env) = (Arc::clone(&self.inner), Arc::clone(&self.env));
+                self.env.spawn(Box::pin(async move {
+                    env.sleep(late).await;
+                    drop(inner.commit(batches).await);
+                }));
+                return all(failed);
+            }
+            if !behind.is_zero() {
+                self.env.sleep(behind + Duration::from_millis(1)).await;
+            }
             if !latency.is_zero() {
                 let micros = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
                 self.env.sleep(Duration::from_micros(self.env.random_u64() % micros.max(1))).await;
@@ -156,7 +184,7 @@ impl Store for FaultyStore {
             match fate {
                 Fate::Passes => self.inner.commit(batches).await,
                 Fate::DiesBefore => all(closed),
-                Fate::FailsBefore => all(failed),
+                Fate::FailsBefore | Fate::Late(_) => all(failed),
                 Fate::DiesAfter => {
                     drop(self.inner.commit(batches).await);
                     all(closed)

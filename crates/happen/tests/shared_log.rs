@@ -831,3 +831,36 @@ fn an_event_that_another_process_sends_is_waited_for() {
         });
     });
 }
+
+/// A commit is on its way to a server that does not answer: its sender is told that it failed, and then it happens.
+#[test]
+fn what_is_committed_after_all_goes_on_after_all() {
+    check_seeds(0..20, |sim| {
+        let world = World::new(&sim);
+        sim.run(async {
+            let (theirs, own) = (world.store(), world.store());
+            let (asking, banking) = (world.process_over(&theirs), world.process_over(&own));
+            bank(&banking);
+            shop(&banking);
+            office(&banking);
+            for space in [&banking, &asking] {
+                space.start().await.unwrap();
+            }
+            asking.send("bank", Charge { order: 0 }).await.unwrap();
+            until(&world.env, "it is taken", async || counted(&banking, "bank").await == 1).await;
+            own.happen_later(secs(3));
+            // What comes by the log, what comes from here, and what takes several steps.
+            asking.send("bank", Charge { order: 1 }).await.unwrap();
+            let refused = banking.send("bank", Charge { order: 2 }).await.unwrap_err();
+            assert_eq!(refused.code(), "io", "{refused}");
+            banking.send("orders", Create { id: 3 }).await.unwrap_err();
+            world.env.sleep(secs(1)).await;
+            own.happen_later(millis(0));
+            settled(&world, &[&asking, &banking]).await;
+            assert_eq!(counted(&banking, "bank").await, 4);
+            assert_eq!(counted(&banking, "orders").await, 1);
+            assert_eq!(counted(&banking, "notes").await, 2);
+            assert_eq!(counted(&banking, "mails").await, 1);
+        });
+    });
+}

@@ -30,6 +30,8 @@ pub(crate) struct Commits {
     fence: OnceLock<Key>,
     /// Whether it is not there any more.
     fenced: watch::Sender<bool>,
+    /// How many groups have failed that may be committed all the same, or later.
+    doubts: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -58,6 +60,7 @@ impl Commits {
             leads_max,
             fence: OnceLock::new(),
             fenced: watch::Sender::new(false),
+            doubts: watch::Sender::new(0),
         })
     }
 
@@ -85,6 +88,26 @@ impl Commits {
     pub(super) async fn until_fenced(&self) {
         // An error would say that there are no commits any more, which this holds.
         drop(self.fenced.subscribe().wait_for(|fenced| *fenced).await);
+    }
+
+    /// How many groups have failed so far of which nobody knows whether they are, or will be, in the store.
+    pub(super) fn doubts(&self) -> u64 {
+        *self.doubts.borrow()
+    }
+
+    /// Waits until there are more than these.
+    pub(super) async fn until_more_doubts(&self, known: u64) {
+        // An error would say that there are no commits any more, which this holds.
+        drop(self.doubts.subscribe().wait_for(|doubts| *doubts > known).await);
+    }
+
+    /// Waits until nothing is on its way any more that failed before: what is committed now stands behind it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Commits::commit`]; a batch without effect is refused by no store.
+    pub(super) async fn pass(self: &Arc<Self>) -> Result<()> {
+        self.commit(Batch::default()).await.map(drop)
     }
 
     /// Finds out whether a batch was refused because of the fence. What was refused is in the log before this looks.
@@ -171,6 +194,10 @@ impl Lead {
             })
             .await;
             drop(call);
+            let is_doubtful = |result: &Result<_>| matches!(result, Err(error) if matches!(error.kind(), ErrorKind::Io { .. }));
+            if results.iter().any(is_doubtful) {
+                commits.doubts.send_modify(|doubts| *doubts += 1);
+            }
             let results = results.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
             for (told, result) in told.into_iter().zip(results) {
                 // Who waited may have gone, and the batch is committed all the same.

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::{Future as _, poll_fn};
 use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
@@ -50,6 +51,8 @@ pub(crate) struct Owners {
     changed: Notify,
     /// The generation of what is waited for that the log is followed for.
     followed: watch::Sender<u64>,
+    /// Of the commits of which nobody knew what became of them, how many have been looked into.
+    looked_into: AtomicU64,
 }
 
 #[derive(Default)]
@@ -169,6 +172,8 @@ enum Heard {
     Fenced,
     /// Its own nodes have changed.
     Changed,
+    /// A commit failed that may be in the log all the same, or get there later.
+    Doubt,
     Records(Result<Vec<Record>>),
 }
 
@@ -196,7 +201,13 @@ impl Owners {
             let mut id = [0; 16];
             env.fill_random(&mut id);
             let process = format!("{PROCESSES}{:032x}", u128::from_le_bytes(id)).into();
-            Self { process, known: Mutex::default(), changed: Notify::new(), followed: watch::Sender::new(0) }
+            Self {
+                process,
+                known: Mutex::default(),
+                changed: Notify::new(),
+                followed: watch::Sender::new(0),
+                looked_into: AtomicU64::new(0),
+            }
         })
     }
 
@@ -434,6 +445,10 @@ impl Durable {
                 match heard {
                     Heard::Fenced => return Ok(()),
                     Heard::Changed => break,
+                    Heard::Doubt => {
+                        let Some(space) = own.filter(|space| space.is_running()) else { return Ok(()) };
+                        self.look_into_doubts(&space).await?;
+                    }
                     Heard::Records(records) => {
                         let Some(space) = own.filter(|space| space.is_running()) else { return Ok(()) };
                         let records = records?;
@@ -447,6 +462,25 @@ impl Durable {
                 }
             }
         }
+    }
+
+    /// Has flows go on that the log began although their commit had failed: it was on its way to a server that did not
+    /// answer, or its answer was lost. Whoever sent their event was told that it failed, and it is handled all the same.
+    async fn look_into_doubts(self: &Arc<Self>, space: &Arc<SpaceInner>) -> Result<()> {
+        let Some(owners) = self.owners.as_ref().filter(|owners| owners.is_written()) else { return Ok(()) };
+        let doubts = self.commits.doubts();
+        while let Err(error) = self.commits.pass().await {
+            if space.has_ended() || !matches!(error.kind(), ErrorKind::Io { .. }) {
+                return Err(error);
+            }
+            space.env.sleep(Duration::from_millis(limits::STORE_WAIT_MS_MAX)).await;
+        }
+        self.store_took(space);
+        for node in durable_nodes(space) {
+            self.adopt(space, &node.name).await?;
+        }
+        owners.looked_into.store(doubts, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Claims the nodes that were made since the space started, and says what they listen to now. One that a process has
@@ -576,6 +610,7 @@ impl Owners {
     async fn hear(&self, commits: &Commits, watch: &mut dyn Watch) -> Heard {
         let mut fenced = pin!(commits.until_fenced());
         let mut changed = pin!(self.changed.notified());
+        let mut doubt = pin!(commits.until_more_doubts(self.looked_into.load(Ordering::SeqCst)));
         let mut records = watch.next();
         poll_fn(|task| {
             if fenced.as_mut().poll(task).is_ready() {
@@ -583,6 +618,9 @@ impl Owners {
             }
             if changed.as_mut().poll(task).is_ready() {
                 return Poll::Ready(Heard::Changed);
+            }
+            if doubt.as_mut().poll(task).is_ready() {
+                return Poll::Ready(Heard::Doubt);
             }
             records.as_mut().poll(task).map(Heard::Records)
         })

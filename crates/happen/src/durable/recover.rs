@@ -21,7 +21,7 @@ use super::stage::Point;
 use super::wait::Expected;
 use super::{Durable, accept, by_hand, schedule, timer};
 use crate::config::UnfitFlows;
-use crate::keys::plain;
+use crate::keys::{escaped, plain};
 use crate::space::SpaceInner;
 use crate::sync::isolated;
 use crate::table::Lane;
@@ -107,6 +107,43 @@ impl Durable {
             }
         }
         Lanes::enter_all(waiting);
+    }
+
+    /// Has the flows of a node go on that the log has and this process does not know.
+    ///
+    /// # Errors
+    ///
+    /// What the store says.
+    pub(super) async fn adopt(self: &Arc<Self>, space: &Arc<SpaceInner>, node: &str) -> Result<()> {
+        let prefix: Key = format!("{FLOWS}{}/", escaped(node)).into();
+        let mut after: Option<Key> = None;
+        loop {
+            let list =
+                List { prefix: Arc::clone(&prefix), after: after.take(), documents_max: PAGE_RECORDS_MAX };
+            let page = self.store.list(list).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(Arc::clone(&last.key));
+            let unknown: Vec<_> =
+                page.iter().map(|found| &found.key).filter(|key| !self.knows(key)).collect();
+            // One that has just ended is not there any more, and one that has just begun was not there before.
+            let found = self.store.documents(unknown.into_iter().cloned().collect()).await?;
+            let mut adopted = Vec::new();
+            for document in found.into_iter().flatten().filter(|document| document.content.is_some()) {
+                match self.resumable(space, &document).await? {
+                    Ok(resumable) => adopted.push(resumable),
+                    // Such as one that was left alone at the start.
+                    Err(why) => tracing::debug!(target: "happen", "a flow stays where it is: {why}"),
+                }
+            }
+            adopted.sort_by_key(|resumable| (!resumable.begun, resumable.position));
+            self.resume(adopted);
+        }
+    }
+
+    /// Whether this process has the flow with this key.
+    fn knows(&self, key: &Key) -> bool {
+        let Some(name) = FlowKey::of(key, FLOWS) else { return false };
+        self.flows_of(name.event).iter().any(|flow| flow.key == *key)
     }
 
     /// Notes when timers and schedules are due, and that keys are to be forgotten.
