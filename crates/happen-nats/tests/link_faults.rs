@@ -15,10 +15,7 @@ use happen_core::env::Env;
 use happen_core::link::{ConnectionStatus, Inbound, NodePresence, Notice, Replies};
 use happen_nats::{Connection, LinkOptions, NatsLink, limits};
 use happen_testing::link::{next_reply, until};
-use happen_testing::{NatsCluster, NatsServer};
-
-mod proxy;
-use proxy::Proxy;
+use happen_testing::{NatsCluster, NatsServer, Way};
 
 type Shared<T> = Arc<Mutex<T>>;
 
@@ -358,7 +355,7 @@ async fn messages_that_the_client_had_no_room_for_are_told() {
 async fn a_member_that_is_cut_off_is_gone_and_comes_back() {
     let env = env();
     let server = NatsServer::start();
-    let proxy = Proxy::start(server.port());
+    let proxy = Way::to(server.port());
     let [(a, desk), (b, there)] = &two(&server.url(), &proxy.url(), &env).await;
     let mut answered = a.request("b", b"before".to_vec()).unwrap();
     assert_eq!(next_reply(&mut *answered).await.unwrap().unwrap(), b"before");
@@ -388,7 +385,7 @@ async fn a_member_that_is_cut_off_is_gone_and_comes_back() {
 async fn a_name_is_one_members_until_it_is_gone() {
     let env = env();
     let server = NatsServer::start();
-    let proxy = Proxy::start(server.port());
+    let proxy = Way::to(server.port());
     let first = link(&server.url(), &env, "one").await;
     first.attach(Desk::new("first")).await.unwrap();
     assert_eq!(first.attach(Desk::new("first")).await.unwrap_err().code(), "misuse");

@@ -6,6 +6,7 @@
 pub mod limits;
 
 mod contract;
+mod disk;
 mod faulty_store;
 pub mod link;
 mod migrations;
@@ -14,9 +15,12 @@ mod panic_text;
 mod seeds;
 mod simulator;
 pub mod store_contract;
+mod way;
 
+pub use disk::{ImageDisk, SmallDisk, TestDisk, unwritten_pages};
 pub use faulty_store::{Dies, FaultyStore};
 pub use migrations::Migrations;
-pub use nats_server::{NatsCluster, NatsServer, nats_server_program};
+pub use nats_server::{NatsCluster, NatsServer, NatsSetup, RouteTo, nats_server_program};
 pub use seeds::{SeedOutcome, check_seeds};
 pub use simulator::{RunError, RunErrorKind, Simulator};
+pub use way::Way;

@@ -7,6 +7,7 @@
 )]
 #![expect(clippy::disallowed_methods, reason = "a process is real, and so is the time it takes to start")]
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -15,6 +16,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use std::{env, fs, thread};
 
+use crate::disk::TestDisk;
 use crate::limits;
 
 /// A server with JetStream that syncs every write, on loopback, in a temporary folder.
@@ -35,13 +37,98 @@ use crate::limits;
 pub struct NatsServer {
     name: String,
     folder: PathBuf,
+    /// Where it keeps its streams.
+    store: PathBuf,
+    /// What starts its program, if that needs to be started in some place.
+    starter: Vec<String>,
     port: u16,
-    /// What the configuration has beside the port.
+    /// What the configuration says of JetStream beside the folder.
     jetstream: String,
+    /// What it says of the cluster, for a server of one.
+    cluster: String,
+    /// What the configuration has beside all that.
     config: String,
     child: Option<Child>,
     /// Gone with the last server that uses it.
     _temporary: Option<tempfile::TempDir>,
+}
+
+/// A server that is about to be started, with more to say than nothing.
+///
+/// # Examples
+///
+/// ```
+/// use happen_testing::NatsSetup;
+///
+/// let server = NatsSetup::new().config("max_payload: 65536").start();
+/// assert!(server.url().starts_with("nats://"));
+/// ```
+#[derive(Debug, Clone)]
+pub struct NatsSetup {
+    jetstream: String,
+    config: String,
+    store: Option<PathBuf>,
+    starter: Vec<String>,
+}
+
+impl Default for NatsSetup {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl NatsSetup {
+    /// One that syncs every write, and keeps its streams in its own temporary folder.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            jetstream: "sync_interval: always".to_owned(),
+            config: String::new(),
+            store: None,
+            starter: Vec::new(),
+        }
+    }
+
+    /// The same with further lines of configuration.
+    #[must_use]
+    pub fn config(self, lines: &str) -> Self {
+        Self { config: lines.to_owned(), ..self }
+    }
+
+    /// The same with this in the part about JetStream, where it stands instead of `sync_interval: always`.
+    #[must_use]
+    pub fn jetstream(self, settings: &str) -> Self {
+        Self { jetstream: settings.to_owned(), ..self }
+    }
+
+    /// The same with its streams on this disk.
+    #[must_use]
+    pub fn on(self, disk: &impl TestDisk) -> Self {
+        Self { store: Some(disk.folder().join("jetstream")), starter: disk.starter(), ..self }
+    }
+
+    /// Starts the server.
+    #[must_use]
+    pub fn start(self) -> NatsServer {
+        let temporary = tempfile::tempdir().expect("a temporary folder");
+        let mut server = NatsServer::new("alone", temporary.path(), &self.config);
+        server._temporary = Some(temporary);
+        server.jetstream = self.jetstream;
+        server.starter = self.starter;
+        if let Some(store) = self.store {
+            server.store = store;
+        }
+        // Somebody else may take the port between the choice and the start.
+        for _ in 1..STARTS_MAX {
+            server.launch();
+            if server.is_ready() {
+                return server;
+            }
+            server.port = free_port();
+        }
+        server.restart();
+        server
+    }
 }
 
 /// Servers that form a cluster.
@@ -62,19 +149,7 @@ impl NatsServer {
     /// Starts a server with further lines of configuration.
     #[must_use]
     pub fn with(config: &str) -> Self {
-        let temporary = tempfile::tempdir().expect("a temporary folder");
-        let mut server = Self::new("alone", temporary.path(), config);
-        server._temporary = Some(temporary);
-        // Somebody else may take the port between the choice and the start.
-        for _ in 1..STARTS_MAX {
-            server.launch();
-            if server.is_ready() {
-                return server;
-            }
-            server.port = free_port();
-        }
-        server.restart();
-        server
+        NatsSetup::new().config(config).start()
     }
 
     /// Starts a server of another JetStream domain, with further lines of configuration.
@@ -82,7 +157,7 @@ impl NatsServer {
     pub fn in_domain(domain: &str, config: &str) -> Self {
         let mut server = Self::with(config);
         server.name = domain.to_owned();
-        server.jetstream = format!("domain: {domain}");
+        server.jetstream = format!("sync_interval: always, domain: {domain}");
         server.restart();
         server
     }
@@ -91,8 +166,11 @@ impl NatsServer {
         Self {
             name: name.to_owned(),
             folder: folder.to_owned(),
+            store: folder.join("jetstream"),
+            starter: Vec::new(),
             port: free_port(),
-            jetstream: String::new(),
+            jetstream: NatsSetup::new().jetstream,
+            cluster: String::new(),
             config: config.to_owned(),
             child: None,
             _temporary: None,
@@ -141,6 +219,28 @@ impl NatsServer {
         self.signal("-CONT");
     }
 
+    /// Has the running server take other further lines of configuration. Ends when it has.
+    pub fn reload(&mut self, config: &str) {
+        const TAKEN: &str = "Reloaded server configuration";
+        config.clone_into(&mut self.config);
+        self.write_config();
+        let before = self.log().matches(TAKEN).count();
+        self.signal("-HUP");
+        for _ in 0..limits::LOOKS_MAX {
+            if self.log().matches(TAKEN).count() > before {
+                return;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        panic!("the NATS server does not take its new configuration: {}", self.log());
+    }
+
+    /// The folder in which the server keeps its streams.
+    #[must_use]
+    pub fn store(&self) -> &Path {
+        &self.store
+    }
+
     /// Starts the server again, on the same port and folder, after killing the one that runs. Ends when it takes clients.
     pub fn restart(&mut self) {
         self.launch();
@@ -154,20 +254,12 @@ impl NatsServer {
     fn launch(&mut self) {
         self.kill();
         let program = nats_server_program();
-        let store = self.folder.join("jetstream");
-        let config = format!(
-            "server_name: {name}\nlisten: \"127.0.0.1:{port}\"\n\
-             jetstream {{ store_dir: {store:?}, sync_interval: always, {jetstream} }}\n{more}\n",
-            name = self.name,
-            port = self.port,
-            jetstream = self.jetstream,
-            more = self.config,
-        );
-        let file = self.folder.join("server.conf");
-        fs::create_dir_all(&self.folder).expect("a folder for the server");
-        fs::write(&file, config).expect("the configuration can be written");
+        let file = self.write_config();
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file()).expect("a log file");
-        let started = Command::new(&program)
+        let mut starting: Vec<&OsStr> = self.starter.iter().map(OsStr::new).collect();
+        starting.push(program.as_os_str());
+        let started = Command::new(starting[0])
+            .args(&starting[1..])
             .arg("-c")
             .arg(&file)
             .stdin(Stdio::null())
@@ -176,6 +268,23 @@ impl NatsServer {
             .spawn();
         self.child =
             Some(started.unwrap_or_else(|error| panic!("{} does not start: {error}", program.display())));
+    }
+
+    fn write_config(&self) -> PathBuf {
+        let config = format!(
+            "server_name: {name}\nlisten: \"127.0.0.1:{port}\"\n\
+             jetstream {{ store_dir: {store:?}, {jetstream} }}\n{cluster}\n{more}\n",
+            name = self.name,
+            port = self.port,
+            store = self.store,
+            jetstream = self.jetstream,
+            cluster = self.cluster,
+            more = self.config,
+        );
+        let file = self.folder.join("server.conf");
+        fs::create_dir_all(&self.folder).expect("a folder for the server");
+        fs::write(&file, config).expect("the configuration can be written");
+        file
     }
 
     fn log_file(&self) -> PathBuf {
@@ -210,22 +319,46 @@ impl Drop for NatsServer {
     }
 }
 
+/// A way from one server of a cluster to another.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct RouteTo {
+    /// Which server connects, counted from zero.
+    pub from: usize,
+    /// To which one.
+    pub to: usize,
+    /// The port that the other one listens on.
+    pub port: u16,
+}
+
 impl NatsCluster {
     /// Starts so many servers that know each other. They may take a moment longer to agree on who leads.
     #[must_use]
     pub fn start(count: usize) -> Self {
+        Self::with("", count, |to| to.port)
+    }
+
+    /// Starts so many servers, each with further lines of configuration, and with the ways between them that are asked
+    /// for: each server reaches each other one at the port that is given for it, and nowhere else. Clients know the servers
+    /// that they are told of and no others.
+    #[must_use]
+    pub fn with(config: &str, count: usize, mut way: impl FnMut(RouteTo) -> u16) -> Self {
         let temporary = tempfile::tempdir().expect("a temporary folder");
         let ports: Vec<u16> = (0..count).map(|_| free_port()).collect();
-        let mut routes = String::new();
-        for port in &ports {
-            write!(routes, "\"nats://127.0.0.1:{port}\", ").unwrap();
-        }
         let mut servers = Vec::with_capacity(count);
-        for (index, port) in ports.iter().enumerate() {
-            let name = format!("server-{index}");
-            let config =
-                format!("cluster {{ name: happen, listen: \"127.0.0.1:{port}\", routes: [{routes}] }}");
-            let mut server = NatsServer::new(&name, &temporary.path().join(&name), &config);
+        for (from, port) in ports.iter().enumerate() {
+            let name = format!("server-{from}");
+            let mut routes = String::new();
+            for (to, port) in ports.iter().enumerate().filter(|(to, _)| *to != from) {
+                let port = way(RouteTo { from, to, port: *port });
+                write!(routes, "\"nats://127.0.0.1:{port}\", ").unwrap();
+            }
+            // What is told to the others as the own address leads nowhere: they know the way.
+            let mut server = NatsServer::new(&name, &temporary.path().join(&name), config);
+            server.cluster = format!(
+                "cluster {{ name: happen, listen: \"127.0.0.1:{port}\", advertise: \"127.0.0.1:{NOWHERE}\", \
+                 no_advertise: true, routes: [{routes}] }}"
+            );
             server.launch();
             servers.push(server);
         }
@@ -294,6 +427,9 @@ pub fn nats_server_program() -> PathBuf {
         )
     })
 }
+
+/// A port that nobody listens on.
+const NOWHERE: u16 = 1;
 
 /// How often a new server tries a port.
 const STARTS_MAX: usize = 5;
