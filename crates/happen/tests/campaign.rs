@@ -16,7 +16,7 @@ use happen::{Config, Context, Error, ErrorKind, Event, Space, millis, secs};
 use happen_core::env::Env;
 use happen_testing::{Dies, FaultyStore, Simulator, check_seeds};
 use workloads::orders::{Approved, Note};
-use workloads::{Provider, audit, bank, orders};
+use workloads::{Part, Provider, audit, bank, orders};
 
 mod workloads;
 
@@ -193,7 +193,7 @@ fn bank_campaign(sim: &Simulator) -> u64 {
         let provider = provider(life, &effects);
         life.run(async {
             let space = life.space();
-            bank::build(&space, &provider);
+            Part::ALL.iter().for_each(|part| bank::build(&space, &provider, *part));
             if space.start().await.is_err() {
                 assert!(!life.healthy, "a healthy space starts");
                 return;
@@ -274,7 +274,7 @@ fn shop_campaign(sim: &Simulator) -> u64 {
     let way = campaign.live(|life, number| {
         life.run(async {
             let space = life.space();
-            orders::build(&space, &screen);
+            Part::ALL.iter().for_each(|part| orders::build(&space, &screen, *part));
             space.on("system.started", |_: &Event, _: &Context| {}).check().unwrap();
             if space.start().await.is_err() {
                 assert!(!life.healthy, "a healthy space starts");

@@ -22,7 +22,7 @@ use happen::{Config, Context, Error, ErrorKind, Event, Space, millis, secs};
 use happen_core::env::Env;
 use serde::{Deserialize, Serialize};
 use workloads::orders::{Approved, Note};
-use workloads::{Provider, audit, bank, orders};
+use workloads::{Part, Provider, audit, bank, orders};
 
 mod workloads;
 
@@ -186,8 +186,11 @@ async fn work(folder: &Path, life: u64, patient: bool) {
         tells.tell(&Line::Effect(transfer, key.to_owned()));
         Ok(())
     }));
-    bank::build(&space, &provider);
-    orders::build(&space, &Arc::new(AtomicU64::new(0)));
+    let screen = Arc::new(AtomicU64::new(0));
+    for part in Part::ALL {
+        bank::build(&space, &provider, part);
+        orders::build(&space, &screen, part);
+    }
     space.start().await.unwrap();
     let mut clients = Vec::new();
     for number in 0..TRANSFERS {

@@ -8,8 +8,8 @@ use happen::store::Store;
 use happen::{Context, Error, Event, Space, Step, done, millis, next_with, with};
 use serde::{Deserialize, Serialize};
 
-use super::Provider;
 use super::audit::{Log, read_all};
+use super::{Part, Provider};
 
 #[derive(happen::Event, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[event("transfer.create")]
@@ -89,20 +89,34 @@ impl Default for Account {
     }
 }
 
-/// Makes the nodes of the bank.
-pub(crate) fn build(space: &Space, provider: &Provider) {
+/// Makes a part of the nodes of the bank.
+pub(crate) fn build(space: &Space, provider: &Provider, part: Part) {
+    match part {
+        Part::Flows => build_bank(space, provider),
+        Part::Asked => build_branches(space),
+        Part::Listeners => build_listeners(space),
+    }
+}
+
+fn build_branches(space: &Space) {
     for branch in 0..BRANCHES {
         let node = space.node(format!("branch-{branch}")).attempts(20, millis(10));
         // One branch takes the posts of an account in their order, the others all at once.
         let node = if branch == 1 { node.serial_by(|post: &Post| post.account) } else { node };
         node.on("post", post).check().unwrap();
     }
+}
+
+fn build_bank(space: &Space, provider: &Provider) {
     let bank = space.node("bank").attempts(ATTEMPTS, millis(10));
     bank.on("transfer.create", with(provider.clone(), withdraw))
         .step(with(provider.clone(), deposit))
         .step(with(provider.clone(), give_back))
         .check()
         .unwrap();
+}
+
+fn build_listeners(space: &Space) {
     let books = space.node("books").attempts(20, millis(10)).serial();
     books.on("transfer.ended", enter).check().unwrap();
     let clerk = space.node("clerk").attempts(20, millis(10));

@@ -8,6 +8,21 @@ pub(crate) mod orders;
 use std::fmt;
 use std::sync::Arc;
 
+/// Some of the nodes: all in one process, or each part in one of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Those whose flows take several steps.
+    Flows,
+    /// Those that are asked and told by them.
+    Asked,
+    /// Those that hear of what became of them.
+    Listeners,
+}
+
+impl Part {
+    pub(crate) const ALL: [Self; 3] = [Self::Flows, Self::Asked, Self::Listeners];
+}
+
 /// Something outside that a step calls once, known by the key it was given.
 pub(crate) type Outside = Arc<dyn Fn(&str, u64) -> happen::Result<()> + Send + Sync>;
 

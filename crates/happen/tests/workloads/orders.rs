@@ -9,6 +9,7 @@ use happen::store::Store;
 use happen::{Batch, Context, Event, Space, Step, again, done, goto, millis, next, secs, with};
 use serde::{Deserialize, Serialize};
 
+use super::Part;
 use super::audit::{Log, read_all};
 
 #[derive(happen::Event, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -98,13 +99,29 @@ struct Seen {
     what: Vec<String>,
 }
 
-/// Makes the nodes of the shop. What an ephemeral node hears is counted.
-pub(crate) fn build(space: &Space, screen: &Arc<AtomicU64>) {
+/// Makes a part of the nodes of the shop. What an ephemeral node hears is counted.
+pub(crate) fn build(space: &Space, screen: &Arc<AtomicU64>, part: Part) {
+    match part {
+        Part::Flows => build_orders(space),
+        Part::Asked => build_stock_and_journal(space),
+        Part::Listeners => build_listeners(space, screen),
+    }
+}
+
+fn build_orders(space: &Space) {
     let orders = space.node("orders").attempts(20, millis(10)).steps_max(60);
     orders.on("order.place", receive).step(find_carrier).step(take).step(approve).step(ship).check().unwrap();
+}
+
+fn build_stock_and_journal(space: &Space) {
     let stock = space.node("stock").attempts(20, millis(10)).serial();
     stock.on("stock.take", take_from_stock).check().unwrap();
     stock.on("stock.changed", hear_of_stock).check().unwrap();
+    let journal = space.node("journal").attempts(20, millis(10)).serial_by(|note: &Note| note.key.clone());
+    journal.on("journal.note", with((), open_line)).step(with((), close_line)).check().unwrap();
+}
+
+fn build_listeners(space: &Space, screen: &Arc<AtomicU64>) {
     // Three durable registrations at two nodes and an ephemeral one hear of the same event.
     let mails = space.node("mails").attempts(20, millis(10));
     mails.on("order.shipped", mail).check().unwrap();
@@ -121,8 +138,6 @@ pub(crate) fn build(space: &Space, screen: &Arc<AtomicU64>) {
         })
         .check()
         .unwrap();
-    let journal = space.node("journal").attempts(20, millis(10)).serial_by(|note: &Note| note.key.clone());
-    journal.on("journal.note", with((), open_line)).step(with((), close_line)).check().unwrap();
 }
 
 async fn receive(order: Event<Place>, cx: Context) -> happen::Result<Step> {
