@@ -27,6 +27,7 @@ use crate::demo::plan::{ORDERS_MAX, ORDERS_MIN, Plan};
 use crate::dev::DevArguments;
 use crate::failure::{Failure, sentence};
 use crate::output::{Output, plain};
+use crate::store::balance::BalanceArguments;
 use crate::store::doctor::DoctorArguments;
 use crate::store::flows::{DeadCommand, FlowsCommand};
 use crate::store::hand::SendArguments;
@@ -59,6 +60,8 @@ enum Command {
     Ps(NodesArguments),
     /// List the nodes of a space, with the process that has each and what it listens to
     Nodes(OwnersArguments),
+    /// Show whether the nodes of a space keep up, and what they would need
+    Balance(BalanceArguments),
     /// Print what led to an event and what followed, as a tree
     Trace(TraceArguments),
     /// Print what caused an event, or what made each revision of a document
@@ -165,6 +168,7 @@ fn main() -> ExitCode {
         Command::Tail(arguments) => run(store::tail::run(&arguments, &output)),
         Command::Ps(arguments) => run(store::nodes::run(&arguments, &output)),
         Command::Nodes(arguments) => run(store::owners::run(&arguments, &output)),
+        Command::Balance(arguments) => run(store::balance::run(&arguments, &output)),
         Command::Trace(arguments) => run(store::web::trace(&arguments, &output)),
         Command::Why(arguments) => run(store::web::why(&arguments, &output)),
         Command::Impact(arguments) => run(store::web::impact(&arguments, &output)),

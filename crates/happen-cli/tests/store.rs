@@ -71,10 +71,11 @@ fn fed(mut command: Command, input: &str) -> Output {
 }
 
 /// All commands that read, with what they need.
-const READING: [&[&str]; 17] = [
+const READING: [&[&str]; 18] = [
     &["tail"],
     &["tail", "--json"],
     &["ps"],
+    &["balance"],
     &["trace", ORDER],
     &["why", PARCEL],
     &["why", "orders"],
@@ -1090,6 +1091,49 @@ fn a_kept_event_whose_document_names_none_is_counted() {
 }
 
 #[cfg(unix)]
+#[cfg(unix)]
+#[test]
+fn the_balance_of_a_running_space_and_of_a_stopped_one_is_shown() {
+    use happen::{BalanceOptions, Config, Context, Event, Space, millis, secs};
+    let shop = Shop::empty();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let quick = BalanceOptions { every_ms: 50, window_ms: 200, calm_ms: 60_000, ..BalanceOptions::default() };
+    let config = Config { balance: Some(quick), ..Config::default() };
+    let space = runtime.block_on(async {
+        let space = Space::open_with(shop.path(), config).await.unwrap();
+        let packing = space.node("packing").serial().lag_max(3);
+        packing.on("parcel", async |_: Event, cx: Context| cx.sleep(secs(3_600)).await);
+        space.node("mails").on("mail", |_: &Event, _: &Context| {});
+        space.start().await.unwrap();
+        for number in 0..9 {
+            space.send(&packing, Event::new("parcel", json!({ "number": number }))).await.unwrap();
+        }
+        while space.balance_report().await.unwrap().findings.is_empty() {
+            space.env().sleep(millis(10)).await;
+        }
+        space
+    });
+    let told = text(&shop, &["balance"]);
+    let told: Vec<Vec<&str>> = told.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(told[0][..2], ["node.slow", "bottleneck"]);
+    assert_eq!(told[0].last(), Some(&"packing"));
+    assert_eq!(told[1][..5], ["mails", "well", "0", "-", "0/100"]);
+    // Nothing leaves, so nobody knows how many it would need.
+    assert_eq!(
+        (told[2][..3].to_vec(), told[2][4..].to_vec()),
+        (vec!["packing", "slow", "8"], vec!["1/1", "0.0", "0.0", "-", "0", "0"])
+    );
+    let report = json(&shop, &["balance", "--node", "packing"]);
+    assert_eq!((&report["is_watched"], &report["nodes"][0]["waiting"]), (&true.into(), &8.into()));
+    let told = failure(&run(&shop, &["balance", "--node", "nobody"]), 4);
+    assert!(told.starts_with("no node `nobody` is among those"), "{told}");
+    runtime.block_on(space.stop()).unwrap();
+
+    let report = json(&shop, &["balance"]);
+    assert_eq!((&report["is_watched"], &report["findings"]), (&false.into(), &json!([])));
+    assert_eq!((&report["nodes"][0]["node"], &report["nodes"][0]["flows"]), (&"packing".into(), &9.into()));
+}
+
 #[test]
 fn a_doctor_names_the_nodes_that_a_running_program_does_not_have() {
     use happen::{Context, Event, Space};

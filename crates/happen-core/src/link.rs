@@ -123,6 +123,12 @@ pub enum Notice<'a> {
         /// What the other side said when it refused, such as that whoever asks may not sign in any more.
         reason: Option<&'a str>,
     },
+    /// Another member has said that it goes. One that is among the peers no more and did not say so is lost: its process
+    /// has ended, or the way to it.
+    Left {
+        /// Its name.
+        member: &'a str,
+    },
     /// Something came that is no frame. It was left out.
     Refused(&'a Error),
     /// Something that was on its way did not arrive.

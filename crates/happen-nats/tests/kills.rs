@@ -5,16 +5,17 @@
 
 use std::fmt::Write as _;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use happen::env::RealEnv;
-use happen::{Context, Error, Event, Space, Step, done, next, secs};
+use happen::{BalanceOptions, Config, Context, Error, Event, Space, Step, done, next, secs};
 use happen_core::env::Env;
 use happen_core::store::{Key, List, Read, Select};
 use happen_nats::Nats;
 use happen_testing::{NatsCluster, NatsServer};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value as Json, json};
 
 #[derive(happen::Event, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[event("order.create")]
@@ -177,6 +178,62 @@ async fn survive(url: &str, mut kill: impl FnMut(u64)) {
     let verified = asking.journal().verify().await.unwrap();
     assert!(verified.is_whole(), "{verified:?}");
     asking.stop().await.unwrap();
+}
+
+/// What a space was told of its balance: the type, the pattern and the nodes.
+fn told(space: &Space) -> Arc<Mutex<Vec<(String, Json)>>> {
+    let told: Arc<Mutex<Vec<(String, Json)>>> = Arc::default();
+    let heard = Arc::clone(&told);
+    let types = "{node.slow,node.down,node.recovered,system.overloaded,system.partitioned,system.down}";
+    space.on(types, move |event: &Event, _: &Context| {
+        let content = event.payload().json().unwrap().clone();
+        heard.lock().unwrap().push((event.event_type().to_owned(), content));
+    });
+    told
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_is_killed_is_told_as_its_nodes_that_are_down() {
+    let env: Arc<dyn Env> = Arc::new(RealEnv::new());
+    let server = NatsServer::start();
+    let url = server.url();
+    let quick =
+        BalanceOptions { every_ms: 200, window_ms: 1_000, calm_ms: 1_000, ..BalanceOptions::default() };
+    let config = Config { balance: Some(quick), ..Config::default() };
+    let watching = Nats::at(format!("{url}/shop")).config(config).open().await.unwrap();
+    let told = told(&watching);
+    watching.start().await.unwrap();
+    let [bank, office] = ["bank", "office"].map(|role| Process::start(role, &url));
+    until(&env, &watching, async || watching.remote_nodes().len() == 3).await;
+    watching.send("bank", Charge { order: 1 }).await.unwrap();
+    until(&env, &watching, async || done_by(&watching, "bank").await == [1]).await;
+    assert!(told.lock().unwrap().is_empty(), "{told:?}");
+
+    drop(bank);
+    watching.send("bank", Charge { order: 2 }).await.unwrap();
+    until(&env, &watching, async || !told.lock().unwrap().is_empty()).await;
+    let (event_type, content) = told.lock().unwrap()[0].clone();
+    assert_eq!((&*event_type, &content["pattern"]), ("node.down", &json!("node-failure")));
+    assert_eq!((&content["node_id"], &content["affected_nodes"]), (&json!("bank"), &json!(["bank"])));
+    let metrics = &content["lag_metrics"];
+    assert_eq!((&metrics["inbox"], &metrics["is_taken"]), (&json!(1), &json!(false)), "{metrics}");
+    assert_eq!(watching.pressure("bank").unwrap().waiting, 1);
+
+    // The next one takes what was kept.
+    let bank = Process::start("bank", &url);
+    until(&env, &watching, async || told.lock().unwrap().len() == 2).await;
+    let (event_type, content) = told.lock().unwrap()[1].clone();
+    assert_eq!((&*event_type, &content["node_id"]), ("node.recovered", &json!("bank")));
+    assert_eq!(sorted(done_by(&watching, "bank").await), [1, 2]);
+
+    // A process with several nodes is a part of the system.
+    drop(office);
+    until(&env, &watching, async || told.lock().unwrap().len() == 3).await;
+    let (event_type, content) = told.lock().unwrap()[2].clone();
+    assert_eq!((&*event_type, &content["pattern"]), ("system.partitioned", &json!("partition")));
+    assert_eq!((&content["affected_nodes"], &content["is_cut"]), (&json!(["mails", "notes"]), &json!(false)));
+    drop(bank);
+    watching.stop().await.unwrap();
 }
 
 /// Waits as long as the log gets on.

@@ -34,6 +34,7 @@ macro_rules! link_contract {
                 bytes_that_are_no_event_disturb_nothing
                 a_flipped_bit_is_never_believed
                 waiting_ends_when_a_link_closes
+                who_leaves_says_so
                 of_equal_names_the_nearest_is_found
                 causality_goes_on
             }
@@ -700,6 +701,23 @@ macro_rules! __link_cases {
                     a.send("c", 1u64).reply::<u64>().await.unwrap_err(),
                 ] {
                     assert_eq!(error.code(), "closed", "{error:?}");
+                }
+            }
+
+            pub(super) async fn who_leaves_says_so(env: Arc<dyn Env>) {
+                let links = links(&env, 3).await;
+                let probe = Probe::new("a");
+                links[0].attach(probe.clone()).await.unwrap();
+                for (link, name) in [(&links[1], "b"), (&links[2], "c")] {
+                    link.attach(Probe::new(name)).await.unwrap();
+                }
+                until(&env, "both are there", || links[0].peers().len() == 2).await;
+                assert_eq!(probe.left(), [""; 0]);
+                for link in [&links[2], &links[1]] {
+                    let name = link.name().to_owned();
+                    link.close().await;
+                    until(&env, "it has said that it goes", || probe.left().contains(&name)).await;
+                    until(&env, "it is no peer", || links[0].peers().iter().all(|peer| peer.name != name)).await;
                 }
             }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use happen_core::Pattern;
 use happen_core::env::Env;
 use happen_core::error::Result;
-use happen_core::link::{Inbound, NodePresence, Replies};
+use happen_core::link::{Inbound, NodePresence, Notice, Replies};
 
 use crate::limits;
 
@@ -18,19 +18,26 @@ use crate::limits;
 pub struct Probe {
     node: String,
     frames: Mutex<Vec<Vec<u8>>>,
+    left: Mutex<Vec<String>>,
 }
 
 impl Probe {
     /// A member with one node, which listens to everything.
     #[must_use]
     pub fn new(node: impl Into<String>) -> Arc<Self> {
-        Arc::new(Self { node: node.into(), frames: Mutex::default() })
+        Arc::new(Self { node: node.into(), frames: Mutex::default(), left: Mutex::default() })
     }
 
     /// The frames that came so far.
     #[must_use]
     pub fn frames(&self) -> Vec<Vec<u8>> {
         self.frames.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The members that said that they go, in order.
+    #[must_use]
+    pub fn left(&self) -> Vec<String> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn keep(&self, frame: &[u8]) {
@@ -54,6 +61,12 @@ impl Inbound for Probe {
 
     fn presence(&self) -> Vec<NodePresence> {
         vec![NodePresence { id: self.node.clone(), handles: Pattern::parse("**").into_iter().collect() }]
+    }
+
+    fn notice(&self, notice: Notice<'_>) {
+        if let Notice::Left { member } = notice {
+            self.left.lock().unwrap_or_else(PoisonError::into_inner).push(member.to_owned());
+        }
     }
 }
 

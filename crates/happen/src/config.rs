@@ -49,6 +49,9 @@ pub struct Config {
     pub retention: Retention,
     /// What becomes of flows in the store that do not fit the nodes and steps of the program.
     pub unfit_flows: UnfitFlows,
+    /// How it is watched whether nodes keep up, and told when they do not; absent for not at all. See
+    /// [`balance`](crate::balance).
+    pub balance: Option<BalanceOptions>,
 }
 
 /// How a node takes events.
@@ -59,6 +62,9 @@ pub struct NodeOptions {
     pub max_concurrent: u32,
     /// Events that may wait.
     pub queue_limit: usize,
+    /// Events that may wait while the node counts as keeping up, in a space that watches its [`balance`](crate::balance);
+    /// never more than four fifths of the queue. 0 for a node that may have any number wait.
+    pub lag_max: usize,
     /// In which order waiting events start.
     pub queue_order: QueueOrder,
     /// What happens to an event that finds the queue full.
@@ -89,6 +95,8 @@ pub struct NodeOverrides {
     pub max_concurrent: Option<u32>,
     /// See [`NodeOptions::queue_limit`].
     pub queue_limit: Option<usize>,
+    /// See [`NodeOptions::lag_max`].
+    pub lag_max: Option<usize>,
     /// See [`NodeOptions::queue_order`].
     pub queue_order: Option<QueueOrder>,
     /// See [`NodeOptions::overflow`].
@@ -181,6 +189,33 @@ pub struct Retention {
     pub every_ms: u64,
 }
 
+/// How it is watched whether nodes keep up. Every field has a default: an empty object in a file, or
+/// `BalanceOptions::default()`, switches it on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BalanceOptions {
+    /// Milliseconds between two looks.
+    pub every_ms: u64,
+    /// For how many milliseconds something has to hold before it is told; rates are measured over as many.
+    pub window_ms: u64,
+    /// For how many milliseconds it has to be gone before its end is told.
+    pub calm_ms: u64,
+    /// Nodes that are many. Fewer than this that fall behind are told one by one and not as an overload, and fewer that are
+    /// affected are never most of the system.
+    pub many_nodes: usize,
+    /// The part of the busy nodes, in percent, that falls behind together in an overload.
+    pub many_percent: u32,
+    /// The part of all watched nodes, in percent, that is affected when the system counts as down.
+    pub most_percent: u32,
+    /// Nodes of other processes that go at once in a partition. Fewer have failed.
+    pub partition_nodes_min: usize,
+    /// Milliseconds by which a look may be late before the process counts as overloaded.
+    pub late_ms_max: u64,
+    /// How busy places are to be, in percent, for which [`Rates::places_needed`](crate::balance::Rates::places_needed)
+    /// tells how many a node needs.
+    pub utilisation_percent: u32,
+}
+
 /// Limits that end runaway loops.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -242,10 +277,60 @@ impl Config {
         }
         patterns(&self.retention.keep)
             .map_err(|error| error.context("`retention.keep` has a pattern that cannot be understood"))?;
+        if let Some(balance) = &self.balance {
+            balance.check()?;
+        }
         if self.remembered_events == 0 {
             return Err(Error::misuse("remembered_events is 0; the causal web needs at least one header"));
         }
         Ok(())
+    }
+}
+
+impl BalanceOptions {
+    fn check(&self) -> Result<()> {
+        let looks_max = limits::BALANCE_LOOKS_MAX;
+        let percents = [
+            ("many_percent", self.many_percent),
+            ("most_percent", self.most_percent),
+            ("utilisation_percent", self.utilisation_percent),
+        ];
+        if let Some((name, percent)) = percents.iter().find(|(_, percent)| !(1..=100).contains(percent)) {
+            return Err(Error::misuse(format!(
+                "`balance.{name}` is {percent}, and is to be one of 1 to 100"
+            )));
+        }
+        if self.every_ms == 0 {
+            return Err(Error::misuse(
+                "`balance.every_ms` is 0, so there would be no time between two looks",
+            ));
+        }
+        if self.window_ms < self.every_ms || self.window_ms / self.every_ms > looks_max {
+            return Err(Error::misuse(format!(
+                "`balance.window_ms` is {}, and is to be 1 to {looks_max} times `every_ms`, which is {}",
+                self.window_ms, self.every_ms
+            )));
+        }
+        if self.many_nodes == 0 || self.partition_nodes_min == 0 {
+            return Err(Error::misuse("`balance.many_nodes` and `partition_nodes_min` are to be 1 or more"));
+        }
+        Ok(())
+    }
+}
+
+impl Default for BalanceOptions {
+    fn default() -> Self {
+        Self {
+            every_ms: limits::BALANCE_EVERY_MS,
+            window_ms: limits::BALANCE_WINDOW_MS,
+            calm_ms: limits::BALANCE_CALM_MS,
+            many_nodes: limits::BALANCE_MANY_NODES,
+            many_percent: limits::BALANCE_MANY_PERCENT,
+            most_percent: limits::BALANCE_MOST_PERCENT,
+            partition_nodes_min: limits::BALANCE_PARTITION_NODES_MIN,
+            late_ms_max: limits::BALANCE_LATE_MS_MAX,
+            utilisation_percent: limits::BALANCE_UTILISATION_PERCENT,
+        }
     }
 }
 
@@ -254,6 +339,7 @@ impl NodeOverrides {
         let Self {
             max_concurrent,
             queue_limit,
+            lag_max,
             queue_order,
             overflow,
             accept_from,
@@ -266,6 +352,7 @@ impl NodeOverrides {
         } = self;
         options.max_concurrent = max_concurrent.unwrap_or(options.max_concurrent);
         options.queue_limit = queue_limit.unwrap_or(options.queue_limit);
+        options.lag_max = lag_max.unwrap_or(options.lag_max);
         options.queue_order = queue_order.unwrap_or(options.queue_order);
         options.overflow = overflow.unwrap_or(options.overflow);
         options.steps_max = steps_max.unwrap_or(options.steps_max);
@@ -304,6 +391,7 @@ impl Default for Config {
             idempotency_window_ms: limits::IDEMPOTENCY_WINDOW_MS,
             retention: Retention::default(),
             unfit_flows: UnfitFlows::Refuse,
+            balance: None,
         }
     }
 }
@@ -325,6 +413,7 @@ impl Default for NodeOptions {
         Self {
             max_concurrent: limits::MAX_CONCURRENT,
             queue_limit: limits::QUEUE_LIMIT,
+            lag_max: limits::LAG_MAX,
             queue_order: QueueOrder::Fifo,
             overflow: Overflow::Reject,
             accept_from: Vec::new(),

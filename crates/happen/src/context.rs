@@ -334,6 +334,12 @@ impl Context {
         Broadcasting::new(Sender::Flow(self), event).publish()
     }
 
+    /// How much waits at a node, for a flow that can send less. See [`Space::pressure`](crate::Space::pressure).
+    #[must_use]
+    pub fn pressure(&self, node: &str) -> Option<crate::balance::Pressure> {
+        self.0.node().space.pressure(node)
+    }
+
     /// A broadcast that is not sent yet, to give it metadata or to make it a stream.
     pub fn broadcasting<T: Payload>(&self, event: T) -> Broadcasting<'_, T> {
         Broadcasting::new(Sender::Flow(self), event)

@@ -173,6 +173,19 @@ impl<J> Gate<J> {
         queue.jobs.pop_front().map(|(_, job)| job)
     }
 
+    /// What `of` says of the job that waited longest; by priority, the least that it says of any.
+    #[cold]
+    pub(crate) fn oldest<T: Ord>(&self, order: QueueOrder, of: impl Fn(&J) -> T) -> Option<T> {
+        let queue = lock(&self.queue);
+        let jobs = &queue.as_deref()?.jobs;
+        let oldest = match order {
+            QueueOrder::Fifo => jobs.front(),
+            QueueOrder::Lifo => jobs.back(),
+            QueueOrder::Priority => return jobs.iter().map(|(_, job)| of(job)).min(),
+        };
+        oldest.map(|(_, job)| of(job))
+    }
+
     /// Says that a job which came by the queue has started, so that later arrivals may go past.
     pub(crate) fn started(&self) {
         self.waiting.fetch_sub(1, Ordering::SeqCst);

@@ -58,6 +58,7 @@ mod encoded;
 mod state;
 mod durable;
 pub mod retention;
+pub mod balance;
 pub mod control;
 pub mod global;
 mod keys;
@@ -92,7 +93,9 @@ pub use happen_macros::{Event, State};
 
 pub use accept::Origin;
 pub use chunks::{Chunk, Chunks};
-pub use config::{Config, Durability, NodeOptions, Overflow, QueueOrder, Retention, UnfitFlows};
+pub use config::{
+    BalanceOptions, Config, Durability, NodeOptions, Overflow, QueueOrder, Retention, UnfitFlows,
+};
 pub use context::Context;
 pub use durable::cron::{Cron, CronError, CronProblem, Every, IntoTiming, every};
 pub use durable::schedule::{Missed, Schedule, Schedules, Scheduling};
@@ -123,4 +126,6 @@ mod documents {
     mod readme {}
     #[doc = include_str!("../../../docs/from-javascript.md")]
     mod from_javascript {}
+    #[doc = include_str!("../../../docs/balance.md")]
+    mod balance {}
 }

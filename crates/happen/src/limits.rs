@@ -26,6 +26,10 @@ pub const QUEUE_LIMIT: usize = 10_000;
 /// The part of a queue, in percent, from which a node signals back-pressure.
 pub const BACK_PRESSURE_PERCENT: usize = 80;
 
+/// Events that may wait for a node that counts as keeping up. Some hundred wait when many senders come at once, and are
+/// gone a moment later; more than this for a whole [`BALANCE_WINDOW_MS`] are not.
+pub const LAG_MAX: usize = 100;
+
 /// Steps of one flow, so that a loop that never ends is found. A loop of ten thousand turns is better several events.
 pub const STEPS_MAX: u32 = 10_000;
 
@@ -476,3 +480,52 @@ pub const REPLAY_NUMBERS_MAX: usize = 65_536;
 /// Groups of frames whose signature was verified, so that it is verified once. The frames of a group come one after the
 /// other, from a few senders at once.
 pub const VERIFIED_GROUPS_MAX: usize = 64;
+
+/// Milliseconds between two looks at how nodes keep up. A look reads some counters of each node, and the headers that were
+/// remembered since the last one; a second is as soon as anybody acts on what is told.
+pub const BALANCE_EVERY_MS: u64 = 1_000;
+
+/// Milliseconds for which something has to hold at every look before it is told, and over which rates are measured. Longer
+/// than a burst, a pause of the machine, or the time in which all members of a cut group are missed.
+pub const BALANCE_WINDOW_MS: u64 = 5_000;
+
+/// Milliseconds for which it has to be gone at every look before its end is told. Twice the window, so that what comes and
+/// goes is told as one.
+pub const BALANCE_CALM_MS: u64 = 2 * BALANCE_WINDOW_MS;
+
+/// Looks that a window may consist of. Each is kept for each node, 64 bytes.
+pub const BALANCE_LOOKS_MAX: u64 = 120;
+
+/// The part of its limit on lag, in percent, below which a node that fell behind has caught up.
+pub const BALANCE_RELIEF_PERCENT: usize = 50;
+
+/// Nodes that are many: as many that fall behind together are an overload, and as many that are affected can be most of a
+/// system. Two may be one that asks the other.
+pub const BALANCE_MANY_NODES: usize = 3;
+
+/// The part of the busy nodes, in percent, that has to fall behind together for an overload.
+pub const BALANCE_MANY_PERCENT: u32 = 50;
+
+/// The part of all watched nodes, in percent, that is most of a system.
+pub const BALANCE_MOST_PERCENT: u32 = 60;
+
+/// Nodes of other processes that go at once for a partition: one alone has failed.
+pub const BALANCE_PARTITION_NODES_MIN: usize = 2;
+
+/// Milliseconds by which a look may be late. A runtime that comes to a timer later than this has more to do than it can.
+pub const BALANCE_LATE_MS_MAX: u64 = 500;
+
+/// How busy the places of a node are to be, in percent, for which is told how many are needed: beyond it waiting grows
+/// steeply with each further event.
+pub const BALANCE_UTILISATION_PERCENT: u32 = 70;
+
+/// Nodes that are watched, about a kilobyte each with the window that is the default; of more, those of the own process and
+/// those whose names come first.
+pub const BALANCE_NODES_MAX: usize = 10_000;
+
+/// Nodes that one event of the detector names; how many there are is told beside them.
+pub const BALANCE_NAMED_MAX: usize = 100;
+
+/// Events in the inbox of one node that are counted at a look: enough to tell that it falls behind, and few enough to be
+/// read every second.
+pub const BALANCE_INBOX_MAX: usize = 256;

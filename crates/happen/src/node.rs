@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use happen_core::{
@@ -69,7 +69,39 @@ struct Aside {
     /// The lanes of handlers that proved slow, by registration.
     slow: Mutex<HashMap<u64, Arc<SlowLane>>>,
     pub(crate) states: crate::state::States,
+    /// What went wrong so far, counted where it does.
+    mishaps: Mishaps,
     lanes: Lanes,
+}
+
+/// How often something went wrong at a node.
+#[derive(Default)]
+struct Mishaps {
+    refused: AtomicU64,
+    failed: AtomicU64,
+    retried: AtomicU64,
+}
+
+/// What a node has to do at this moment, and what went wrong there so far.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Figures {
+    /// Events that wait for a place.
+    pub(crate) waiting: usize,
+    /// Flows that are held back on purpose.
+    pub(crate) held_back: usize,
+    /// Events that have a place.
+    pub(crate) active: u32,
+    /// The places; `None` where every key has places of its own.
+    pub(crate) places: Option<u32>,
+    pub(crate) queue_limit: usize,
+    pub(crate) lag_max: usize,
+    /// When the event was sent that waits longest.
+    pub(crate) oldest_unix_ms: Option<u64>,
+    /// Whether what waits is started.
+    pub(crate) takes: bool,
+    pub(crate) refused: u64,
+    pub(crate) failed: u64,
+    pub(crate) retried: u64,
 }
 
 /// The flows of a node that go on as tasks, each with the number of the build it belongs to.
@@ -188,6 +220,7 @@ impl NodeInner {
     ) {
         let table = self.table.load();
         if let Err(error) = outcome {
+            self.note_failed();
             tracing::debug!(target: "happen", node = &*self.name, handler, "a durable flow failed");
             self.space.warn(self, event.envelope(), error);
             if let Some(watched) = table.watched.clone() {
@@ -346,6 +379,70 @@ impl NodeInner {
             change(Arc::make_mut(&mut changed.options));
             Arc::new(changed)
         });
+    }
+
+    /// Counts an event for which there was no room.
+    #[cold]
+    pub(crate) fn note_refused(&self) {
+        self.aside().mishaps.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a flow that failed for good.
+    #[cold]
+    pub(crate) fn note_failed(&self) {
+        self.aside().mishaps.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts an attempt that is followed by another one.
+    #[cold]
+    pub(crate) fn note_retried(&self) {
+        self.aside().mishaps.retried.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What the node has to do at this moment. Reads what is counted anyway, key by key where it has keys.
+    #[cold]
+    pub(crate) fn figures(&self) -> Figures {
+        let table = self.table.load();
+        let order = table.options.queue_order;
+        let sent = |job: &Job| job.event.envelope().at_unix_ms;
+        let mut figures = Figures {
+            waiting: self.gate.waiting() as usize,
+            held_back: 0,
+            active: self.gate.active(),
+            places: matches!(table.lane, Lane::Concurrent).then_some(table.options.max_concurrent),
+            queue_limit: table.options.queue_limit,
+            lag_max: table.options.lag_max,
+            oldest_unix_ms: self.gate.oldest(order, sent),
+            takes: table.phase == Phase::Open && !table.is_held(),
+            refused: 0,
+            failed: 0,
+            retried: 0,
+        };
+        let oldest = |a: Option<u64>, b: Option<u64>| a.into_iter().chain(b).min();
+        let Some(aside) = self.aside.get() else { return figures };
+        for gate in lock(&aside.keys).values() {
+            figures.waiting += gate.waiting() as usize;
+            figures.active = figures.active.saturating_add(gate.active());
+            figures.oldest_unix_ms = oldest(figures.oldest_unix_ms, gate.oldest(order, sent));
+        }
+        for lane in lock(&aside.slow).values() {
+            // They have places already, and wait all the same.
+            let waiting = lane.gate.waiting();
+            figures.waiting += waiting as usize;
+            figures.active = figures.active.saturating_sub(waiting);
+        }
+        if self.is_durable() {
+            let lanes = aside.lanes.figures(order);
+            figures.waiting += lanes.waiting;
+            figures.active = figures.active.saturating_add(lanes.running);
+            figures.held_back = lanes.held_back;
+            figures.oldest_unix_ms = oldest(figures.oldest_unix_ms, lanes.oldest_unix_ms);
+        }
+        let Mishaps { refused, failed, retried } = &aside.mishaps;
+        figures.refused = refused.load(Ordering::Relaxed);
+        figures.failed = failed.load(Ordering::Relaxed);
+        figures.retried = retried.load(Ordering::Relaxed);
+        figures
     }
 
     #[cold]
@@ -686,6 +783,14 @@ impl Node {
     #[doc(alias = "queueLimit")]
     pub fn queue_limit(self, events: usize) -> Self {
         self.inner.change_options(|options| options.queue_limit = events);
+        self
+    }
+
+    /// Sets how many events may wait while the node counts as keeping up, in a space that watches its
+    /// [`balance`](crate::balance); 0 for any number. Default [`LAG_MAX`](crate::limits::LAG_MAX).
+    #[must_use]
+    pub fn lag_max(self, events: usize) -> Self {
+        self.inner.change_options(|options| options.lag_max = events);
         self
     }
 

@@ -124,26 +124,27 @@ impl Ring {
 
     /// The headers in the order they were written, and whether older ones were overwritten.
     pub(crate) fn read(&self) -> (Vec<Header>, bool) {
-        let mut numbered = Vec::new();
-        for slot in &self.slots {
-            let before = slot.stamp.load(Ordering::Acquire);
-            if before == 0 {
-                continue;
-            }
-            let mut words = [0; WORDS];
-            for (word, from) in words.iter_mut().zip(&slot.words) {
-                *word = from.load(Ordering::Relaxed);
-            }
-            fence(Ordering::Acquire);
-            if slot.stamp.load(Ordering::Relaxed) == before
-                && let Some(header) = header(words)
-            {
-                numbered.push((before, header));
-            }
-        }
+        let mut numbered: Vec<_> = self.slots.iter().filter_map(Slot::read).collect();
         numbered.sort_unstable_by_key(|&(number, _)| number);
         let cut = self.written.load(Ordering::Relaxed) > self.slots.len() as u64;
         (numbered.into_iter().map(|(_, header)| header).collect(), cut)
+    }
+
+    /// Shows the headers that were written after the one with this number, as far as they are there. Gives the number of
+    /// the last, and how many were shown.
+    pub(crate) fn since(&self, after: u64, mut show: impl FnMut(&Header)) -> (u64, u64) {
+        let written = self.written.load(Ordering::Relaxed);
+        let len = self.slots.len() as u64;
+        let first = (after + 1).max((written + 1).saturating_sub(len));
+        let mut shown = 0;
+        for number in first..=written {
+            let slot = &self.slots[(number as usize) & (self.slots.len() - 1)];
+            if let Some((_, header)) = slot.read().filter(|(found, _)| *found == number) {
+                shown += 1;
+                show(&header);
+            }
+        }
+        (written, shown)
     }
 
     pub(crate) fn close(&self) {
@@ -152,6 +153,23 @@ impl Ring {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Relaxed)
+    }
+}
+
+impl Slot {
+    /// The header in the slot with the number of its write; `None` for one that is empty or just being written.
+    fn read(&self) -> Option<(u64, Header)> {
+        let before = self.stamp.load(Ordering::Acquire);
+        if before == 0 {
+            return None;
+        }
+        let mut words = [0; WORDS];
+        for (word, from) in words.iter_mut().zip(&self.words) {
+            *word = from.load(Ordering::Relaxed);
+        }
+        fence(Ordering::Acquire);
+        let is_whole = self.stamp.load(Ordering::Relaxed) == before;
+        header(words).filter(|_| is_whole).map(|header| (before, header))
     }
 }
 
@@ -192,6 +210,13 @@ pub(crate) const PUBLISHED: u8 = 4;
 pub(crate) fn failed(code: &str) -> u8 {
     let index = CODES.iter().position(|known| *known == code).unwrap_or(0);
     FAILED + index as u8
+}
+
+/// Whether a handler has run to its end, whatever came of it: neither is it under way, nor was it refused before.
+pub(crate) fn is_handled(what: u8) -> bool {
+    const REFUSED: [&str; 8] =
+        ["not-started", "closed", "no-such-node", "no-handler", "refused", "busy", "deadlock", "untrusted"];
+    matches!(what, ENDED | VALUE) || code(what).is_some_and(|code| !REFUSED.contains(&code))
 }
 
 /// The code of a failure, when `what` is one.
@@ -281,6 +306,31 @@ mod tests {
             })
             .collect();
         assert_eq!(seen, all[2..]);
+    }
+
+    #[test]
+    fn what_was_written_since_a_look_is_shown_once_as_far_as_it_is_there() {
+        let ring = Ring::new(4);
+        let mut ids = IdBlock::new(1);
+        let mut after = 0;
+        for (written, shown) in [(0, 0), (3, 3), (0, 0), (4, 4), (5, 4), (9, 4), (1, 1)] {
+            (0..written).for_each(|_| ring.handled(ids.next_id(1), NodeKey(3), VALUE));
+            let (last, seen) = ring.since(after, |header| assert!(matches!(header, Header::Handled { .. })));
+            assert_eq!((last - after, seen), (written, shown));
+            after = last;
+        }
+    }
+
+    #[test]
+    fn what_was_refused_or_waits_was_not_handled() {
+        for what in
+            [ENDED, VALUE, failed("failed"), failed("panicked"), failed("timed-out"), failed("cancelled")]
+        {
+            assert!(is_handled(what), "{what}");
+        }
+        for what in [SENT_ON, WAITING, PUBLISHED, failed("busy"), failed("closed"), failed("no-handler")] {
+            assert!(!is_handled(what), "{what}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The commands over a store, live or stopped: where it is, how it is opened, and what its failures are called on a
 //! command line. What a command does is in its own file; none knows the tables of a store.
 
+pub(crate) mod balance;
 pub(crate) mod content;
 pub(crate) mod diff;
 pub(crate) mod doctor;

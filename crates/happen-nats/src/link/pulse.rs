@@ -247,6 +247,7 @@ impl Shared {
     /// A member leaves. Replies that it sent before come another way and may come later.
     fn hear_leave(self: &Arc<Self>, instance: u64) {
         let Some(member) = lock(&self.roster).forget(instance) else { return };
+        self.wire.tell_left(&member.name);
         let shared = Arc::clone(self);
         self.wire.env.spawn(Box::pin(async move {
             shared.wire.env.sleep(limits::LEAVE_GRACE).await;

@@ -222,7 +222,11 @@ impl Shared {
         match frame {
             Frame::Credit { number, units } => self.answering.credit(member.instance, number, units),
             Frame::Handed { number } => member.handed_over(&self.wire, number),
-            Frame::Leave => self.gone(member),
+            Frame::Leave => {
+                self.gone(member);
+                // Told once it is no peer any more, so that nobody takes it for one that has come back.
+                self.wire.tell_left(&member.name);
+            }
             Frame::Post { .. }
             | Frame::Request { .. }
             | Frame::Publish { .. }

@@ -100,6 +100,10 @@ impl Wire {
         self.tell(Notice::Lost(error));
     }
 
+    pub(super) fn tell_left(&self, member: &str) {
+        self.tell(Notice::Left { member });
+    }
+
     pub(super) fn tell_status(&self, status: ConnectionStatus, reason: Option<&str>) {
         self.tell(Notice::Connection { status, url: self.connection.url(), reason });
     }

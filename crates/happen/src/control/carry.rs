@@ -24,6 +24,7 @@ use super::{
     NodeStats, OfSchedule, Phase, PruneBefore, PrunedByHand, Redrive, Refused, Request, ScheduleAct,
     ScheduledByHand, SendEvent, SentByHand, SetState, Stats, Wait, Written,
 };
+use crate::balance::{self, BalanceReport};
 use crate::dispatch::Reply;
 use crate::durable::beside::{self, Heard, Others};
 use crate::durable::by_hand::{self, Incoming};
@@ -132,7 +133,7 @@ impl<'h> Hands<'h> {
     /// As [`Space::control`] and [`carry_out`](super::carry_out).
     pub(crate) async fn carry_out(&self, request: Request) -> Result<Answer> {
         if let Some(Live { space, .. }) = self.live
-            && request != Request::Stats
+            && !matches!(request, Request::Stats | Request::Balance)
         {
             // Before it starts, the space is just finding out what is under way.
             space.check_running()?;
@@ -147,6 +148,7 @@ impl<'h> Hands<'h> {
             Request::Prune(prune) => self.prune(&prune).await.map(Answer::Pruned),
             Request::Schedule(of) => self.schedule(of).await.map(Answer::Scheduled),
             Request::Stats => self.stats().await.map(Answer::Stats),
+            Request::Balance => self.balance().await.map(Answer::Balance),
         }
     }
 
@@ -529,6 +531,14 @@ impl<'h> Hands<'h> {
         Ok(Stats { phase, head, flows: durable.flows_len() as u64, nodes_len, nodes: nodes.collect() })
     }
 
+    async fn balance(&self) -> Result<BalanceReport> {
+        let report = match self.live {
+            Some(Live { space, .. }) => space.balance_report().await?,
+            None => balance::report_of_store(self.store, self.env.unix_ms()).await?,
+        };
+        Ok(report.at_most(limits::CONTROL_NODES_MAX))
+    }
+
     async fn flows_stored(&self) -> Result<u64> {
         let (mut flows, mut after) = (0, None);
         loop {
@@ -586,7 +596,7 @@ fn none_of(what: &str, of: &FlowsOf) -> Error {
 }
 
 /// Waits for something, at most so long.
-async fn within<T>(env: &Arc<dyn Env>, millis: u64, work: impl Future<Output = T>) -> Option<T> {
+pub(crate) async fn within<T>(env: &Arc<dyn Env>, millis: u64, work: impl Future<Output = T>) -> Option<T> {
     unless(&mut Some(env.sleep(Duration::from_millis(millis))), work).await
 }
 

@@ -24,12 +24,13 @@ use serde_json::Value as Json;
 #[cfg(feature = "embedded")]
 pub use client::Client;
 
+use crate::balance::BalanceReport;
 use crate::durable::beside;
 use crate::durable::schedule::{self, Schedule};
 
 pub use crate::durable::beside::{Heard, NodeOwner};
 
-pub(crate) use carry::Hands;
+pub(crate) use carry::{Hands, within};
 #[cfg(feature = "embedded")]
 pub(crate) use listen::Listening;
 
@@ -71,6 +72,8 @@ pub enum Request {
     Schedule(OfSchedule),
     /// To tell how the space is.
     Stats,
+    /// To tell how its nodes keep up.
+    Balance,
 }
 
 /// An event to be sent.
@@ -263,6 +266,8 @@ pub enum Answer {
     Scheduled(ScheduledByHand),
     /// How the space is.
     Stats(Stats),
+    /// How its nodes keep up. Of a store that no process has, what is kept there for them.
+    Balance(BalanceReport),
 }
 
 /// An event that was sent.

@@ -607,6 +607,7 @@ fn failed(
     event: &dyn ErasedEvent,
     error: Error,
 ) -> Error {
+    node.note_failed();
     let error = error.at_event(event.envelope().id).at_node(&node.name);
     after_handling(node, table, event, Some(&error));
     // The table of now: a flow may have begun before its node was given a supervisor.

@@ -194,12 +194,14 @@ fn try_enqueue(
             Ok(())
         }
         Queued::Instead(oldest) => {
+            node.note_refused();
             let what = format!("queue of node `{}` ({} events)", node.name, options.queue_limit);
             let error = Error::new(ErrorKind::Busy { what });
             node.space.undelivered(&*oldest.event, &node.name, error, oldest.reply);
             Ok(())
         }
         Queued::Full(job) => {
+            node.note_refused();
             let what = format!("queue of node `{}` ({} events)", node.name, options.queue_limit);
             let error =
                 Error::new(ErrorKind::Busy { what }).at_event(job.event.envelope().id).at_node(&node.name);

@@ -738,6 +738,7 @@ impl StoredFlow {
         if !error.is_retryable() || attempt >= options.attempts_max.max(1) {
             return End::Failed(error);
         }
+        self.node.note_retried();
         let wait = self.wait_after(attempt);
         End::Retry(error, self.node.space.env.unix_ms().saturating_add(wait))
     }

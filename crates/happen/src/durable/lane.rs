@@ -34,6 +34,15 @@ impl Drop for Coming {
     }
 }
 
+/// What the lanes of a node have to do at this moment.
+pub(crate) struct LaneFigures {
+    pub(crate) running: u32,
+    pub(crate) waiting: usize,
+    pub(crate) held_back: usize,
+    /// When the event was sent that waits longest.
+    pub(crate) oldest_unix_ms: Option<u64>,
+}
+
 #[derive(Default)]
 struct Places {
     running: u32,
@@ -187,6 +196,25 @@ impl Lanes {
         lock(&self.lanes).values().map(|places| places.waiting.len()).sum()
     }
 
+    /// What they have to do at this moment.
+    #[cold]
+    pub(crate) fn figures(&self, order: QueueOrder) -> LaneFigures {
+        let sent = |flow: &Arc<StoredFlow>| flow.event.envelope().at_unix_ms;
+        // Whatever is started first, it comes in at the end.
+        let oldest = |places: &Places| match order {
+            QueueOrder::Fifo | QueueOrder::Lifo => places.waiting.front().map(sent),
+            QueueOrder::Priority => places.waiting.iter().map(sent).min(),
+        };
+        let held_back = self.held.len();
+        let lanes = lock(&self.lanes);
+        LaneFigures {
+            running: lanes.values().map(|places| places.running).sum(),
+            waiting: lanes.values().map(|places| places.waiting.len()).sum(),
+            held_back,
+            oldest_unix_ms: lanes.values().filter_map(oldest).min(),
+        }
+    }
+
     /// The key of the serial gate that a flow is in.
     pub(super) fn serial_key(flow: &StoredFlow) -> Option<u64> {
         flow.node.table.load().is_serial(flow.lane).then(|| flow.lane.unwrap_or(0))
@@ -209,6 +237,7 @@ pub(crate) fn check_room(node: &Arc<NodeInner>, table: &Table) -> Result<Coming>
     // Where others are held back, a place that is free says nothing.
     let free = if held_back == 0 { lanes.free(table) } else { 0 };
     if waiting >= limit.saturating_add(free) {
+        node.note_refused();
         let what = format!("queue of node `{}` ({limit} events)", node.name);
         return Err(Error::new(ErrorKind::Busy { what }).at_node(&node.name));
     }

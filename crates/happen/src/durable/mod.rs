@@ -39,7 +39,7 @@ use std::time::Duration;
 
 use happen_core::env::{BoxFuture, Env};
 use happen_core::store::{Key, Read, Select, Store, Tag};
-use happen_core::{Error, ErrorKind, EventId, Result};
+use happen_core::{Error, ErrorKind, EventId, NodeKey, Result};
 use tokio::sync::{Notify, oneshot};
 
 use crate::flow::Outcome;
@@ -224,6 +224,15 @@ impl Durable {
     /// Waits until no pruning is under way, and keeps others from beginning.
     pub(crate) async fn one_pruning(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.pruning.lock().await
+    }
+
+    /// The numbers of flows under way, by node.
+    pub(crate) fn flows_by_node(&self) -> HashMap<NodeKey, u64> {
+        let mut flows = HashMap::new();
+        for live in lock(&self.live).values().flatten() {
+            *flows.entry(live.flow.node.key).or_default() += 1;
+        }
+        flows
     }
 
     /// The flows under way at a node.

@@ -245,6 +245,14 @@ impl Durable {
         self.owners.as_ref().is_some_and(|owners| owners.is_elsewhere(node))
     }
 
+    /// The durable nodes of other processes on the same log, each with the key of the document that stands for its process.
+    pub(crate) fn nodes_elsewhere(&self) -> Vec<(Arc<str>, Key)> {
+        let Some(owners) = &self.owners else { return Vec::new() };
+        let known = lock(&owners.known);
+        let others = known.nodes.iter().filter(|(_, owner)| owner.process != owners.process);
+        others.map(|(node, owner)| (Arc::clone(node), Arc::clone(&owner.process))).collect()
+    }
+
     /// Whether durable nodes of other processes on the same log listen to a type.
     pub(crate) fn is_heard_elsewhere(&self, event_type: &str) -> bool {
         self.owners.as_ref().is_some_and(|owners| !owners.listeners(event_type).is_empty())

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use happen_core::env::{BoxFuture, Env};
-use happen_core::link::{Inbound, Link, NodePresence, Peer, Replies};
+use happen_core::link::{Inbound, Link, NodePresence, Notice, Peer, Replies};
 use happen_core::pattern::is_runtime;
 use happen_core::{Error, ErrorKind, Pattern, Result};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -173,8 +173,16 @@ impl Link for HubLink {
     }
 
     fn close(&self) -> BoxFuture<'static, ()> {
-        lock(&self.hub.members).retain(|member| !Arc::ptr_eq(member, &self.member));
+        let others = {
+            let mut members = lock(&self.hub.members);
+            let before = members.len();
+            members.retain(|member| !Arc::ptr_eq(member, &self.member));
+            if members.len() < before { members.clone() } else { Vec::new() }
+        };
         self.member.close();
+        for inbound in others.iter().filter_map(|member| member.inbound()) {
+            inbound.notice(Notice::Left { member: &self.member.name });
+        }
         Box::pin(std::future::ready(()))
     }
 }
@@ -221,6 +229,10 @@ impl Member {
     /// Whether it may send: a member that nobody can answer is none.
     fn check_open(&self) -> Result<()> {
         if lock(&self.way_in).is_some() { Ok(()) } else { Err(closed(&self.name)) }
+    }
+
+    fn inbound(&self) -> Option<Arc<dyn Inbound>> {
+        lock(&self.way_in).as_ref().map(|way_in| Arc::clone(&way_in.inbound))
     }
 
     fn take(&self, bytes: Arc<[u8]>, kind: FrameKind) -> Result<()> {

@@ -76,11 +76,19 @@ impl Inbound for Entrance {
         let Some(space) = self.space.upgrade() else { return };
         match notice {
             Notice::Connection { status, url, reason } => {
+                if let Some(balance) = &space.balance {
+                    balance.note_connection(status);
+                }
                 let mut told = serde_json::json!({ "status": status.as_str(), "url": url });
                 if let Some(reason) = reason {
                     told["reason"] = reason.into();
                 }
                 space.announce("system.connection-status", told);
+            }
+            Notice::Left { member } => {
+                if let Some(balance) = &space.balance {
+                    balance.note_left(member);
+                }
             }
             Notice::Refused(error) => space.refuse(error),
             Notice::Lost(error) => space.problem(error.duplicate()),

@@ -21,6 +21,7 @@ use happen_core::{
 };
 use tokio::sync::Notify;
 
+use crate::balance::Balance;
 use crate::config::{Config, Durability, NodeOptions};
 #[cfg(feature = "embedded")]
 use crate::control::Listening;
@@ -124,6 +125,8 @@ pub(crate) struct SpaceInner {
     /// Where other processes ask for something, in a space that was opened in a folder.
     #[cfg(feature = "embedded")]
     control: OnceLock<Listening>,
+    /// What watches whether nodes keep up, in a space that has it watched.
+    pub(crate) balance: Option<Arc<Balance>>,
     pub(crate) link: OnceLock<Linked>,
     pub(crate) remote_names: RemoteNames,
     pub(crate) hashes: Hashes,
@@ -296,6 +299,7 @@ impl Space {
         durable: Option<Arc<Durable>>,
     ) -> Self {
         local::begin_run();
+        let balance = config.balance.clone().map(Balance::new).map(Arc::new);
         let token = Arc::new(());
         let inner = Arc::new(SpaceInner {
             id: Arc::as_ptr(&token) as u64,
@@ -332,6 +336,7 @@ impl Space {
             pressed: Mutex::default(),
             #[cfg(feature = "embedded")]
             control: OnceLock::new(),
+            balance,
             link: OnceLock::new(),
             remote_names: RemoteNames::default(),
             hashes: Hashes::default(),
@@ -437,6 +442,9 @@ impl Space {
                 durable.keep_following(inner);
             }
             inner.announce("system.started", serde_json::json!({ "nodes": nodes }));
+            if let Some(balance) = &inner.balance {
+                balance.begin(inner);
+            }
         }
         Ok(())
     }
@@ -1200,6 +1208,9 @@ impl SpaceInner {
         // First, so that whoever waits beyond the link learns that it closed, and not of flows that were cancelled.
         drop(self.leave_link());
         self.commons.stop();
+        if let Some(balance) = &self.balance {
+            balance.end();
+        }
         // The maps are emptied slot by slot, here and in the index, and not cleared: a space that ends with its thread
         // finds the thread's own memory gone, which `pin` and `clear` need.
         let names = self.by_name.pin_owned();

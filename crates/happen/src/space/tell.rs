@@ -174,7 +174,8 @@ impl SpaceInner {
         let mut nodes = lock(&self.pressed);
         let changed = if pressed { nodes.insert(node.key.0) } else { nodes.remove(&node.key.0) };
         drop(nodes);
-        if changed && pressed && &*node.name != OWN_NODE {
+        // Who watches the balance tells of it with figures, and not of a queue that is empty again in a moment.
+        if changed && pressed && self.balance.is_none() && &*node.name != OWN_NODE {
             let told =
                 serde_json::json!({ "node_id": &*node.name, "waiting": waiting, "queue_limit": limit });
             self.announce("node.slow", told);
