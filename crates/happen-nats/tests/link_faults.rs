@@ -117,7 +117,8 @@ impl Inbound for Desk {
     }
 
     fn presence(&self) -> Vec<NodePresence> {
-        let node = |id: String| NodePresence { id, handles: vec![Pattern::parse("**").unwrap()] };
+        let node =
+            |id: String| NodePresence { id, handles: vec![Pattern::parse("**").unwrap()], share: None };
         let more = (0..self.more_nodes).map(|index| node(format!("{}-{index}", self.node)));
         std::iter::once(node(self.node.clone())).chain(more).collect()
     }

@@ -35,6 +35,7 @@ macro_rules! link_contract {
                 a_flipped_bit_is_never_believed
                 waiting_ends_when_a_link_closes
                 of_equal_names_the_nearest_is_found
+                a_frame_reaches_the_member_that_is_named
                 causality_goes_on
             }
         }
@@ -731,6 +732,36 @@ macro_rules! __link_cases {
                 let own = a.node("same");
                 own.on("u64", |_: &Event<u64>, _: &Context| "a".to_owned());
                 assert_eq!(asked(a).await, "a");
+            }
+
+            pub(super) async fn a_frame_reaches_the_member_that_is_named(env: Arc<dyn Env>) {
+                let links = links(&env, 3).await;
+                let probes = ["own", "same", "same"].map(Probe::new);
+                for (link, probe) in links.iter().zip(&probes) {
+                    let probe = Arc::clone(probe);
+                    link.attach(probe).await.unwrap();
+                }
+                let a = &links[0];
+                until(&env, "both are known", || a.peers().len() == 2).await;
+                for (place, probe) in probes.iter().enumerate().skip(1) {
+                    let (member, number) = (links[place].name(), place as u8);
+                    a.post_at(member, "same", vec![number]).unwrap();
+                    let mut replies = a.request_at(member, "same", vec![10 + number]).unwrap();
+                    assert!(next_reply(&mut *replies).await.is_none());
+                    assert_eq!(probe.frames(), [[number], [10 + number]]);
+                    for (member, node) in [(member, "other"), ("nobody", "same"), (a.name(), "own")] {
+                        assert_eq!(a.post_at(member, node, vec![0]).unwrap_err().code(), "no-such-node");
+                        let refused = a.request_at(member, node, vec![0]).err();
+                        assert_eq!(refused.unwrap().code(), "no-such-node");
+                    }
+                }
+                // A number says when it is worth asking again who is there.
+                let before = a.revision();
+                assert_eq!(a.revision(), before);
+                links[2].close().await;
+                until(&env, "one has left", || a.peers().len() == 1).await;
+                assert_ne!(a.revision(), before);
+                assert_eq!(a.post_at(links[2].name(), "same", vec![0]).unwrap_err().code(), "no-such-node");
             }
 
             pub(super) async fn causality_goes_on(env: Arc<dyn Env>) {

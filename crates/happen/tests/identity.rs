@@ -540,7 +540,7 @@ impl Inbound for Liar {
     fn publish(&self, _: &[u8]) {}
 
     fn presence(&self) -> Vec<NodePresence> {
-        vec![NodePresence { id: "payments".into(), handles: vec![] }]
+        vec![NodePresence { id: "payments".into(), handles: vec![], share: None }]
     }
 }
 

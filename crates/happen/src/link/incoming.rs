@@ -241,7 +241,7 @@ impl SpaceInner {
             .iter()
             .map(|node| {
                 let handles = node.table.load().entries.iter().map(|entry| entry.pattern.clone()).collect();
-                NodePresence { id: node.name.to_string(), handles }
+                NodePresence { id: node.name.to_string(), handles, share: None }
             })
             .collect();
         nodes.sort_by(|a, b| a.id.cmp(&b.id));
