@@ -58,7 +58,7 @@ impl Inbound for Counter {
     fn publish(&self, _: &[u8]) {}
 
     fn presence(&self) -> Vec<NodePresence> {
-        vec![NodePresence { id: "counter".to_owned(), handles: Vec::new() }]
+        vec![NodePresence { id: "counter".to_owned(), handles: Vec::new(), share: None }]
     }
 }
 

@@ -10,6 +10,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use serde::{Deserialize, Serialize};
+
 use crate::env::BoxFuture;
 use crate::error::{Error, Result};
 use crate::pattern::Pattern;
@@ -67,24 +69,92 @@ pub trait Link: fmt::Debug + Send + Sync + 'static {
     /// As [`Link::post`], now or as a reply.
     fn request(&self, to: &str, frame: Vec<u8>) -> Result<Box<dyn Replies>>;
 
-    /// Sends a frame to every other member one of whose nodes listens to this type of events, once to each.
+    /// As [`Link::post`], to the node in the member of this name.
+    ///
+    /// # Errors
+    ///
+    /// As [`Link::post`]; [`ErrorKind::NoSuchNode`](crate::ErrorKind::NoSuchNode) when that member is not known to have
+    /// the node.
+    fn post_at(&self, member: &str, to: &str, frame: Vec<u8>) -> Result<()>;
+
+    /// As [`Link::request`], to the node in the member of this name.
+    ///
+    /// # Errors
+    ///
+    /// As [`Link::post_at`], now or as a reply.
+    fn request_at(&self, member: &str, to: &str, frame: Vec<u8>) -> Result<Box<dyn Replies>>;
+
+    /// Sends a frame to every other member one of whose nodes listens to this type of events, once to each. Nodes that
+    /// share their work with those of other members do not count: who publishes chooses one of them, and posts to it.
     ///
     /// # Errors
     ///
     /// As [`Link::post`], except that nobody may listen. When some members cannot take it, the others still get it.
     fn publish(&self, event_type: &str, frame: Vec<u8>) -> Result<()>;
 
-    /// Whether some other member may listen to this type. Asked before a broadcast is encoded, so it has to be cheap; a
-    /// link that cannot know answers true.
+    /// Whether some other member may listen to this type, with nodes that do not share their work. Asked before a
+    /// broadcast is encoded, so it has to be cheap; a link that cannot know answers true.
     fn listens(&self, event_type: &str) -> bool;
 
     /// The other members that are known, in the order in which they joined. Where several have a node of one id, the
     /// first of them gets what is sent to it, as long as it is there.
     fn peers(&self) -> Vec<Peer>;
 
+    /// A number that is another one whenever [`Link::peers`] is. Asked for every event that leaves, so it has to be cheap.
+    fn revision(&self) -> u64;
+
     /// Leaves. The leaving begins at the call; the future says when what had left before it is on its way.
     /// Closing twice is closing once.
     fn close(&self) -> BoxFuture<'static, ()>;
+}
+
+/// How one of several is chosen that do the same work: the instances of a node in several processes, or the nodes behind a
+/// router.
+///
+/// # Examples
+///
+/// ```
+/// use happen_core::link::Routing;
+///
+/// assert_eq!(Routing::parse("least-loaded"), Some(Routing::LeastLoaded));
+/// assert_eq!(Routing::ByKey.as_str(), "by-key");
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Routing {
+    /// One after the other.
+    RoundRobin,
+    /// The one with the least under way: of those elsewhere, what was sent from here and is not answered.
+    #[doc(alias = "least connections")]
+    LeastLoaded,
+    /// By the key of the event: all who know the same instances choose the same one. When one goes, its keys move to the
+    /// others and no other key moves; when one comes, it takes its part of each.
+    #[doc(alias = "consistent hash")]
+    ByKey,
+    /// By the key of the event at first, and then the same one for as long as it is there, whoever else comes.
+    Sticky,
+}
+
+impl Routing {
+    /// Its name, in small letters.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::RoundRobin => "round-robin",
+            Self::LeastLoaded => "least-loaded",
+            Self::ByKey => "by-key",
+            Self::Sticky => "sticky",
+        }
+    }
+
+    /// The one of this name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::RoundRobin, Self::LeastLoaded, Self::ByKey, Self::Sticky]
+            .into_iter()
+            .find(|known| known.as_str() == name)
+    }
 }
 
 /// Takes the frames that arrive; the runtime's side of a [`Link`].
@@ -198,4 +268,6 @@ pub struct NodePresence {
     pub id: String,
     /// What it handles.
     pub handles: Vec<Pattern>,
+    /// How its work is shared with the nodes of its id in other members that say the same; `None` when it is not.
+    pub share: Option<Routing>,
 }

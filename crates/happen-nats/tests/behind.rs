@@ -16,7 +16,6 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use happen::env::RealEnv;
 use happen::{Context, Event, Space, millis, secs};
-use happen_core::Result;
 use happen_core::env::Env;
 use happen_core::store::{Batch, NewRecord, Position, Select, Store, Tag};
 use happen_nats::{Connection, LinkOptions, NatsLink, NatsStore, NatsStoreOptions};

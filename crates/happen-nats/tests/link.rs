@@ -47,8 +47,17 @@ mod kept {
         fn request(&self, to: &str, frame: Vec<u8>) -> Result<Box<dyn Replies>> {
             self.link.request(to, frame)
         }
+        fn post_at(&self, member: &str, to: &str, frame: Vec<u8>) -> Result<()> {
+            self.link.post_at(member, to, frame)
+        }
+        fn request_at(&self, member: &str, to: &str, frame: Vec<u8>) -> Result<Box<dyn Replies>> {
+            self.link.request_at(member, to, frame)
+        }
         fn publish(&self, event_type: &str, frame: Vec<u8>) -> Result<()> {
             self.link.publish(event_type, frame)
+        }
+        fn revision(&self) -> u64 {
+            self.link.revision()
         }
         fn listens(&self, event_type: &str) -> bool {
             self.link.listens(event_type)

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_nats::ConnectOptions;
 use happen::env::RealEnv;
-use happen::{Config, Context, Event, Link, Space, with};
+use happen::{Config, Context, Event, Link, Routing, Space, with};
 use happen_core::Pattern;
 use happen_core::env::Env;
 use happen_core::link::{ConnectionStatus, Inbound, NodePresence, Notice, Replies};
@@ -114,7 +114,8 @@ impl Inbound for Desk {
     }
 
     fn presence(&self) -> Vec<NodePresence> {
-        let node = |id: String| NodePresence { id, handles: vec![Pattern::parse("**").unwrap()] };
+        let node =
+            |id: String| NodePresence { id, handles: vec![Pattern::parse("**").unwrap()], share: None };
         let more = (0..self.more_nodes).map(|index| node(format!("{}-{index}", self.node)));
         std::iter::once(node(self.node.clone())).chain(more).collect()
     }
@@ -466,6 +467,68 @@ async fn a_member_whose_process_is_killed_is_gone_at_once_for_who_asks_it() {
     assert!(env.monotonic() - killed < limits::HEARTBEAT);
     assert_eq!(codes, ["closed", "no-such-node"]);
     until(&env, "the one before has ended", || *ended.lock().unwrap() == ["closed"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_is_killed_leaves_its_share_to_the_others() {
+    const INSTANCE: &str = "HAPPEN_TEST_INSTANCE_OF";
+    const KEYS: u64 = 90;
+    let env = env();
+    let instance = async |url: &str, name: String| {
+        let space = space(url, &env, &name).await;
+        let work = space.node("work").shared(Routing::ByKey);
+        work.on("u64", move |_: &Event<u64>, _: &Context| name.clone());
+        space.start().await.unwrap();
+        space
+    };
+    if let Ok(told) = std::env::var(INSTANCE) {
+        // One of the processes that share the work.
+        let (name, url) = told.split_once(' ').unwrap();
+        let _space = instance(url, name.to_owned()).await;
+        std::future::pending::<()>().await;
+    }
+    let server = NatsServer::start();
+    let a = instance(&server.url(), "a".to_owned()).await;
+    let mut children = ["b", "c"].map(|name| {
+        std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_process_that_is_killed_leaves_its_share_to_the_others", "--nocapture"])
+            .env(INSTANCE, format!("{name} {}", server.url()))
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap()
+    });
+    let others = || a.remote_nodes().iter().filter(|node| node.shared == Some(Routing::ByKey)).count();
+    until(&env, "all are known", || others() == 2).await;
+    let place = async |key: u64| {
+        let sent = a.send("work", key).routing_key(key.to_string()).within(Duration::from_secs(5));
+        sent.reply::<String>().await.map(|reply| reply.into_inner()).map_err(|error| error.code())
+    };
+    let mut before = Vec::new();
+    for key in 0..KEYS {
+        before.push(place(key).await.unwrap());
+    }
+    for name in ["a", "b", "c"] {
+        let has = before.iter().filter(|at| *at == name).count();
+        assert!(has >= 10, "{name} has {has} of {KEYS}");
+    }
+    let [killed, left] = &mut children;
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    // The keys of the others never notice. Those of the one that is gone move as soon as the first sender was told.
+    let mut told = Vec::new();
+    for key in 0..KEYS {
+        let mut at = place(key).await;
+        while let Err(code) = at {
+            told.push(code);
+            at = place(key).await;
+        }
+        let (at, was) = (at.unwrap(), &before[key as usize]);
+        assert!(at == *was || was == "b" && at != "b", "{key}: {was}, {at}");
+    }
+    assert!(told.len() <= 3 && told.iter().all(|code| *code == "closed"), "{told:?}");
+    assert_eq!(others(), 1);
+    left.kill().unwrap();
+    left.wait().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -36,6 +36,8 @@ macro_rules! link_contract {
                 waiting_ends_when_a_link_closes
                 who_leaves_says_so
                 of_equal_names_the_nearest_is_found
+                a_frame_reaches_the_member_that_is_named
+                instances_share_their_work
                 causality_goes_on
             }
         }
@@ -77,8 +79,8 @@ macro_rules! __link_cases {
             use ::std::time::Duration;
 
             use ::happen::{
-                Batch, Config, Context, Dynamic, Envelope, Error, ErrorKind, Event, Link, Space, Step, User,
-                again, done, goto, with,
+                Batch, Config, Context, Dynamic, Envelope, Error, ErrorKind, Event, Link, Routing, Space, Step,
+                User, again, done, goto, with,
             };
             use ::happen_core::codec::{Outcome, WireReply, WireSeal};
             use ::happen_core::env::Env;
@@ -749,6 +751,89 @@ macro_rules! __link_cases {
                 let own = a.node("same");
                 own.on("u64", |_: &Event<u64>, _: &Context| "a".to_owned());
                 assert_eq!(asked(a).await, "a");
+            }
+
+            pub(super) async fn a_frame_reaches_the_member_that_is_named(env: Arc<dyn Env>) {
+                let links = links(&env, 3).await;
+                let probes = ["own", "same", "same"].map(Probe::new);
+                for (link, probe) in links.iter().zip(&probes) {
+                    let probe = Arc::clone(probe);
+                    link.attach(probe).await.unwrap();
+                }
+                let a = &links[0];
+                until(&env, "both are known", || a.peers().len() == 2).await;
+                for (place, probe) in probes.iter().enumerate().skip(1) {
+                    let (member, number) = (links[place].name(), place as u8);
+                    a.post_at(member, "same", vec![number]).unwrap();
+                    let mut replies = a.request_at(member, "same", vec![10 + number]).unwrap();
+                    assert!(next_reply(&mut *replies).await.is_none());
+                    assert_eq!(probe.frames(), [[number], [10 + number]]);
+                    for (member, node) in [(member, "other"), ("nobody", "same"), (a.name(), "own")] {
+                        assert_eq!(a.post_at(member, node, vec![0]).unwrap_err().code(), "no-such-node");
+                        let refused = a.request_at(member, node, vec![0]).err();
+                        assert_eq!(refused.unwrap().code(), "no-such-node");
+                    }
+                }
+                // A number says when it is worth asking again who is there.
+                let before = a.revision();
+                assert_eq!(a.revision(), before);
+                links[2].close().await;
+                until(&env, "one has left", || a.peers().len() == 1).await;
+                assert_ne!(a.revision(), before);
+                assert_eq!(a.post_at(links[2].name(), "same", vec![0]).unwrap_err().code(), "no-such-node");
+            }
+
+            pub(super) async fn instances_share_their_work(env: Arc<dyn Env>) {
+                let spaces = spaces(&env, 4).await;
+                let handled = Arc::new(AtomicU64::new(0));
+                for (place, space) in spaces.iter().enumerate().skip(1) {
+                    let work = space.node("work").shared(Routing::RoundRobin);
+                    work.on("u64", move |_: &Event<u64>, _: &Context| place as u64);
+                    let count = Arc::clone(&handled);
+                    work.on("bool", move |_: &Event<bool>, _: &Context| {
+                        count.fetch_add(1, Ordering::SeqCst);
+                    });
+                    let keyed = space.node("keyed").shared(Routing::ByKey);
+                    keyed.on("u64", move |_: &Event<u64>, _: &Context| place as u64);
+                }
+                let [a, b, c, d] = &spaces[..] else { panic!() };
+                start(&env, &[a, b, c, d], &["work"]).await;
+                let knows = |space: &Space, count| {
+                    let nodes = space.remote_nodes();
+                    nodes.iter().filter(|node| node.id == "work" && node.shared.is_some()).count() == count
+                };
+                for (space, others) in [(a, 3), (b, 2), (c, 2), (d, 2)] {
+                    until(&env, "all are known", || knows(space, others)).await;
+                }
+                let spread = async |space: &Space, count: u64| {
+                    let mut at = [0; 4];
+                    for number in 0..count {
+                        at[*space.send("work", number).reply::<u64>().await.unwrap() as usize] += 1;
+                    }
+                    at
+                };
+                // Whoever sends, one that has an instance itself, too.
+                for space in [a, b] {
+                    assert_eq!(spread(space, 30).await, [0, 10, 10, 10]);
+                }
+                for key in ["ada", "grace", "edsger", "barbara"] {
+                    let mut at = Vec::new();
+                    for space in [a, c, d] {
+                        let sent = space.send("keyed", 1u64).routing_key(key);
+                        at.push(sent.reply::<u64>().await.unwrap().into_inner());
+                    }
+                    assert!(at.iter().all(|one| *one == at[0]), "{key}: {at:?}");
+                }
+                // One of them takes a broadcast.
+                for space in [a, b, a] {
+                    space.broadcast(true).unwrap();
+                }
+                until(&env, "all came", || handled.load(Ordering::SeqCst) == 3).await;
+                env.sleep(Duration::from_millis(20)).await;
+                assert_eq!(handled.load(Ordering::SeqCst), 3);
+                b.stop().await.unwrap();
+                until(&env, "one has left", || knows(a, 2)).await;
+                assert_eq!(spread(a, 20).await, [0, 0, 10, 10]);
             }
 
             pub(super) async fn causality_goes_on(env: Arc<dyn Env>) {

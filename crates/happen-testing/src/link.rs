@@ -60,7 +60,11 @@ impl Inbound for Probe {
     }
 
     fn presence(&self) -> Vec<NodePresence> {
-        vec![NodePresence { id: self.node.clone(), handles: Pattern::parse("**").into_iter().collect() }]
+        vec![NodePresence {
+            id: self.node.clone(),
+            handles: Pattern::parse("**").into_iter().collect(),
+            share: None,
+        }]
     }
 
     fn notice(&self, notice: Notice<'_>) {

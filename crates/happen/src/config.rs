@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use happen_core::link::Routing;
 use happen_core::{Error, Pattern, Result};
 use serde::{Deserialize, Serialize};
 
@@ -85,6 +86,8 @@ pub struct NodeOptions {
     /// all. A change made by another event is written like any other, and is not kept once it is replaced. Changes from
     /// outside any handler are always kept. How many and how long is up to [`Retention`].
     pub snapshots: Vec<String>,
+    /// How the node shares its work with those of its id in other processes; see [`Node::shared`](crate::Node::shared).
+    pub shared: Option<Routing>,
 }
 
 /// Options that a table entry sets; what is absent stays as it was.
@@ -115,6 +118,8 @@ pub struct NodeOverrides {
     pub retry_wait_ms: Option<u64>,
     /// See [`NodeOptions::snapshots`].
     pub snapshots: Option<Vec<String>>,
+    /// See [`NodeOptions::shared`].
+    pub shared: Option<Routing>,
 }
 
 /// Whether the store of a space remembers what a node does.
@@ -349,7 +354,9 @@ impl NodeOverrides {
             attempts_max,
             retry_wait_ms,
             snapshots,
+            shared,
         } = self;
+        options.shared = shared.or(options.shared);
         options.max_concurrent = max_concurrent.unwrap_or(options.max_concurrent);
         options.queue_limit = queue_limit.unwrap_or(options.queue_limit);
         options.lag_max = lag_max.unwrap_or(options.lag_max);
@@ -423,6 +430,7 @@ impl Default for NodeOptions {
             attempts_max: limits::RETRY_ATTEMPTS_MAX,
             retry_wait_ms: limits::RETRY_WAIT_MS,
             snapshots: Vec::new(),
+            shared: None,
         }
     }
 }

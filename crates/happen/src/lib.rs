@@ -35,6 +35,7 @@ mod handler;
 mod step;
 pub mod wrap;
 mod send;
+mod route;
 mod stamp;
 mod import;
 mod link;
@@ -80,7 +81,7 @@ pub mod env;
 
 pub use happen_core::event::{Delegation, Purpose, Trace as TraceContext, User};
 pub use happen_core::hash::EventHash;
-pub use happen_core::link::Link;
+pub use happen_core::link::{Link, Routing};
 pub use happen_core::pattern::{
     Aliases, Domain, Pattern, PatternError, all_of, any, domain, exact, not, one_of, predicate, wildcard,
 };
@@ -107,6 +108,7 @@ pub use hooks::{Moment, Seen};
 pub use import::{Imported, Importing};
 pub use link::{Hub, HubLink, RemoteNode};
 pub use node::{Handles, Node, Registration};
+pub use route::Router;
 pub use send::{
     Acceptance, After, Asking, Broadcasting, CancellingTimer, Replies, Reply, Sending, Sent, Target,
 };

@@ -165,6 +165,17 @@ pub const LINK_ANSWERING_MAX: usize = 65_536;
 /// make up names, so the table cannot grow with them.
 pub const LINK_NAMES_MAX: usize = 16_384;
 
+/// Keys of one node or router for which is remembered where they stick; beyond it the one that came first is forgotten, and
+/// goes by its hash again. 24 bytes each.
+pub const STICKY_KEYS_MAX: usize = 16_384;
+
+/// Instances of a shared node that turn out to be gone, one after the other, before a sender is told. When one process goes
+/// the next one is there; as many at once are a network that is down.
+pub const ROUTE_TRIES_MAX: usize = 8;
+
+/// Routers that an event goes through on its way to one node. More are a circle.
+pub const ROUTERS_NESTED_MAX: usize = 8;
+
 /// Hashes of events that crossed a link or were asked for, so that effects can tell the hashes of their causes; about
 /// 150 bytes each. Effects mostly follow at once, so few of the newest are ever needed.
 pub const LINK_HASHES_MAX: usize = 16_384;

@@ -5,9 +5,10 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use happen_core::link::Routing;
 use happen_core::{
     ErasedEvent, Error, ErrorKind, Event, EventId, Function, IntoPattern, IntoStep, NodeKey, Outgoing,
     Pattern, Payload, Result, State,
@@ -54,8 +55,11 @@ pub(crate) struct NodeInner {
     pub(crate) table: Published<Table>,
     pub(crate) gate: Gate<Job>,
     has_hooks: AtomicBool,
-    /// Asked for every event.
-    durable: AtomicBool,
+    /// The id of the space, for whose senders the node is at hand; 0 while it shares its work and others may be. Asked for
+    /// every event, instead of the space itself.
+    at_hand: AtomicU64,
+    /// Whether anything is different from running at once in this process. Asked for every event.
+    kind: AtomicU8,
     aside: OnceLock<Box<Aside>>,
 }
 
@@ -134,6 +138,10 @@ impl Flows {
     fn iter(&self) -> impl Iterator<Item = &(Context, u64)> {
         self.places.iter().flatten()
     }
+
+    fn len(&self) -> usize {
+        self.places.len() - self.free.len()
+    }
 }
 
 /// Whether there is room for an event that has to wait for its key.
@@ -177,7 +185,7 @@ pub struct Handles {
 
 impl NodeInner {
     pub(crate) fn new(space: &Arc<SpaceInner>, key: NodeKey, name: Arc<str>, table: Arc<Table>) -> Self {
-        let durable = space.durable.is_some() && table.options.durability == Durability::Durable;
+        let kind = Self::kind_of(space, &table.options);
         Self {
             key,
             name,
@@ -185,15 +193,63 @@ impl NodeInner {
             table: Published::new(table),
             gate: Gate::new(),
             has_hooks: AtomicBool::new(false),
-            durable: AtomicBool::new(durable),
+            at_hand: AtomicU64::new(if kind == SHARED { 0 } else { space.id }),
+            kind: AtomicU8::new(kind),
             aside: OnceLock::new(),
         }
+    }
+
+    fn kind_of(space: &SpaceInner, options: &NodeOptions) -> u8 {
+        match options.shared {
+            _ if space.durable.is_some() && options.durability == Durability::Durable => DURABLE,
+            Some(_) => SHARED,
+            None => PLAIN,
+        }
+    }
+
+    /// Notes what follows from the options for those who look for the node.
+    fn note_kind(&self) {
+        let kind = Self::kind_of(&self.space, &self.table.load().options);
+        self.kind.store(kind, Ordering::Relaxed);
+        self.at_hand.store(if kind == SHARED { 0 } else { self.space.id }, Ordering::Relaxed);
+        self.space.presence_changed();
+    }
+
+    /// Whether what is sent in this space goes to the node without a look at anything else.
+    #[inline(always)]
+    pub(crate) fn is_at_hand(&self, space: &SpaceInner) -> bool {
+        self.at_hand.load(Ordering::Relaxed) == space.id
+    }
+
+    /// Whether it is neither durable nor shared.
+    #[inline(always)]
+    pub(crate) fn is_plain(&self) -> bool {
+        self.kind.load(Ordering::Relaxed) == PLAIN
     }
 
     /// Whether the store of the space remembers what the node does.
     #[inline]
     pub(crate) fn is_durable(&self) -> bool {
-        self.durable.load(Ordering::Relaxed)
+        self.kind.load(Ordering::Relaxed) == DURABLE
+    }
+
+    /// Whether other processes may have it too and share its work.
+    #[inline]
+    pub(crate) fn is_shared(&self) -> bool {
+        self.kind.load(Ordering::Relaxed) == SHARED
+    }
+
+    /// Whether it was told to share its work, which only a node does that is not durable.
+    pub(crate) fn shares_in_vain(&self) -> bool {
+        self.is_durable() && self.table.load().options.shared.is_some()
+    }
+
+    /// What is under way or waits here, as far as it has left its senders' stacks.
+    pub(crate) fn load(&self) -> usize {
+        let Some(aside) = self.aside.get() else { return self.gate.waiting() as usize };
+        let durable = if self.is_durable() { aside.lanes.load() } else { 0 };
+        let keyed = aside.keyed.load(Ordering::Relaxed);
+        self.gate.waiting() as usize + keyed + lock(&aside.under_way).len() + durable
     }
 
     /// Whether it was told to hold flows back, which only a durable node does.
@@ -616,8 +672,65 @@ impl Node {
     /// doing ends with the process. For what can be asked again, such as a cache or a measurement.
     #[must_use]
     pub fn ephemeral(self) -> Self {
-        self.inner.durable.store(false, Ordering::Relaxed);
         self.inner.change_options(|options| options.durability = Durability::Ephemeral);
+        self.inner.note_kind();
+        self
+    }
+
+    /// Shares the work of the node with the nodes of its id in the other processes of the link that say the same: what is
+    /// sent to the id goes to one of them, from whichever process, and one of them takes a broadcast.
+    ///
+    /// Without it, what is sent goes to the node in this process, or to that in the process that joined first, and each
+    /// takes every broadcast. A durable node belongs to one process and cannot be shared; the start of the space says
+    /// so. Each of the nodes has a state of its own. All should give the same routing: of several, senders go by their
+    /// own node's, and otherwise by that of the process that joined first.
+    ///
+    /// With [`Routing::ByKey`] and [`Routing::Sticky`] the key is what was given with the send
+    /// ([`Sending::routing_key`]), or else the correlation.
+    ///
+    /// # Delivery
+    ///
+    /// At most once, to the one that the sender chose among those it knows; it learns of new ones and of those that went as
+    /// [`Space::remote_nodes`](crate::Space::remote_nodes) does. When it finds at once that one is gone, the next one gets
+    /// the event; what was under way there ends with [`ErrorKind::Closed`]. Order is kept from one sender to one of the
+    /// nodes, and so for each key as long as the same nodes are there; there is none between different ones. One that is
+    /// [stopped](Node::stop) is left out until it goes on.
+    ///
+    /// # Cost
+    ///
+    /// Nothing for other nodes. A send takes two locks and time for each of the nodes.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen::{Context, Event, Hub, Routing, Space};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// // Each process does the same.
+    /// let hub = Hub::new();
+    /// let spaces = ["one", "two"].map(|name| {
+    ///     let space = Space::memory();
+    ///     space.join(hub.link(name)).unwrap();
+    ///     let resize = space.node("resize").shared(Routing::RoundRobin);
+    ///     resize.on("string", move |_: &Event<String>, _: &Context| name.to_owned());
+    ///     space
+    /// });
+    /// for space in &spaces {
+    ///     space.start().await?;
+    /// }
+    ///
+    /// let first = spaces[0].send("resize", "cat.png".to_owned()).reply::<String>().await?;
+    /// let second = spaces[0].send("resize", "dog.png".to_owned()).reply::<String>().await?;
+    /// assert_ne!(*first, *second);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "load balancing")]
+    #[must_use]
+    pub fn shared(self, routing: Routing) -> Self {
+        self.inner.change_options(|options| options.shared = Some(routing));
+        self.inner.note_kind();
         self
     }
 
@@ -1020,6 +1133,7 @@ impl Node {
                 table.phase = Phase::Open;
             }
         });
+        self.inner.space.presence_changed();
         self.inner.wake();
         self.inner.space.announce("node.started", serde_json::json!({ "node_id": self.id() }));
     }
@@ -1031,6 +1145,7 @@ impl Node {
                 table.phase = Phase::Stopped;
             }
         });
+        self.inner.space.presence_changed();
         self.inner.space.announce("node.stopped", serde_json::json!({ "node_id": self.id() }));
     }
 
@@ -1165,6 +1280,12 @@ impl fmt::Debug for Registration {
         write!(f, "Registration({:?} of {})", self.id, self.node.name)
     }
 }
+
+/// What a node does with an event: runs it at once in this process, remembers it first, or leaves it to other processes
+/// too.
+const PLAIN: u8 = 0;
+const DURABLE: u8 = 1;
+const SHARED: u8 = 2;
 
 /// Places for flows and keys that a node keeps although nobody is in them.
 const IDLE_PLACES_MAX: usize = 1_024;

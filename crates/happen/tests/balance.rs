@@ -314,6 +314,14 @@ impl Link for Fragile {
         self.link.request(to, frame)
     }
 
+    fn post_at(&self, member: &str, to: &str, frame: Vec<u8>) -> happen::Result<()> {
+        self.link.post_at(member, to, frame)
+    }
+
+    fn request_at(&self, member: &str, to: &str, frame: Vec<u8>) -> happen::Result<Box<dyn Replies>> {
+        self.link.request_at(member, to, frame)
+    }
+
     fn publish(&self, event_type: &str, frame: Vec<u8>) -> happen::Result<()> {
         self.link.publish(event_type, frame)
     }
@@ -325,6 +333,10 @@ impl Link for Fragile {
     fn peers(&self) -> Vec<Peer> {
         let hidden = self.hidden.lock().unwrap();
         self.link.peers().into_iter().filter(|peer| !hidden.contains(&peer.name)).collect()
+    }
+
+    fn revision(&self) -> u64 {
+        self.link.revision()
     }
 
     fn close(&self) -> BoxFuture<'static, ()> {

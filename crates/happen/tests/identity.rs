@@ -12,7 +12,7 @@ use happen::identity::{
     Distrust, Identity, KeyKind, PublicKey, Seed, Signature, Signer, TrustStore, Trusted, Verifier,
 };
 use happen::store::MemoryStore;
-use happen::{Config, Context, ErrorKind, Event, EventId, Hub, Link, Space, limits, secs};
+use happen::{Config, Context, ErrorKind, Event, EventId, Hub, Link, Routing, Space, limits, secs};
 use happen_core::codec::{
     Addressee, CauseLink, SealTree, WireEvent, WireParcel, WireSeal, WireUser, encode_batch_into, seal_leaf,
 };
@@ -145,7 +145,11 @@ fn written(sim: &Simulator, by: &KeyPair, number: u64, change: impl FnOnce(&mut 
 }
 
 fn sealed(sim: &Simulator, by: &KeyPair, number: u64, frame: &[u8]) -> Vec<u8> {
-    let leaf = seal_leaf(Addressee::Node("payments"), "", frame);
+    sealed_for(Addressee::Node("payments"), sim, by, number, frame)
+}
+
+fn sealed_for(to: Addressee<'_>, sim: &Simulator, by: &KeyPair, number: u64, frame: &[u8]) -> Vec<u8> {
+    let leaf = seal_leaf(to, "", frame);
     let mut seal = WireSeal::new(by.public_key(), 77, number, sim.env().unix_ms());
     seal.signature = by.sign(&seal.statement(&leaf)).unwrap();
     let mut sealed = Vec::new();
@@ -303,6 +307,31 @@ fn a_frame_is_of_no_use_for_anybody_else() {
         let other = Bank::open(&sim, Some(elsewhere)).await;
         assert_eq!(other.post(&sim, "payments", &frame).await, Err("bad-signature".into()));
         assert_eq!(bank.post(&sim, "payments", &frame).await, Ok(7));
+    });
+}
+
+#[test]
+fn what_one_instance_of_a_node_takes_is_of_no_use_at_another() {
+    let sim = Simulator::new(5);
+    sim.run(async {
+        let bank = Bank::open(&sim, Some(Identity::new(key(BANK)).trust(&trust()))).await;
+        let leaving = one_leaving(&sim, SHOP, 7).await;
+        let (_, frame) = WireSeal::open(&leaving).unwrap();
+        drop(bank.space.find("payments").unwrap().shared(Routing::RoundRobin));
+        let sealed = |number, to| sealed_for(to, &sim, &key(SHOP), number, frame);
+        let node = "payments";
+        let elsewhere = sealed(1, Addressee::Instance { node, member: "bank-2" });
+        let anywhere = sealed(2, Addressee::Node(node));
+        for frame in [elsewhere, anywhere] {
+            assert_eq!(bank.post(&sim, node, &frame).await, Err("bad-signature".into()));
+            let mut replies = bank.outside.request(node, frame).unwrap();
+            assert!(next_reply(&mut *replies).await.unwrap().is_ok());
+            assert_eq!(bank.refused.lock().unwrap().last().unwrap(), "bad-signature");
+        }
+        let here = sealed(3, Addressee::Instance { node, member: "bank" });
+        assert_eq!(bank.post(&sim, node, &here).await, Ok(7));
+        assert_eq!(bank.post(&sim, node, &here).await, Err("replayed".into()));
+        assert_eq!(*bank.heard.lock().unwrap(), [7]);
     });
 }
 
@@ -540,7 +569,7 @@ impl Inbound for Liar {
     fn publish(&self, _: &[u8]) {}
 
     fn presence(&self) -> Vec<NodePresence> {
-        vec![NodePresence { id: "payments".into(), handles: vec![] }]
+        vec![NodePresence { id: "payments".into(), handles: vec![], share: None }]
     }
 }
 

@@ -176,8 +176,17 @@ impl Link for Nowhere {
     fn request(&self, to: &str, _: Vec<u8>) -> happen::Result<Box<dyn Replies>> {
         Err(Error::new(ErrorKind::NoSuchNode { node: to.into() }))
     }
+    fn post_at(&self, _: &str, to: &str, frame: Vec<u8>) -> happen::Result<()> {
+        self.post(to, frame)
+    }
+    fn request_at(&self, _: &str, to: &str, frame: Vec<u8>) -> happen::Result<Box<dyn Replies>> {
+        self.request(to, frame)
+    }
     fn publish(&self, _: &str, _: Vec<u8>) -> happen::Result<()> {
         Ok(())
+    }
+    fn revision(&self) -> u64 {
+        0
     }
     fn listens(&self, _: &str) -> bool {
         false

@@ -61,6 +61,14 @@ pub type SealHash = [u8; 32];
 pub enum Addressee<'a> {
     /// The node of this id.
     Node(&'a str),
+    /// The node of this id in the member of this name, of several that share their work: what one of them has taken is of
+    /// no use at another.
+    Instance {
+        /// The id.
+        node: &'a str,
+        /// The name.
+        member: &'a str,
+    },
     /// Everybody who listens.
     Everyone,
     /// Who sent the frame with this leaf, and waits for the replies to it.
@@ -78,14 +86,15 @@ pub type Statement = [u8; STATEMENT_BYTES];
 #[must_use]
 pub fn seal_leaf(addressee: Addressee<'_>, realm: &str, frame: &[u8]) -> SealHash {
     let mut hasher = blake3::Hasher::new_keyed(LEAF_KEY);
-    let (mark, name) = match addressee {
-        Addressee::Node(node) => (0, node.as_bytes()),
-        Addressee::Everyone => (1, &[][..]),
-        Addressee::Asker(leaf) => (2, &leaf[..]),
+    let (mark, name, member) = match addressee {
+        Addressee::Node(node) => (0, node.as_bytes(), None),
+        Addressee::Everyone => (1, &[][..], None),
+        Addressee::Asker(leaf) => (2, &leaf[..], None),
+        Addressee::Instance { node, member } => (3, node.as_bytes(), Some(member.as_bytes())),
     };
     hasher.update(&[mark]);
     // Everything but the last part is preceded by its length, so that no two frames have the same bytes.
-    for part in [realm.as_bytes(), name] {
+    for part in [realm.as_bytes(), name].into_iter().chain(member) {
         hasher.update(&(part.len() as u64).to_le_bytes());
         hasher.update(part);
     }
@@ -360,6 +369,8 @@ mod tests {
             seal_leaf(Addressee::Node(""), "n", b"f"),
             seal_leaf(Addressee::Node("nf"), "", b""),
             seal_leaf(Addressee::Everyone, "", b"f"),
+            seal_leaf(Addressee::Instance { node: "n", member: "" }, "", b"f"),
+            seal_leaf(Addressee::Instance { node: "n", member: "a" }, "", b"f"),
             seal_leaf(Addressee::Asker(&leaf), "", b"f"),
             join(&leaf, &leaf),
         ];

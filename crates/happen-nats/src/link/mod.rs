@@ -192,13 +192,17 @@ impl Link for NatsLink {
 
     fn request(&self, to: &str, frame: Vec<u8>) -> Result<Box<dyn Replies>> {
         let member = self.shared.find(to)?;
-        self.shared.check_size(Frame::Request { number: 0, credit: 0, to, bytes: &frame })?;
-        let asked = self.shared.asking.ask(&self.shared.wire, member, to, &frame)?;
-        if self.shared.is_closing() {
-            // Whatever ended the requests meanwhile may not have seen this one.
-            self.shared.asking.end_all();
-        }
-        Ok(Box::new(asked))
+        self.shared.request(member, to, &frame)
+    }
+
+    fn post_at(&self, member: &str, to: &str, frame: Vec<u8>) -> Result<()> {
+        let member = self.shared.find_at(member, to)?;
+        self.shared.send(&member, Frame::Post { to, bytes: &frame })
+    }
+
+    fn request_at(&self, member: &str, to: &str, frame: Vec<u8>) -> Result<Box<dyn Replies>> {
+        let member = self.shared.find_at(member, to)?;
+        self.shared.request(member, to, &frame)
     }
 
     fn publish(&self, event_type: &str, frame: Vec<u8>) -> Result<()> {
@@ -224,6 +228,10 @@ impl Link for NatsLink {
         lock(&self.shared.roster).peers()
     }
 
+    fn revision(&self) -> u64 {
+        lock(&self.shared.roster).revision()
+    }
+
     fn close(&self) -> BoxFuture<'static, ()> {
         self.shared.close()
     }
@@ -245,6 +253,22 @@ impl Shared {
         self.check_open()?;
         let found = lock(&self.roster).find(node);
         found.ok_or_else(|| Error::new(ErrorKind::NoSuchNode { node: node.to_owned() }))
+    }
+
+    fn find_at(&self, member: &str, node: &str) -> Result<Arc<Member>> {
+        self.check_open()?;
+        let found = lock(&self.roster).find_at(member, node);
+        found.ok_or_else(|| Error::new(ErrorKind::NoSuchNode { node: node.to_owned() }))
+    }
+
+    fn request(&self, member: Arc<Member>, to: &str, frame: &[u8]) -> Result<Box<dyn Replies>> {
+        self.check_size(Frame::Request { number: 0, credit: 0, to, bytes: frame })?;
+        let asked = self.asking.ask(&self.wire, member, to, frame)?;
+        if self.is_closing() {
+            // Whatever ended the requests meanwhile may not have seen this one.
+            self.asking.end_all();
+        }
+        Ok(Box::new(asked))
     }
 
     fn send(&self, member: &Arc<Member>, frame: Frame<'_>) -> Result<()> {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use happen_core::Pattern;
-use happen_core::link::NodePresence;
+use happen_core::link::{NodePresence, Routing};
 use happen_core::pattern::{Shape, domain, exact};
 
 use super::frame::{HEADER_BYTES_MAX, Header, Input, Unreadable, carry, kind};
@@ -119,9 +119,35 @@ pub(super) fn change(header: &Header<'_>, stamp: u64, before: &Nodes, now: &Node
     message
 }
 
-/// Nodes as the runtime tells them. Of one id there is one.
+/// Nodes as the runtime tells them. Of one id there is one; one that shares its work has an entry more, whose id says so.
+/// Members that do not know of sharing see an id that listens to nothing and that nothing can be sent to.
 pub(super) fn by_id(nodes: Vec<NodePresence>) -> Nodes {
-    nodes.into_iter().map(|node| (node.id, node.handles)).collect()
+    let mut all = Nodes::new();
+    for NodePresence { id, handles, share } in nodes {
+        if let Some(routing) = share {
+            all.insert(format!("{SHARED}{}:{id}", routing.as_str()), Vec::new());
+        }
+        all.insert(id, handles);
+    }
+    all
+}
+
+/// Nodes as the runtime reads them.
+pub(super) fn presence_of(nodes: &Nodes) -> Vec<NodePresence> {
+    let shares = shares_of(nodes);
+    let told = nodes.iter().filter(|(id, _)| !id.starts_with(SHARED));
+    told.map(|(id, handles)| NodePresence {
+        id: id.clone(),
+        handles: handles.clone(),
+        share: shares.get(id.as_str()).copied(),
+    })
+    .collect()
+}
+
+/// The nodes that share their work, and how. A way that is not known here is one after the other.
+pub(super) fn shares_of(nodes: &Nodes) -> BTreeMap<&str, Routing> {
+    let marks = nodes.keys().filter_map(|id| id.strip_prefix(SHARED)?.split_once(':'));
+    marks.map(|(routing, id)| (id, Routing::parse(routing).unwrap_or(Routing::RoundRobin))).collect()
 }
 
 /// Whether these are told alike. Two patterns with functions in them are.
@@ -169,6 +195,9 @@ fn read_pattern(shape: u8, text: &str) -> Pattern {
         _ => everything(),
     }
 }
+
+/// What the id of the entry begins with that says how a node shares its work.
+const SHARED: &str = "$shared:";
 
 #[cfg(test)]
 mod tests {
@@ -218,6 +247,36 @@ mod tests {
         let mut large = nodes(1);
         large.insert("x".repeat(room), Vec::new());
         assert_eq!(announce(&HEADER, 9, &large, room).1, ["x".repeat(room)]);
+    }
+
+    #[test]
+    fn a_node_that_shares_its_work_is_told_so_that_older_readers_understand() {
+        let node = |id: &str, share| NodePresence { id: id.into(), handles: vec![exact("x")], share };
+        let told = by_id(vec![
+            node("alone", None),
+            node("a:b", Some(Routing::Sticky)),
+            node("resize", Some(Routing::ByKey)),
+        ]);
+        let (messages, left_out) = announce(&HEADER, 9, &told, 1_000);
+        assert!(left_out.is_empty());
+        let Presence::Announce { mut nodes, .. } = read(&messages[0]) else { panic!() };
+        // All that is new is an id that is reserved, with no pattern.
+        let new: Vec<_> = nodes.keys().filter(|id| id.starts_with('$')).cloned().collect();
+        assert_eq!(new, ["$shared:by-key:resize", "$shared:sticky:a:b"]);
+        assert!(new.iter().all(|id| nodes[id].is_empty()));
+        nodes.insert("$shared:of-the-future:alone".into(), Vec::new());
+        let read: Vec<_> = presence_of(&nodes).into_iter().map(|node| (node.id, node.share)).collect();
+        let expected = [
+            ("a:b", Some(Routing::Sticky)),
+            ("alone", Some(Routing::RoundRobin)),
+            ("resize", Some(Routing::ByKey)),
+        ];
+        assert_eq!(read, expected.map(|(id, share)| (id.to_owned(), share)));
+        // A node that shares no more takes the entry back.
+        let now = by_id(vec![node("resize", None)]);
+        let message = change(&Header { kind: kind::CHANGE, ..HEADER }, 9, &nodes, &now);
+        let Presence::Change { removed, nodes, .. } = self::read(&message) else { panic!() };
+        assert!(removed.contains(&"$shared:by-key:resize") && nodes.is_empty(), "{removed:?} {nodes:?}");
     }
 
     #[test]

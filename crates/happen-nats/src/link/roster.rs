@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use happen_core::link::{NodePresence, Peer};
+use happen_core::link::Peer;
 use happen_core::pattern::is_runtime;
 use happen_core::{Pattern, Result};
 
 use super::frame::Header;
 use super::member::Member;
-use super::presence::{Nodes, Presence};
+use super::presence::{Nodes, Presence, presence_of, shares_of};
 use super::wire::Wire;
 use crate::limits;
 
@@ -20,6 +20,8 @@ use crate::limits;
 pub(super) struct Roster {
     members: HashMap<u64, Entry>,
     index: Index,
+    /// Raised by whatever changes who takes what.
+    revision: u64,
     stale: bool,
 }
 
@@ -41,7 +43,8 @@ struct Told {
 /// Who takes what, found once for each question until something changes.
 #[derive(Default)]
 struct Index {
-    by_node: HashMap<String, Arc<Member>>,
+    /// The members that have a node, in the order in which they joined.
+    by_node: HashMap<String, Vec<Arc<Member>>>,
     patterns: Vec<(Arc<Member>, Vec<Pattern>)>,
     listeners: HashMap<String, Arc<[Arc<Member>]>>,
 }
@@ -95,7 +98,7 @@ impl Roster {
                     return Ok(heard);
                 }
                 entry.told = Some(Told { stamp, revision, nodes: all });
-                self.stale = true;
+                self.changed();
                 heard.over = self.earlier_runs(header.name, stamp, header.instance);
             }
             Presence::Change { base, removed, nodes, .. } => match &mut entry.told {
@@ -103,7 +106,7 @@ impl Roster {
                     removed.iter().for_each(|id| drop(told.nodes.remove(*id)));
                     told.nodes.extend(nodes);
                     told.revision = revision;
-                    self.stale = true;
+                    self.changed();
                 }
                 told => heard.ask = told.as_ref().is_none_or(|told| told.revision < revision),
             },
@@ -135,8 +138,18 @@ impl Roster {
     }
 
     pub(super) fn forget(&mut self, instance: u64) -> Option<Arc<Member>> {
-        self.stale = true;
+        self.changed();
         self.members.remove(&instance).map(|entry| entry.member)
+    }
+
+    fn changed(&mut self) {
+        self.stale = true;
+        self.revision += 1;
+    }
+
+    /// A number that is another one whenever what the members told of themselves is.
+    pub(super) fn revision(&self) -> u64 {
+        self.revision
     }
 
     pub(super) fn all(&self) -> Vec<Arc<Member>> {
@@ -157,7 +170,12 @@ impl Roster {
 
     /// The member that gets what is sent to a node.
     pub(super) fn find(&mut self, node: &str) -> Option<Arc<Member>> {
-        self.index().by_node.get(node).cloned()
+        self.index().by_node.get(node)?.first().cloned()
+    }
+
+    /// The member of this name, if it has the node.
+    pub(super) fn find_at(&mut self, member: &str, node: &str) -> Option<Arc<Member>> {
+        self.index().by_node.get(node)?.iter().find(|known| known.name == member).cloned()
     }
 
     /// The members that listen to a type.
@@ -181,15 +199,10 @@ impl Roster {
 
     /// The members that told of themselves, in the order in which they joined.
     pub(super) fn peers(&self) -> Vec<Peer> {
-        let nodes = |told: &Told| {
-            let presence = |(id, handles): (&String, &Vec<Pattern>)| NodePresence {
-                id: id.clone(),
-                handles: handles.clone(),
-            };
-            told.nodes.iter().map(presence).collect()
-        };
         let in_order = self.in_order().into_iter();
-        in_order.map(|(member, told)| Peer { name: member.name.clone(), nodes: nodes(told) }).collect()
+        in_order
+            .map(|(member, told)| Peer { name: member.name.clone(), nodes: presence_of(&told.nodes) })
+            .collect()
     }
 
     fn in_order(&self) -> Vec<(&Arc<Member>, &Told)> {
@@ -204,9 +217,11 @@ impl Roster {
             let mut index = Index::default();
             for (member, told) in self.in_order() {
                 for id in told.nodes.keys().filter(|id| !id.starts_with(RESERVED)) {
-                    index.by_node.entry(id.clone()).or_insert_with(|| Arc::clone(member));
+                    index.by_node.entry(id.clone()).or_default().push(Arc::clone(member));
                 }
-                let patterns = told.nodes.values().flatten().cloned().collect();
+                let shares = shares_of(&told.nodes);
+                let for_all = told.nodes.iter().filter(|(id, _)| !shares.contains_key(id.as_str()));
+                let patterns = for_all.flat_map(|(_, handles)| handles).cloned().collect();
                 index.patterns.push((Arc::clone(member), patterns));
             }
             self.index = index;

@@ -31,7 +31,7 @@ use queue::{Permit, enqueue, queue};
 use reply::later;
 use task::{run_slow, spawn_flow};
 
-pub(crate) use publish::{Listener, publish};
+pub(crate) use publish::{Listener, bring_to, publish};
 pub(crate) use queue::{Job, Place, priority_of, spawn_drain};
 pub(crate) use reply::{Joined, Reply};
 

@@ -36,7 +36,7 @@ impl Listener {
         let table = node.table.load();
         let mut uncached = None;
         let only = table.route(event_type, &mut uncached).only(false).filter(|entry| entry.plain);
-        let straight = only.filter(|_| table.is_straight() && !node.is_durable()).map(|entry| Straight {
+        let straight = only.filter(|_| table.is_straight() && node.is_plain()).map(|entry| Straight {
             entry: Arc::clone(entry),
             version,
             max_concurrent: table.max_concurrent(),
@@ -80,20 +80,21 @@ impl Listener {
     }
 }
 
-/// Out of the way of those that are not durable.
+/// Out of the way of those that are plain.
 #[cold]
-fn gather(durable: &mut Vec<Arc<NodeInner>>, node: &Arc<NodeInner>) {
-    durable.push(Arc::clone(node));
+fn gather(aside: &mut Vec<Arc<NodeInner>>, node: &Arc<NodeInner>) {
+    aside.push(Arc::clone(node));
 }
 
-/// Brings an event to everyone who listens; durable nodes are gathered, for the store comes first there. What becomes of it
-/// is remembered for each listener. True when what is known of a listener is old.
+/// Brings an event to everyone who listens; gathers durable nodes, for the store comes first there, and those that share
+/// their work, for others may take it. What becomes of it is remembered for each listener. True when what is known of a
+/// listener is old.
 pub(crate) fn publish(
     listeners: &[Listener],
     event: &dyn ErasedEvent,
     id: EventId,
     source: Option<&broadcast::Sender<Value>>,
-    durable: &mut Vec<Arc<NodeInner>>,
+    aside: &mut Vec<Arc<NodeInner>>,
 ) -> bool {
     let Some(first) = listeners.first() else { return false };
     let _encoded = Scope::open(&first.node.space, event);
@@ -110,28 +111,39 @@ pub(crate) fn publish(
             ring.handled(id, node.key, what);
             continue;
         }
-        if node.is_durable() {
-            gather(durable, node);
+        if !node.is_plain() {
+            gather(aside, node);
             continue;
         }
         old |= listener.is_old();
-        let mut outcome = Ok(None);
-        let want = Want::plain(false);
-        let want = match source {
-            None => want,
-            Some(source) => want.items_of(source.subscribe()),
-        };
-        match deliver(node, &mut way, event, want, &mut outcome) {
-            Ok(Delivered::Now) => node.space.settled(event, node.key, &outcome),
-            Ok(Delivered::Later(_)) => node.space.remember(id, node.key, web::WAITING),
-            // Every guard of the node said no, or it stopped listening since the list was made.
-            Err(error) if matches!(error.kind(), ErrorKind::NoHandler { .. }) => {}
-            Err(error) => {
-                node.space.remember(id, node.key, web::failed(error.code()));
-                let error = error.at_event(id).at_node(&node.name);
-                node.space.undelivered(event, &node.name, error, Reply::Nobody);
-            }
-        }
+        bring_to(node, &mut way, event, id, source);
     }
     old
+}
+
+/// Brings an event that everyone hears to one node.
+pub(crate) fn bring_to(
+    node: &Arc<NodeInner>,
+    way: &mut Way<'_>,
+    event: &dyn ErasedEvent,
+    id: EventId,
+    source: Option<&broadcast::Sender<Value>>,
+) {
+    let mut outcome = Ok(None);
+    let want = Want::plain(false);
+    let want = match source {
+        None => want,
+        Some(source) => want.items_of(source.subscribe()),
+    };
+    match deliver(node, way, event, want, &mut outcome) {
+        Ok(Delivered::Now) => node.space.settled(event, node.key, &outcome),
+        Ok(Delivered::Later(_)) => node.space.remember(id, node.key, web::WAITING),
+        // Every guard of the node said no, or it stopped listening since the list was made.
+        Err(error) if matches!(error.kind(), ErrorKind::NoHandler { .. }) => {}
+        Err(error) => {
+            node.space.remember(id, node.key, web::failed(error.code()));
+            let error = error.at_event(id).at_node(&node.name);
+            node.space.undelivered(event, &node.name, error, Reply::Nobody);
+        }
+    }
 }

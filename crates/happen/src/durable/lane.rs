@@ -215,6 +215,11 @@ impl Lanes {
         }
     }
 
+    /// The number of flows that run or wait.
+    pub(crate) fn load(&self) -> usize {
+        lock(&self.lanes).values().map(|places| places.running as usize + places.waiting.len()).sum()
+    }
+
     /// The key of the serial gate that a flow is in.
     pub(super) fn serial_key(flow: &StoredFlow) -> Option<u64> {
         flow.node.table.load().is_serial(flow.lane).then(|| flow.lane.unwrap_or(0))

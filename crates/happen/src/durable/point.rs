@@ -29,6 +29,7 @@ use super::whole::Whole;
 use crate::dispatch::{self, Delivered, Joined, Reply, Want};
 use crate::flow::Outcome;
 use crate::limits;
+use crate::route::Went;
 use crate::send::Sender;
 use crate::space::SpaceInner;
 
@@ -201,13 +202,23 @@ fn ask_elsewhere(
         }
         // The question is in the node's inbox, and the answer will be in the log.
         Whereto::Kept(name) => answer_from_log(flow, event.envelope().id, name, to_us),
-        Whereto::Away(name) => match space.send_away(Sender::Space(space), name, &**event, true) {
-            Ok(Some(away)) => {
-                space.env.spawn(Box::pin(async move { drop(to_us.send(away.outcome().await)) }))
+        Whereto::Away(name) => {
+            let (sender, want) = (Sender::Space(space), (Want::plain(true), true));
+            let mut outcome = Ok(None);
+            match space.send_on(sender, name, &**event, want, &mut outcome) {
+                Ok(Went::Away(Some(away))) => {
+                    space.env.spawn(Box::pin(async move { drop(to_us.send(away.outcome().await)) }));
+                }
+                Ok(Went::Here(Delivered::Later(Some(from)))) => space.env.spawn(Box::pin(async move {
+                    if let Ok(outcome) = from.await {
+                        drop(to_us.send(outcome));
+                    }
+                })),
+                Ok(Went::Here(_)) => drop(to_us.send(outcome)),
+                Ok(Went::Away(None)) => {}
+                Err(error) => drop(to_us.send(Err(error))),
             }
-            Ok(None) => {}
-            Err(error) => drop(to_us.send(Err(error))),
-        },
+        }
         Whereto::Everyone => {}
     }
 }
@@ -532,7 +543,7 @@ impl Whereto {
         if space.is_remembered_elsewhere(node) {
             return Some(Self::Kept(node.into()));
         }
-        space.link.get().is_some().then(|| Self::Away(node.into()))
+        space.may_be_away(node).then(|| Self::Away(node.into()))
     }
 }
 

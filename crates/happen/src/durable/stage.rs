@@ -360,12 +360,11 @@ impl Stage {
         lock(&self.effects).coming.retain(|(of, _)| *of != ordinal);
     }
 
-    /// Whether an earlier run of the step has asked something as this effect.
-    pub(crate) fn has_asked(&self, ordinal: u32) -> bool {
-        lock(&self.effects)
-            .points
-            .iter()
-            .any(|known| known.kind == PointKind::Ask && known.ordinal == ordinal)
+    /// Whom an earlier run of the step has asked something as this effect.
+    pub(crate) fn asked(&self, ordinal: u32) -> Option<String> {
+        let effects = lock(&self.effects);
+        let is_it = |known: &&Point| known.kind == PointKind::Ask && known.ordinal == ordinal;
+        effects.points.iter().find(is_it).map(|known| known.name.to_string())
     }
 
     /// Notes a point, or what came of it.

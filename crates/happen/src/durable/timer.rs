@@ -23,6 +23,7 @@ use super::record::{Done, tags_of};
 use super::stage::{Stage, Whereto};
 use crate::dispatch;
 use crate::limits;
+use crate::route::Among;
 use crate::space::SpaceInner;
 use crate::wire::Framed;
 
@@ -326,11 +327,14 @@ fn arriving(space: &Arc<SpaceInner>, to: &str, frame: &[u8]) -> Result<Arriving>
     let hashes = parcel.events().iter().filter_map(|event| Some((event.id, event.hash?))).collect();
     let event = space.event_in(&parcel)?;
     let framed = Framed { frame: frame.to_vec(), hashes };
-    Ok(Arriving { event, framed, to: whereto(space, to)? })
+    let to = whereto(space, &space.behind_routers(to, &*event, Among::Everywhere)?)?;
+    Ok(Arriving { event, framed, to })
 }
 
 pub(crate) fn whereto(space: &Arc<SpaceInner>, to: &str) -> Result<Whereto> {
     match space.find(to) {
+        // It is looked for again when the event leaves.
+        Some(node) if node.is_shared() => Ok(Whereto::Away(to.into())),
         Some(node) => Ok(Whereto::Node(node)),
         None => Whereto::elsewhere(space, to)
             .ok_or_else(|| Error::new(ErrorKind::NoSuchNode { node: to.to_owned() })),

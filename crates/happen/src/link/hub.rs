@@ -6,7 +6,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use happen_core::env::{BoxFuture, Env};
@@ -41,6 +41,8 @@ pub struct HubLink {
 
 struct HubInner {
     env: Arc<dyn Env>,
+    /// Raised after whatever changes what its members are told of each other.
+    revision: AtomicU64,
     /// In the order in which they joined.
     members: Mutex<Vec<Arc<Member>>>,
 }
@@ -93,7 +95,7 @@ impl Hub {
     /// A hub whose members' tasks run in this environment: a simulator's, for example.
     #[must_use]
     pub fn in_env(env: Arc<dyn Env>) -> Self {
-        Self { inner: Arc::new(HubInner { env, members: Mutex::default() }) }
+        Self { inner: Arc::new(HubInner { env, revision: AtomicU64::new(0), members: Mutex::default() }) }
     }
 
     /// The end for one space, under a name of its own; for [`Space::join`](crate::Space::join).
@@ -128,18 +130,26 @@ impl Link for HubLink {
 
     fn changed(&self) {
         self.member.stale.store(true, Ordering::SeqCst);
+        self.hub.revision.fetch_add(1, Ordering::SeqCst);
     }
 
     fn post(&self, to: &str, frame: Vec<u8>) -> Result<()> {
-        self.find(to)?.take(frame.into(), FrameKind::Post(to.to_owned()))
+        self.find(to, |_| true)?.take(frame.into(), FrameKind::Post(to.to_owned()))
     }
 
     fn request(&self, to: &str, frame: Vec<u8>) -> Result<Box<dyn Replies>> {
-        let member = self.find(to)?;
-        let (answer, answered) = oneshot::channel();
-        member.take(frame.into(), FrameKind::Request(to.to_owned(), answer))?;
-        let closed = [self.member.when_closed(), member.when_closed()];
-        Ok(Box::new(HubReplies { stage: Stage::Asked(answered), closed, member: member.name.clone() }))
+        let member = self.find(to, |_| true)?;
+        self.ask(&member, to, frame)
+    }
+
+    fn post_at(&self, member: &str, to: &str, frame: Vec<u8>) -> Result<()> {
+        let found = self.find(to, |known| known.name == member)?;
+        found.take(frame.into(), FrameKind::Post(to.to_owned()))
+    }
+
+    fn request_at(&self, member: &str, to: &str, frame: Vec<u8>) -> Result<Box<dyn Replies>> {
+        let member = self.find(to, |known| known.name == member)?;
+        self.ask(&member, to, frame)
     }
 
     fn publish(&self, event_type: &str, frame: Vec<u8>) -> Result<()> {
@@ -172,6 +182,10 @@ impl Link for HubLink {
             .collect()
     }
 
+    fn revision(&self) -> u64 {
+        self.hub.revision.load(Ordering::SeqCst)
+    }
+
     fn close(&self) -> BoxFuture<'static, ()> {
         let others = {
             let mut members = lock(&self.hub.members);
@@ -179,6 +193,7 @@ impl Link for HubLink {
             members.retain(|member| !Arc::ptr_eq(member, &self.member));
             if members.len() < before { members.clone() } else { Vec::new() }
         };
+        self.hub.revision.fetch_add(1, Ordering::SeqCst);
         self.member.close();
         for inbound in others.iter().filter_map(|member| member.inbound()) {
             inbound.notice(Notice::Left { member: &self.member.name });
@@ -202,6 +217,7 @@ impl HubLink {
         self.member.stale.store(true, Ordering::SeqCst);
         members.push(Arc::clone(&self.member));
         drop(members);
+        self.hub.revision.fetch_add(1, Ordering::SeqCst);
         let closed = self.member.closed.subscribe();
         self.hub.env.spawn(Box::pin(hand_over(queue, inbound, closed)));
         Ok(())
@@ -212,9 +228,16 @@ impl HubLink {
         members.iter().filter(|member| !Arc::ptr_eq(member, &self.member)).cloned().collect()
     }
 
-    fn find(&self, node: &str) -> Result<Arc<Member>> {
+    fn ask(&self, member: &Member, to: &str, frame: Vec<u8>) -> Result<Box<dyn Replies>> {
+        let (answer, answered) = oneshot::channel();
+        member.take(frame.into(), FrameKind::Request(to.to_owned(), answer))?;
+        let closed = [self.member.when_closed(), member.when_closed()];
+        Ok(Box::new(HubReplies { stage: Stage::Asked(answered), closed, member: member.name.clone() }))
+    }
+
+    fn find(&self, node: &str, is_meant: impl Fn(&Member) -> bool) -> Result<Arc<Member>> {
         self.member.check_open()?;
-        let mut others = self.others().into_iter();
+        let mut others = self.others().into_iter().filter(|member| is_meant(member));
         others
             .find(|member| member.known(|known| known.ids.contains(node)))
             .ok_or_else(|| Error::new(ErrorKind::NoSuchNode { node: node.to_owned() }))
@@ -280,7 +303,9 @@ impl Member {
 impl Known {
     fn of(nodes: Vec<NodePresence>) -> Self {
         let ids = nodes.iter().map(|node| node.id.clone()).filter(|id| !id.starts_with(RESERVED)).collect();
-        let patterns = nodes.iter().flat_map(|node| node.handles.iter().cloned()).collect();
+        // Who publishes chooses one of those that share.
+        let for_all = nodes.iter().filter(|node| node.share.is_none());
+        let patterns = for_all.flat_map(|node| node.handles.iter().cloned()).collect();
         Self { nodes, ids, patterns, listens: BTreeMap::new() }
     }
 

@@ -19,15 +19,20 @@ use crate::flow::Outcome;
 use crate::identity::{Asked, Distrust, Guard, Opened};
 use crate::limits;
 use crate::link::{Entrance, Linked, RESERVED};
+use crate::route::Takers;
 use crate::space::SpaceInner;
 use crate::stream::Sink;
+use crate::table::Phase;
 use crate::web;
 
 impl Inbound for Entrance {
     fn post(&self, to: &str, frame: &[u8]) {
         let Some(space) = self.space.upgrade() else { return };
-        let Some(event) = space.admit(Addressee::Node(to), frame) else { return };
-        if let Err(error) = space.bring_in(to, &*event, Want::default(), &mut Ok(None)) {
+        let Some(event) = space.admit(space.addressee(to), frame) else { return };
+        let Err(error) = space.bring_in(to, &*event, Want::default(), &mut Ok(None)) else { return };
+        let broadcast = matches!(event.envelope().purpose, Purpose::Broadcast | Purpose::Stored);
+        // Of a node that several share the one was chosen that takes a broadcast; what it listens to is its own affair.
+        if !broadcast || !matches!(error.kind(), ErrorKind::NoHandler { .. }) {
             space.undelivered(&*event, to, error, Reply::Nobody);
         }
     }
@@ -58,9 +63,9 @@ impl Inbound for Entrance {
             let mark = space.remember_arrived(envelope, NodeKey(0));
             space.settle(mark, web::PUBLISHED);
             if envelope.purpose == Purpose::Stored && space.shares_its_log() {
-                space.publish_to_forgetful(single);
+                space.publish_to_forgetful(single, &Takers::of_arrival());
             } else {
-                space.publish_to_listeners(single, None, Spread::Here);
+                space.publish_to_listeners(single, None, Spread::Here, &Takers::of_arrival());
             }
         }
     }
@@ -155,7 +160,7 @@ impl SpaceInner {
         outcome: &mut Outcome,
     ) -> Result<Delivered> {
         let id = event.envelope().id;
-        let node = if to.starts_with(RESERVED) { None } else { self.find(to) };
+        let node = if to.starts_with(RESERVED) { None } else { self.find_behind_routers(to, event) };
         let Some(node) = node else {
             let mark = self.remember_arrived(event.envelope(), NodeKey(0));
             self.settle(mark, web::failed("no-such-node"));
@@ -200,7 +205,7 @@ impl SpaceInner {
             _place: None,
         };
         let taken = self
-            .read_frame(Addressee::Node(to), frame)
+            .read_frame(self.addressee(to), frame)
             .inspect_err(|error| self.refuse(error))
             .and_then(|event| {
                 let envelope = event.envelope();
@@ -237,7 +242,7 @@ impl SpaceInner {
         let guard = self.guard.get()?;
         // Who asked knows the leaf of the frame without its seal.
         let asked = WireSeal::open(frame).map_or(frame, |(_, inside)| inside);
-        let leaf = guard.leaf(Addressee::Node(to), asked);
+        let leaf = guard.leaf(self.addressee(to), asked);
         Some(Box::new(Sealing { guard: Arc::clone(guard), asked: Asked { leaf, node: to.to_owned() } }))
     }
 
@@ -246,20 +251,33 @@ impl SpaceInner {
         answering.map_or_else(|| Ok(Place(Arc::default())), Linked::place)
     }
 
-    fn presence(&self) -> Vec<NodePresence> {
-        let mut nodes: Vec<_> = self
-            .all_nodes()
-            .iter()
-            .map(|node| {
-                let table = node.table.load();
-                let mut handles: Vec<_> = table.entries.iter().map(|entry| entry.pattern.clone()).collect();
-                // Whoever waits for an event wants it as well.
-                if let Some(durable) = &self.durable {
-                    handles.extend(durable.waiters.patterns_of(&node.name));
-                }
-                NodePresence { id: node.name.to_string(), handles }
-            })
-            .collect();
+    /// Whom a frame has to be for that comes for this node.
+    fn addressee<'a>(&'a self, to: &'a str) -> Addressee<'a> {
+        let shared = self.guard.get().and_then(|_| self.find(to)).filter(|node| node.is_shared());
+        match shared.and_then(|_| self.link.get()) {
+            Some(linked) => Addressee::Instance { node: to, member: linked.link.name() },
+            None => Addressee::Node(to),
+        }
+    }
+
+    pub(crate) fn presence(&self) -> Vec<NodePresence> {
+        let told = self.all_nodes().into_iter().filter_map(|node| {
+            let table = node.table.load();
+            let share = table.options.shared.filter(|_| node.is_shared());
+            // The others do the work of one that is stopped.
+            if share.is_some() && table.phase != Phase::Open {
+                return None;
+            }
+            let mut handles: Vec<_> = table.entries.iter().map(|entry| entry.pattern.clone()).collect();
+            // Whoever waits for an event wants it as well.
+            if let Some(durable) = &self.durable {
+                handles.extend(durable.waiters.patterns_of(&node.name));
+            }
+            Some(NodePresence { id: node.name.to_string(), handles, share })
+        });
+        let mut nodes: Vec<_> = told.collect();
+        let routers = self.routes.routers().into_iter();
+        nodes.extend(routers.map(|id| NodePresence { id: id.to_string(), handles: Vec::new(), share: None }));
         nodes.sort_by(|a, b| a.id.cmp(&b.id));
         nodes
     }

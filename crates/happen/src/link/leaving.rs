@@ -44,15 +44,31 @@ pub(crate) struct Departure {
 
 /// Whom it is for.
 pub(crate) enum To {
-    Node(Arc<str>),
+    Node {
+        node: Arc<str>,
+        /// The member it is meant in, of several that share it.
+        member: Option<Arc<str>>,
+    },
     Everyone,
 }
 
 impl To {
     pub(crate) fn addressee(&self) -> Addressee<'_> {
         match self {
-            Self::Node(node) => Addressee::Node(node),
+            Self::Node { node, member: None } => Addressee::Node(node),
+            Self::Node { node, member: Some(member) } => Addressee::Instance { node, member },
             Self::Everyone => Addressee::Everyone,
+        }
+    }
+}
+
+impl Linked {
+    /// Hands a frame to the link that nobody waits for.
+    pub(super) fn post(&self, to: &To, event: &dyn ErasedEvent, frame: Vec<u8>) -> Result<()> {
+        match to {
+            To::Node { node, member: None } => self.link.post(node, frame),
+            To::Node { node, member: Some(member) } => self.link.post_at(member, node, frame),
+            To::Everyone => self.link.publish(event.envelope().event_type.as_str(), frame),
         }
     }
 }
@@ -126,12 +142,7 @@ impl SpaceInner {
         match guard.seal_all(run) {
             Ok(sealed) => {
                 for (departure, frame) in run.iter().zip(sealed) {
-                    let handed = match &departure.to {
-                        To::Node(node) => linked.link.post(node, frame),
-                        To::Everyone => {
-                            linked.link.publish(departure.event.envelope().event_type.as_str(), frame)
-                        }
-                    };
+                    let handed = linked.post(&departure.to, &*departure.event, frame);
                     failed.extend(handed.err().map(|error| (departure, error)));
                 }
             }
@@ -144,7 +155,7 @@ impl SpaceInner {
     fn tell_left_behind(self: &Arc<Self>, departure: &Departure, error: Error) {
         let event = &*departure.event;
         match &departure.to {
-            To::Node(node) => {
+            To::Node { node, .. } => {
                 self.remember(event.envelope().id, self.key_of(node), crate::web::failed(error.code()));
                 for single in (0..event.len()).filter_map(|index| event.single(index)) {
                     self.bury(single, node, &error);

@@ -12,7 +12,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
-use happen_core::link::Link;
+use happen_core::link::{Link, Routing};
 use happen_core::{Error, ErrorKind, Result};
 
 use crate::space::{Space, SpaceInner};
@@ -47,6 +47,8 @@ pub struct RemoteNode {
     pub member: String,
     /// The patterns it handles.
     pub handles: Vec<String>,
+    /// How it shares its work with the nodes of its id in other members; see [`Node::shared`](crate::Node::shared).
+    pub shared: Option<Routing>,
 }
 
 impl Space {
@@ -55,9 +57,10 @@ impl Space {
     ///
     /// # Delivery
     ///
-    /// A node here is found before one of the same id elsewhere; of several elsewhere, the one in the member that joined
-    /// first gets what is sent to the id. A broadcast reaches all of them. The runtime's events about nodes and the
-    /// system stay in their process; `<type>.error` reaches everyone who listens.
+    /// A node here is found before one of the same id elsewhere; of several elsewhere, the one in the member that
+    /// joined first gets what is sent to the id. A broadcast reaches all of them. Those that are
+    /// [shared](crate::Node::shared) take turns instead, and one of them takes a broadcast. The runtime's events about
+    /// nodes and the system stay in their process; `<type>.error` reaches everyone who listens.
     ///
     /// Over a link, `.await` on a send says that the other side took the event, after one round trip; `forget` does not
     /// wait. Events are delivered at most once, in order from one sender to one receiver.
@@ -114,6 +117,7 @@ impl Space {
                     id: node.id,
                     member: member.clone(),
                     handles: node.handles.iter().map(ToString::to_string).collect(),
+                    shared: node.share,
                 })
             })
             .collect();
@@ -146,6 +150,7 @@ impl SpaceInner {
     /// Tells the link that nodes or what they handle have changed.
     #[inline]
     pub(crate) fn presence_changed(&self) {
+        self.routes.changed();
         if let Some(linked) = self.link.get() {
             linked.link.changed();
         }

@@ -16,71 +16,84 @@ use crate::flow::Outcome;
 use crate::identity::Asked;
 use crate::link::leaving::{Departure, To};
 use crate::link::{Cause, Linked};
+use crate::route::{Load, Takers, There};
 use crate::send::Sender;
 use crate::space::SpaceInner;
-use crate::web;
 
 impl SpaceInner {
     /// Sends an event to a node elsewhere; `None` when nobody wants to hear of it.
     pub(crate) fn send_away(
         self: &Arc<Self>,
         sender: Sender<'_>,
-        to: &str,
+        there: &mut There,
         event: &dyn ErasedEvent,
         wants_replies: bool,
     ) -> Result<Option<Away>> {
-        let id = event.envelope().id;
-        let node = self.key_of(to);
-        for single in (0..event.len()).filter_map(|index| event.single(index)) {
-            let mark = self.remember_sent(single.envelope(), node);
-            self.settle(mark, web::WAITING);
+        let node = &*there.node;
+        let linked = self.linked(node)?;
+        let frame = self.frame(sender, event, None)?;
+        let to = To::Node { node: Arc::clone(&there.node), member: there.member.clone() };
+        if !wants_replies && !self.is_remembered_elsewhere(node) {
+            return self.leave_by(linked, to, event, frame).map(|()| None);
         }
-        let sent = self.linked(to).and_then(|linked| {
-            let frame = self.frame(sender, event, None)?;
-            if !wants_replies && !self.is_remembered_elsewhere(to) {
-                return self.leave_by(linked, To::Node(to.into()), event, frame).map(|()| None);
-            }
-            // What the sender is told of at once is signed alone, behind what it sent before.
-            self.carry_all();
-            let (frame, leaf) = self.sealed(Addressee::Node(to), event, frame)?;
-            if wants_replies {
-                linked.link.request(to, frame).map(|replies| Some((replies, leaf)))
-            } else {
-                linked.link.post(to, frame).map(|()| None)
-            }
-        });
-        match sent {
-            Ok(replies) => Ok(replies.map(|(replies, leaf)| Away {
-                space: Arc::clone(self),
-                event: id,
-                node,
-                replies,
-                items: 0,
-                asked: leaf.map(|leaf| Box::new(Asked { leaf, node: to.to_owned() })),
-            })),
-            Err(error) => {
-                self.remember(id, node, web::failed(error.code()));
-                Err(error.at_event(id).at_node(to))
-            }
+        // What the sender is told of at once is signed alone, behind what it sent before.
+        self.carry_all();
+        let (frame, leaf) = self.sealed(to.addressee(), event, frame)?;
+        if !wants_replies {
+            return linked.post(&to, event, frame).map(|()| None);
         }
+        let replies = match &there.member {
+            None => linked.link.request(node, frame)?,
+            Some(member) => linked.link.request_at(member, node, frame)?,
+        };
+        let asked = leaf.map(|leaf| Box::new(Asked { leaf, node: node.to_owned() }));
+        Ok(Some(Away {
+            space: Arc::clone(self),
+            event: event.envelope().id,
+            node: self.key_of(node),
+            replies,
+            items: 0,
+            asked,
+            loads: std::mem::take(&mut there.loads),
+        }))
     }
 
-    /// Sends an event to everyone elsewhere who listens. What nobody elsewhere can be told is told here. Nodes that
-    /// remember have one that is stored by the log that they share with this space.
-    pub(crate) fn publish_away(self: &Arc<Self>, sender: Sender<'_>, event: &dyn ErasedEvent, stored: bool) {
-        let Some(linked) = self.link.get() else { return };
+    /// Sends an event to everyone elsewhere who listens, and chooses one for each node that several processes share: gives
+    /// those of which it is the one here. What nobody elsewhere can be told is told here. Nodes that remember have one that
+    /// is stored by the log that they share with this space.
+    pub(crate) fn publish_away(
+        self: &Arc<Self>,
+        sender: Sender<'_>,
+        event: &dyn ErasedEvent,
+        stored: bool,
+    ) -> Takers {
+        let Some(linked) = self.link.get() else { return Takers::All };
         let envelope = event.envelope();
         let event_type = envelope.event_type.as_str();
-        if !linked.link.listens(event_type) {
-            return;
+        let (sharing, listens) = (self.sharing(event_type), linked.link.listens(event_type));
+        if !listens && sharing.is_empty() {
+            return Takers::of_arrival();
         }
         let purpose = stored.then_some(Purpose::Stored);
-        let published = self
-            .frame(sender, event, purpose)
-            .and_then(|frame| self.leave_by(linked, To::Everyone, event, frame));
-        if let Err(error) = published {
+        let frame = match self.frame(sender, event, purpose) {
+            Ok(frame) => frame,
+            Err(error) => {
+                self.not_everyone_reached(event, error);
+                return self.share_out(event, &sharing, |_| Ok(())).0;
+            }
+        };
+        let (takers, failed) = self.share_out(event, &sharing, |there| {
+            let to = To::Node { node: Arc::clone(&there.node), member: there.member.clone() };
+            self.leave_by(linked, to, event, frame.clone())
+        });
+        let published = match listens {
+            true => self.leave_by(linked, To::Everyone, event, frame),
+            false => Ok(()),
+        };
+        if let Some(error) = failed.or(published.err()) {
             self.not_everyone_reached(event, error);
         }
+        takers
     }
 
     #[cold]
@@ -98,10 +111,7 @@ impl SpaceInner {
         frame: Vec<u8>,
     ) -> Result<()> {
         let Some(guard) = self.guard.get() else {
-            return match to {
-                To::Node(node) => linked.link.post(&node, frame),
-                To::Everyone => linked.link.publish(event.envelope().event_type.as_str(), frame),
-            };
+            return linked.post(&to, event, frame);
         };
         let by = self.name_of(event.envelope().sender).unwrap_or_default();
         let leaf = guard.leaf(to.addressee(), &frame);
@@ -167,6 +177,8 @@ pub(crate) struct Away {
     items: u64,
     /// What the replies have to be sealed for, in a space with an identity.
     asked: Option<Box<Asked>>,
+    /// Count the event as under way until its end.
+    loads: Vec<Load>,
 }
 
 /// One reply.
@@ -191,6 +203,7 @@ impl Away {
         Poll::Ready(match answered {
             Answered::Item(item) => Answered::Item(item),
             Answered::End(outcome) => {
+                self.loads.clear();
                 self.space.remember(self.event, self.node, crate::dispatch::what(&outcome));
                 Answered::End(outcome.map_err(|error| error.at_event(self.event)))
             }

@@ -4,11 +4,12 @@ use std::fmt;
 use std::sync::Arc;
 
 use happen_core::event::{Delegation, Purpose, User};
-use happen_core::{Event, EventId, NodeKey, Payload, Result};
+use happen_core::{ErasedEvent, Event, EventId, NodeKey, Payload, Result};
 use serde_json::Value as Json;
 
 use super::{Extras, Sender, extras};
 use crate::durable::Spread;
+use crate::route::Takers;
 use crate::stamp::stamped;
 use crate::stream::Outlet;
 use crate::web;
@@ -92,11 +93,24 @@ pub(crate) fn spread<T: Payload>(
     space.settle(mark, web::PUBLISHED);
     let spread = if reach == Reach::Everywhere { Spread::Log } else { Spread::Here };
     if reach == Reach::Everywhere && space.link.get().is_some() {
-        // Before the listeners here, whose handlers may send what it causes.
-        space.publish_away(sender, event, space.is_heard_elsewhere(event.envelope()));
+        spread_away(sender, event, source);
+    } else {
+        space.publish_to_listeners(event, source, spread, &Takers::All);
     }
-    space.publish_to_listeners(event, source, spread);
     id
+}
+
+/// The same in a space with a link.
+#[cold]
+fn spread_away(
+    sender: Sender<'_>,
+    event: &dyn ErasedEvent,
+    source: Option<&tokio::sync::broadcast::Sender<happen_core::Value>>,
+) {
+    let space = sender.space();
+    // Before the listeners here, whose handlers may send what it causes.
+    let takers = space.publish_away(sender, event, space.is_heard_elsewhere(event.envelope()));
+    space.publish_to_listeners(event, source, Spread::Log, &takers);
 }
 
 /// How far a broadcast goes.

@@ -36,6 +36,7 @@ use crate::lent::Way;
 use crate::link::Away;
 use crate::local;
 use crate::node::NodeInner;
+use crate::route::{ROUTING_KEY, Went};
 use crate::space::SpaceInner;
 use crate::stamp::{self, Cause, bare, stamped};
 use crate::stream::{Items, Sink};
@@ -229,6 +230,12 @@ impl<'s, T: Payload> Sending<'s, T> {
     /// highest first.
     pub fn priority(self, priority: i64) -> Self {
         self.metadata("priority", priority)
+    }
+
+    /// Gives the event the key by which it is routed, where it is sent to a node that [shares](crate::Node::shared) its
+    /// work by keys or to a [`Router`](crate::Router) that routes by them. Without one its correlation is the key.
+    pub fn routing_key(self, key: impl Into<String>) -> Self {
+        self.metadata(ROUTING_KEY, key.into())
     }
 
     /// Gives the event a key by which it is known when it is sent to the same node once more, for callers from outside that
@@ -430,13 +437,16 @@ impl<'s, T: Payload> Sending<'s, T> {
             lost(sender, to.name(), &copy, &Error::misuse(error));
             return;
         }
-        let node = match resolve(space, &to) {
-            Err(error) if away(space, &error) => {
-                let left = send_away(sender, to.name(), parcel, Purpose::Send, extras, Told::Nothing);
-                return left.map_or_else(|error| lost(sender, to.name(), &copy, &error), drop);
-            }
-            node => node,
+        let node = resolve(space, &to);
+        let elsewhere = match &node {
+            Ok(node) => node.is_shared(),
+            Err(error) => away(space, error),
         };
+        if elsewhere {
+            let how = (Purpose::Send, Want::plain(false), Told::Nothing);
+            let left = send_away(sender, to.name(), parcel, how, extras, &mut Ok(None));
+            return left.map_or_else(|error| lost(sender, to.name(), &copy, &error), drop);
+        }
         let taken = |event: &dyn ErasedEvent| match &node {
             Ok(node) => {
                 let want = Want::plain(false).held_by(sender.with_cause(held_by));
@@ -618,19 +628,22 @@ impl<'s, T: Payload> Sending<'s, T> {
         }
         let held;
         let node = match to {
-            To::Node(node) if node.inner().space.id == space.id => node.inner(),
+            To::Node(node) if node.inner().is_at_hand(space) => node.inner(),
             other => match resolve(space, other) {
-                Ok(found) => {
+                Ok(found) if !found.is_shared() => {
                     held = found;
                     &held
                 }
-                Err(error) if away(space, &error) => {
+                Err(error) if !away(space, &error) => {
+                    return Err(nowhere(sender, parcel, purpose, extras, error));
+                }
+                // Not here, or not here alone.
+                _ => {
                     if extras.is_some_and(|extras| extras.idempotency_key.is_some()) {
                         return Err(unknown_key(to.name()));
                     }
-                    return send_away(sender, to.name(), parcel, purpose, extras, told);
+                    return send_away(sender, to.name(), parcel, (purpose, want, told), extras, outcome);
                 }
-                Err(error) => return Err(nowhere(sender, parcel, purpose, extras, error)),
             },
         };
         if let Some(key) = extras.and_then(|extras| extras.idempotency_key.as_ref()) {
@@ -748,25 +761,24 @@ fn away(space: &SpaceInner, error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::NoSuchNode { node } if space.may_be_away(node))
 }
 
-/// Stamps an event for a node that is not here. What is sent to one that the log knows is kept there; everything else is
-/// handed to the link.
+/// Stamps an event for a node that is not here, or not here alone, and sends it on.
 #[cold]
 fn send_away<T: Payload>(
     sender: Sender<'_>,
     to: &str,
     parcel: Parcel<T>,
-    purpose: Purpose,
+    (purpose, want, told): (Purpose, Want, Told),
     extras: Option<&Extras>,
-    told: Told,
+    outcome: &mut Outcome,
 ) -> Result<(EventId, Begun)> {
     let space = sender.space();
     space.check_running()?;
+    let want = want.held_by(sender.with_cause(held_by));
     let send = |event: &dyn ErasedEvent| -> Result<Begun> {
-        match space.durable.as_ref().filter(|durable| purpose == Purpose::Send && durable.is_elsewhere(to)) {
-            // Stored for it, whoever has it at this moment and whatever becomes of them.
-            Some(durable) => Ok(Begun::Here(Delivered::Later(Some(durable.keep(space, to, event)?)))),
-            None => Ok(Begun::Away(space.send_away(sender, to, event, told == Told::Back)?.map(Box::new))),
-        }
+        Ok(match space.send_on(sender, to, event, (want, told == Told::Back), outcome)? {
+            Went::Here(delivered) => Begun::Here(delivered),
+            Went::Away(away) => Begun::Away(away.map(Box::new)),
+        })
     };
     Ok(match parcel {
         Parcel::One(payload) => {
@@ -841,7 +853,7 @@ fn bring(
 
 /// The same for several events at once, or for one when it is no matter.
 #[cold]
-fn bring_batch(
+pub(crate) fn bring_batch(
     node: &Arc<NodeInner>,
     event: &dyn ErasedEvent,
     want: Want,

@@ -11,6 +11,7 @@ use super::{Begun, Extras, Sender, Told, empty_batch, mixed_batch, resolve, unkn
 use crate::dispatch::{self, Delivered, Want};
 use crate::durable::{self, Coming, Stage, Whereto};
 use crate::flow::FlowInner;
+use crate::route::Among;
 use crate::stamp;
 
 /// Whose step sends: the sender, the flow, and what the step has done so far.
@@ -34,8 +35,9 @@ pub(super) fn begin<T: Payload>(
     let ordinal = ordinal(stage, extras);
     let event = stamped(within, parcel, purpose, extras, ordinal)?;
     let id = event.envelope().id;
-    let known = purpose == Purpose::Ask && stage.has_asked(ordinal);
-    let (whereto, coming) = whereto(within.0, to, &event, known).map_err(|error| error.at_event(id))?;
+    let asked = stage.asked(ordinal).filter(|_| purpose == Purpose::Ask);
+    let (whereto, coming) =
+        whereto(within.0, to, &event, asked.as_deref()).map_err(|error| error.at_event(id))?;
     if let Some(coming) = coming {
         stage.expects(ordinal, coming)?;
     }
@@ -138,10 +140,23 @@ fn whereto(
     sender: Sender<'_>,
     to: &To<'_>,
     event: &Arc<dyn ErasedEvent>,
-    known: bool,
+    asked: Option<&str>,
 ) -> Result<(Whereto, Option<Coming>)> {
     let space = sender.space();
+    let known = asked.is_some();
+    let chosen;
+    let to = match asked {
+        // Whoever was asked before has the question, whatever is chosen now.
+        Some(asked) if space.leads_to(to.name(), asked) => &To::Name(asked),
+        _ if space.routes.has_router(to.name()) => {
+            chosen = space.behind_routers(to.name(), &**event, Among::Everywhere)?;
+            &To::Name(&chosen)
+        }
+        _ => to,
+    };
     match resolve(space, to) {
+        // Which process has it is looked for when the event leaves.
+        Ok(node) if node.is_shared() => Ok((Whereto::Away(Arc::clone(&node.name)), None)),
         Ok(node) if known => Ok((Whereto::Node(node), None)),
         Err(error) if known && matches!(error.kind(), ErrorKind::NoSuchNode { .. }) => {
             let elsewhere = Whereto::elsewhere(space, to.name());

@@ -47,6 +47,7 @@ use crate::local::{self};
 use crate::names::Names;
 use crate::node::{Node, NodeInner, Registration};
 use crate::published::Readers;
+use crate::route::{Routes, Takers, Went};
 use crate::send::{After, Broadcasting, CancellingTimer, Sender, Sending, Target};
 use crate::state::Home;
 use crate::store::{Document, Key, Pruned, SpaceStore, Store};
@@ -129,6 +130,7 @@ pub(crate) struct SpaceInner {
     pub(crate) balance: Option<Arc<Balance>>,
     pub(crate) link: OnceLock<Linked>,
     pub(crate) remote_names: RemoteNames,
+    pub(crate) routes: Routes,
     pub(crate) hashes: Hashes,
     /// Who the space is to others, if it is somebody.
     pub(crate) guard: OnceLock<Arc<Guard>>,
@@ -339,6 +341,7 @@ impl Space {
             balance,
             link: OnceLock::new(),
             remote_names: RemoteNames::default(),
+            routes: Routes::default(),
             hashes: Hashes::default(),
             guard: OnceLock::new(),
             policies: Mutex::default(),
@@ -362,12 +365,11 @@ impl Space {
         let key = NodeKey(inner.next_key.fetch_add(1, Ordering::Relaxed));
         let table = inner.class_for(id);
         let node = Arc::new(NodeInner::new(inner, key, Arc::clone(&name), table));
-        if id.is_empty() || id.starts_with(RESERVED) {
-            inner.problem(Error::misuse(format!(
-                "a node cannot have the id `{id}`: it is empty or begins with `$`"
-            )));
+        if !inner.may_be_named(id) {
             node.close();
-        } else if inner.by_name.pin().try_insert(Arc::clone(&name), NodeSlot::new(&node)).is_err() {
+        } else if inner.routes.has_router(id)
+            || inner.by_name.pin().try_insert(Arc::clone(&name), NodeSlot::new(&node)).is_err()
+        {
             inner.problem(Error::new(ErrorKind::DuplicateNode { node: id.to_owned() }));
             node.close();
         } else {
@@ -411,6 +413,12 @@ impl Space {
             return Err(Error::misuse(format!(
                 "node `{}` is to hold flows back and is not durable, so they would be gone with the process; leave out \
                  `rate_by` or `debounce_by`, or open the space on a store",
+                node.name
+            )));
+        }
+        if let Some(node) = inner.all_nodes().iter().find(|node| node.shares_in_vain()) {
+            return Err(Error::misuse(format!(
+                "node `{}` is durable, so one process has it and others stand by; make it `ephemeral` to share its work",
                 node.name
             )));
         }
@@ -655,10 +663,16 @@ impl Space {
             return if driven { Ok(()) } else { Err(missing()) };
         };
         let result = match inner.find(&letter.node) {
-            None => match inner.send_away(Sender::Space(inner), &letter.node, &*letter.event, true) {
-                Ok(Some(away)) => away.outcome().await.map(drop),
-                sent => sent.map(drop),
-            },
+            None => {
+                let (sender, want) = (Sender::Space(inner), (Want::default(), true));
+                match inner.send_on(sender, &letter.node, &*letter.event, want, &mut Ok(None)) {
+                    Ok(Went::Away(Some(away))) => away.outcome().await.map(drop),
+                    Ok(Went::Here(dispatch::Delivered::Later(Some(stored)))) => {
+                        stored.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Cancelled))).map(drop)
+                    }
+                    sent => sent.map(drop),
+                }
+            }
             Some(node) => {
                 dispatch::deliver(&node, &mut inner.way(), &*letter.event, Want::default(), &mut Ok(None))
                     .map(drop)
@@ -786,9 +800,20 @@ impl SpaceInner {
         self.durable.as_ref().is_some_and(|durable| durable.is_shared())
     }
 
-    /// Whether a node that is not here may be somewhere else.
+    /// Whether a node that is not here may be somewhere else, or behind a router.
     pub(crate) fn may_be_away(&self, node: &str) -> bool {
-        self.link.get().is_some() || self.is_remembered_elsewhere(node)
+        self.link.get().is_some() || self.is_remembered_elsewhere(node) || self.routes.has_router(node)
+    }
+
+    /// Whether a node or a router may have this name; a problem where not.
+    pub(crate) fn may_be_named(self: &Arc<Self>, id: &str) -> bool {
+        let may = !id.is_empty() && !id.starts_with(RESERVED);
+        if !may {
+            self.problem(Error::misuse(format!(
+                "a node cannot have the id `{id}`: it is empty or begins with `$`"
+            )));
+        }
+        may
     }
 
     /// Ends the space, because another process has taken its nodes over.
@@ -1049,26 +1074,46 @@ impl SpaceInner {
         event: &dyn ErasedEvent,
         source: Option<&tokio::sync::broadcast::Sender<happen_core::Value>>,
         spread: Spread,
+        takers: &Takers,
     ) {
         let envelope = event.envelope();
         let listeners = self.index.listeners(&envelope.event_type);
-        let mut durable = Vec::new();
-        if dispatch::publish(&listeners, event, envelope.id, source, &mut durable) {
+        let mut aside = Vec::new();
+        if dispatch::publish(&listeners, event, envelope.id, source, &mut aside) {
             self.index.refresh(&envelope.event_type);
         }
+        if !aside.is_empty() {
+            self.publish_to_shared(event, source, &mut aside, takers);
+        }
         if self.durable.is_some() {
-            durable::publish(self, event, &durable, spread);
+            durable::publish(self, event, &aside, spread);
+        }
+    }
+
+    /// Brings an event to those nodes that share their work and take it, and leaves the durable ones.
+    #[cold]
+    fn publish_to_shared(
+        self: &Arc<Self>,
+        event: &dyn ErasedEvent,
+        source: Option<&tokio::sync::broadcast::Sender<happen_core::Value>>,
+        aside: &mut Vec<Arc<NodeInner>>,
+        takers: &Takers,
+    ) {
+        for node in aside.extract_if(.., |node| !node.is_durable()).filter(|node| takers.has(node)) {
+            dispatch::bring_to(&node, &mut self.way(), event, event.envelope().id, source);
         }
     }
 
     /// Brings an event to everyone here who listens and does not remember: the others have it by the log.
     #[cold]
-    pub(crate) fn publish_to_forgetful(self: &Arc<Self>, event: &dyn ErasedEvent) {
+    pub(crate) fn publish_to_forgetful(self: &Arc<Self>, event: &dyn ErasedEvent, takers: &Takers) {
         let envelope = event.envelope();
         let listeners = self.index.listeners(&envelope.event_type);
-        if dispatch::publish(&listeners, event, envelope.id, None, &mut Vec::new()) {
+        let mut aside = Vec::new();
+        if dispatch::publish(&listeners, event, envelope.id, None, &mut aside) {
             self.index.refresh(&envelope.event_type);
         }
+        self.publish_to_shared(event, None, &mut aside, takers);
     }
 
     /// Brings an event whose commit has happened to those who are not part of the commit: ephemeral nodes, and whoever is
@@ -1093,18 +1138,17 @@ impl SpaceInner {
                 self.remember_sent(envelope, self.key_of(name));
             }
             Whereto::Away(name) => {
-                if let Err(error) = self.send_away(Sender::Space(self), name, &**event, false) {
+                let want = (Want::default(), false);
+                if let Err(error) = self.send_on(Sender::Space(self), name, &**event, want, &mut Ok(None)) {
                     self.bury(&**event, name, &error);
                 }
             }
             Whereto::Everyone => {
                 let mark = self.remember_sent(envelope, NodeKey(0));
                 self.settle(mark, crate::web::PUBLISHED);
-                if self.link.get().is_some() {
-                    self.publish_away(Sender::Space(self), &**event, self.shares_its_log());
-                }
+                let takers = self.publish_away(Sender::Space(self), &**event, self.shares_its_log());
                 // Those that are durable have it by the commit.
-                self.publish_to_forgetful(&**event);
+                self.publish_to_forgetful(&**event, &takers);
             }
         }
     }
@@ -1227,6 +1271,7 @@ impl SpaceInner {
         names.values().for_each(|slot| slot.0.store(None));
         drop(names);
         self.hooks.store(None);
+        self.routes.clear();
         for ring in lock(&self.rings).iter() {
             ring.close();
         }

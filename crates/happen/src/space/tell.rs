@@ -127,8 +127,8 @@ impl SpaceInner {
             let mark = self.remember_sent(&envelope, NodeKey(0));
             self.settle(mark, web::PUBLISHED);
             let event = Event::from_parts(envelope, failure);
-            self.publish_away(Sender::Flow(&cause), &event, false);
-            self.publish_to_listeners(&event, None, Spread::Here);
+            let takers = self.publish_away(Sender::Flow(&cause), &event, false);
+            self.publish_to_listeners(&event, None, Spread::Here, &takers);
         });
         if let Err(objection) = result {
             self.warn(node, envelope, &objection);

@@ -1,9 +1,10 @@
 //! Frames come back as they were, damaged ones are refused, and docs/format.md shows them as they are.
 
 use happen_core::Pattern;
+use happen_core::link::{NodePresence, Routing};
 use happen_core::pattern::{domain, exact, predicate};
 
-use super::super::presence::{Nodes, Presence, announce, change, plain};
+use super::super::presence::{Nodes, Presence, announce, by_id, change, plain};
 use super::*;
 
 const FORMAT: &str = include_str!("../../../../../docs/format.md");
@@ -117,10 +118,19 @@ fn the_vectors_in_the_documentation_are_true() {
     let (nodes, before) = nodes();
     let announced = announce(&header(kind::ANNOUNCE, 1), 1_750_000_000_000, &nodes, 10_000).0.remove(0);
     let changed = change(&header(kind::CHANGE, 2), 1_750_000_000_000, &before, &nodes);
+    let resize = NodePresence {
+        id: "resize".into(),
+        handles: vec![exact("image")],
+        share: Some(Routing::LeastLoaded),
+    };
+    let shared = by_id(vec![resize]);
+    let announced_shared =
+        announce(&header(kind::ANNOUNCE, 1), 1_750_000_000_000, &shared, 10_000).0.remove(0);
     let vectors = [
         ("events", envelope(kind::EVENTS, &ALL[..6])),
         ("replies", envelope(kind::REPLIES, &ALL[6..])),
         ("announce", announced),
+        ("announce-shared", announced_shared),
         ("change", changed),
         ("beat", plain(&header(kind::BEAT, 2), &[1_750_000_000_000])),
         ("leave", plain(&header(kind::LEAVE, 0), &[])),
