@@ -300,6 +300,11 @@ impl Nats {
     ///
     /// As [`Connect::connect`].
     pub async fn open(self) -> Result<Space> {
+        // What opening takes is large, and nobody who waits for it should have it on the stack.
+        Box::pin(self.opened()).await
+    }
+
+    async fn opened(self) -> Result<Space> {
         let Address::Nats { servers, space } = Address::parse(&self.url)? else {
             return Err(Error::misuse("this is no address of NATS; open other spaces with `Space::connect`"));
         };
