@@ -1,8 +1,6 @@
 //! `happen dev`: what a program needs on this machine while it is written. Owns how a local server of NATS is found and
 //! configured; the server itself takes the place of this program, so whatever ends the one ends the other.
 
-use std::env;
-use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, TcpListener};
@@ -11,6 +9,7 @@ use std::process::Command;
 
 use clap::{Args, ValueHint};
 use happen_nats::limits::SERVER_VERSION_MIN;
+use happen_testing::find_nats_server_program;
 
 use crate::failure::Failure;
 use crate::output::Output;
@@ -77,22 +76,13 @@ fn become_it(mut command: Command) -> io::Result<()> {
     command.status().map(drop)
 }
 
-/// The program: the one that is named in the environment, the one in the tools folder of the project around, or one on the
-/// path.
+/// The program, which tests of programs find in the same way.
 fn program() -> Result<PathBuf, Failure> {
-    if let Some(named) = env::var_os(PROGRAM_VARIABLE).filter(|named| !named.is_empty()) {
-        return Ok(named.into());
-    }
-    let mut candidates = Vec::new();
-    let here = env::current_dir().ok();
-    candidates.extend(here.iter().flat_map(|here| here.ancestors()).map(|folder| folder.join(OWN)));
-    let paths: OsString = env::var_os("PATH").unwrap_or_default();
-    candidates.extend(env::split_paths(&paths).map(|folder| folder.join("nats-server")));
-    candidates.into_iter().find(|path| path.is_file()).ok_or_else(|| {
+    find_nats_server_program().ok_or_else(|| {
         let (major, minor) = SERVER_VERSION_MIN;
         Failure::Store(format!(
             "no server of NATS is installed; put `nats-server` {major}.{minor} or later on the path, or name it in \
-             {PROGRAM_VARIABLE}"
+             HAPPEN_NATS_SERVER"
         ))
     })
 }
@@ -126,10 +116,6 @@ fn version(text: &str) -> Option<(i64, i64)> {
 const PORT: u16 = 4222;
 /// The space of the address that is printed; there may be any others.
 const SPACE: &str = "main";
-/// Where this project installs its own.
-const OWN: &str = ".tools/nats/bin/nats-server";
-/// The environment variable that names the program.
-const PROGRAM_VARIABLE: &str = "HAPPEN_NATS_SERVER";
 
 #[cfg(test)]
 mod tests {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use happen::{Config, Context, Event, EventId, Imported, Node, Space, State};
+use happen_nats::Address;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
@@ -14,6 +15,7 @@ use crate::failure::Failure;
 use crate::git_log::{Commit, History, Tag, Totals};
 use crate::git_store;
 use crate::output::{Output, Progress, number, per_second, plain};
+use crate::store::reach::Reach;
 
 /// What the command was asked for.
 #[derive(Debug)]
@@ -21,8 +23,10 @@ pub(crate) struct Request {
     pub(crate) path: PathBuf,
     /// The beginning of the id of the commit to trace; `None` for HEAD.
     pub(crate) commit: Option<String>,
-    /// The folder in which the events and states are kept; `None` for memory.
-    pub(crate) store: Option<PathBuf>,
+    /// Where the events and states are kept; `None` for memory.
+    pub(crate) store: Option<Address>,
+    /// How to get there, when it is on NATS.
+    pub(crate) reach: Reach,
     pub(crate) json: bool,
 }
 
@@ -177,7 +181,7 @@ pub(crate) async fn run(request: &Request, output: &Output) -> Result<(), Failur
         return Err(Failure::TooLarge { commits: totals.commits, commits_max: COMMITS_MAX });
     }
     let tags = history.tags()?;
-    let web = bring_in(&history, totals, &tags, request.store.as_deref()).await?;
+    let web = bring_in(&history, totals, &tags, request).await?;
     let wanted = request.commit.as_deref().unwrap_or_else(|| history.head());
     let traced = trace(&web, wanted).await?;
     let findings = ask(&web, traced).await?;
@@ -203,12 +207,13 @@ async fn bring_in(
     history: &History,
     totals: Totals,
     tags: &[Tag],
-    store: Option<&Path>,
+    Request { store, reach, .. }: &Request,
 ) -> Result<Web, Failure> {
     let config = config(totals, tags.len());
     let space = match store {
-        Some(folder) => {
-            git_store::open(folder, Config { remembered_events: REMEMBERED, ..config }, history).await?
+        Some(address) => {
+            let config = Config { remembered_events: REMEMBERED, ..config };
+            git_store::open(address, reach, config, history).await?
         }
         None => Space::with(config)?,
     };
@@ -559,7 +564,11 @@ fn authors_command(path: &Path) -> String {
 
 /// A path as a shell takes it.
 fn quoted(path: &Path) -> String {
-    let text = plain(&path.to_string_lossy(), usize::MAX);
+    quoted_text(&path.to_string_lossy())
+}
+
+fn quoted_text(text: &str) -> String {
+    let text = plain(text, usize::MAX);
     let is_simple = |char: char| char.is_ascii_alphanumeric() || "/._-+:@".contains(char);
     if !text.is_empty() && text.chars().all(is_simple) {
         return text;
@@ -592,9 +601,9 @@ fn write_report(
         web.handling.as_secs_f64(),
         number(per_second(*events, web.handling)),
     )?;
-    if let Some(folder) = &request.store {
+    if let Some(address) = &request.store {
         let new = number(findings.new_commits);
-        writeln!(out, "{new} of the commits are new to the store in {}", quoted(folder))?;
+        writeln!(out, "{new} of the commits are new to the store in {}", quoted_text(&address.to_string()))?;
     }
     writeln!(out, "\ntotals, and how to count them with git:")?;
     let (totals, of_commit) = checks.split_at(checks.len().min(TOTALS));
@@ -628,9 +637,10 @@ fn write_report(
             writeln!(out, "  {short} {}", made.subject)?;
         }
     }
-    if let Some(folder) = &request.store {
+    if let Some(address) = &request.store {
         writeln!(out, "\nask the store about it:")?;
-        writeln!(out, "  happen why {} --store {}", commit.event.event_id(), quoted(folder))?;
+        let address = quoted_text(&address.to_string());
+        writeln!(out, "  happen why {} --store {address}", commit.event.event_id())?;
     }
     Ok(())
 }

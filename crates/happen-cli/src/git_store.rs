@@ -1,16 +1,17 @@
 //! The store of `happen git --store`: whose history it holds, and which nodes it knows. Owns what is asked of the store
 //! before the history is read; what a commit becomes is in `git.rs`.
 
-use std::path::Path;
-
 use happen::config::Retention;
 use happen::store::List;
 use happen::{Config, Space};
+use happen_nats::Address;
 use serde::{Deserialize, Serialize};
 
+use crate::demo::kind;
 use crate::failure::Failure;
 use crate::git_log::History;
 use crate::store::key::{STATE, plain};
+use crate::store::reach::Reach;
 
 /// Whose history a store holds, at least in part: the state of a node of its own.
 #[derive(happen::State, Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,15 +20,20 @@ struct Begun {
     head: String,
 }
 
-/// Opens the store in a folder, which an earlier run may have left in the middle of its work, for this history.
+/// Opens the store at an address, which an earlier run may have left in the middle of its work, for this history.
 ///
 /// # Errors
 ///
 /// [`Failure::Usage`] when the store holds commits that this history does not have, and what the store says.
-pub(crate) async fn open(folder: &Path, config: Config, history: &History) -> Result<Space, Failure> {
+pub(crate) async fn open(
+    address: &Address,
+    reach: &Reach,
+    config: Config,
+    history: &History,
+) -> Result<Space, Failure> {
     // A history is asked about however old the records of it are.
     let retention = Retention { age_ms: 0, ..Retention::default() };
-    let space = Space::open_with(folder, Config { retention, ..config }).await?;
+    let space = reach.space(address, Config { retention, ..config }).await?;
     let keeper = space.node("history");
     let begun = keeper.state::<Begun>();
     begun.load().await?;
@@ -35,8 +41,8 @@ pub(crate) async fn open(folder: &Path, config: Config, history: &History) -> Re
     let head = history.head();
     if !known.is_empty() && !history.has(&known)? {
         return Err(Failure::Usage(format!(
-            "{} has the history of commit {known}, which is no part of that of commit {head}; choose another folder",
-            folder.display(),
+            "{address} has the history of commit {known}, which is no part of that of commit {head}; choose another {}",
+            kind(address),
         )));
     }
     // Before the first commit is taken, so that a run that is killed has said whose they are.

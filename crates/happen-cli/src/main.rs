@@ -19,7 +19,7 @@ use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum, ValueHint};
 use clap_complete::aot::{self, Bash, Fish, Zsh};
 use happen_nats::Address;
 
@@ -33,6 +33,7 @@ use crate::store::flows::{DeadCommand, FlowsCommand};
 use crate::store::hand::SendArguments;
 use crate::store::nodes::NodesArguments;
 use crate::store::owners::OwnersArguments;
+use crate::store::reach::Reach;
 use crate::store::schedule::ScheduleCommand;
 use crate::store::state::StateCommand;
 use crate::store::tail::TailArguments;
@@ -115,12 +116,15 @@ struct DemoArguments {
     /// Which orders to place: the same seed gives the same orders
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
-    /// Keep the shop in a store in this folder: killed at any moment, it goes on with the same command
-    #[arg(long, value_name = "PATH", value_parser = folder)]
-    store: Option<PathBuf>,
+    /// Keep the shop in a store in this folder, or on NATS (nats://HOST:PORT/SPACE): killed at any moment, it goes on with
+    /// the same command
+    #[arg(long, visible_alias = "url", value_name = "ADDRESS", value_hint = ValueHint::AnyPath)]
+    store: Option<String>,
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    reach: Reach,
 }
 
 #[derive(Debug, Args)]
@@ -131,21 +135,23 @@ struct GitArguments {
     /// The commit to trace, by the first digits of its id [default: HEAD]
     #[arg(long, value_name = "PREFIX", value_parser = commit_prefix)]
     commit: Option<String>,
-    /// Keep the events in a store in this folder: killed at any moment, it goes on with the same command, and a later
-    /// run takes the commits that are new
-    #[arg(long, value_name = "PATH", value_parser = folder)]
-    store: Option<PathBuf>,
+    /// Keep the events in a store in this folder, or on NATS (nats://HOST:PORT/SPACE): killed at any moment, it goes on
+    /// with the same command, and a later run takes the commits that are new
+    #[arg(long, visible_alias = "url", value_name = "ADDRESS", value_hint = ValueHint::AnyPath)]
+    store: Option<String>,
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    reach: Reach,
 }
 
-/// A folder that a space of this program's own is kept in.
-fn folder(text: &str) -> Result<PathBuf, &'static str> {
-    match Address::parse(text) {
-        Ok(Address::Folder(folder)) => Ok(folder),
-        _ => Err("this command keeps its space in a folder"),
-    }
+/// Where a space of this program's own is kept; in memory unless something else is said. The parser of the command line
+/// would repeat a wrong address, which may have a password in it.
+fn kept_at(store: Option<String>) -> Result<Option<Address>, Failure> {
+    let address = store.as_deref().map(Address::parse).transpose();
+    let address = address.map_err(|error| Failure::Usage(error.to_string()))?;
+    Ok(address.filter(|address| *address != Address::Memory))
 }
 
 fn commit_prefix(text: &str) -> Result<String, &'static str> {
@@ -157,14 +163,15 @@ fn main() -> ExitCode {
     let line = CommandLine::parse();
     let output = Output::standard();
     let result = match line.command {
-        Command::Demo(DemoArguments { orders, seed, store, json }) => {
+        Command::Demo(DemoArguments { orders, seed, store, json, reach }) => {
             let default = if store.is_some() { ORDERS_STORED } else { ORDERS_DEFAULT };
             let plan = Plan { orders: orders.unwrap_or(default), seed };
-            run(demo::run(plan, store.as_deref(), json, &output))
+            kept_at(store).and_then(|store| {
+                run(demo::run(plan, store.as_ref().map(|address| (address, &reach)), json, &output))
+            })
         }
-        Command::Git(GitArguments { path, commit, store, json }) => {
-            run(git::run(&git::Request { path, commit, store, json }, &output))
-        }
+        Command::Git(GitArguments { path, commit, store, json, reach }) => kept_at(store)
+            .and_then(|store| run(git::run(&git::Request { path, commit, store, reach, json }, &output))),
         Command::Tail(arguments) => run(store::tail::run(&arguments, &output)),
         Command::Ps(arguments) => run(store::nodes::run(&arguments, &output)),
         Command::Nodes(arguments) => run(store::owners::run(&arguments, &output)),

@@ -5,8 +5,12 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use happen::Space;
+use futures_util::StreamExt as _;
+use happen::store::{Read, Select};
+use happen::{Context, Event, Space, secs};
 use happen_nats::Connect;
 use happen_testing::nats_server_program;
 use serde_json::Value as Json;
@@ -40,6 +44,7 @@ fn start(config: &str, name: &str, store: &Path, cluster: u16, routes: &str) -> 
     let log = store.join(format!("{name}.log"));
     let mut command = Command::new(nats_server_program());
     command.arg("-c").arg(folder().join("nats").join(config)).stdin(Stdio::null());
+    command.env("ACME_PASSWORD", "acme-s3cret").env("GLOBEX_PASSWORD", "globex-s3cret");
     command.stderr(fs::File::create(&log).unwrap());
     command
         .env("NATS_NAME", name)
@@ -120,6 +125,70 @@ fn three_servers_keep_a_log_three_times_and_sync_it() {
         ["ok nats-1 syncs every write", "ok nats-2 syncs every write", "ok nats-3 syncs every write"];
     assert_eq!(found(&checks, "sync"), synced);
     assert!(found(&checks, "replicas")[0].starts_with("ok 3 of 3 up to date, led by nats-"), "{checks:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tenants_share_a_server_and_nothing_else() {
+    let store = tempfile::tempdir().unwrap();
+    let server = start("tenants.conf", "nats-1", store.path(), 0, "");
+    let url =
+        |tenant: &str, password: &str| format!("nats://{tenant}:{password}@127.0.0.1:{}/shop", server.port);
+    // The same program in a space of the same name, once for each.
+    let open = async |tenant: &str| {
+        let url = url(tenant, &format!("{tenant}-s3cret"));
+        let space = Space::connect(&url).await.unwrap();
+        let shown = tenant.to_owned();
+        space
+            .node("till")
+            .on("u64", move |cents: &Event<u64>, _: &Context| format!("{shown} took {}", **cents));
+        let heard = Arc::new(AtomicU64::new(0));
+        let counts = Arc::clone(&heard);
+        space.node("listener").ephemeral().on("u64", move |_: &Event<u64>, _: &Context| {
+            counts.fetch_add(1, Ordering::SeqCst);
+        });
+        space.start().await.unwrap();
+        (space, heard)
+    };
+    let (acme, heard_by_acme) = open("acme").await;
+    // With one account this process would stand by, for the other one has its nodes.
+    let (globex, heard_by_globex) = open("globex").await;
+    for (space, name) in [(&acme, "acme"), (&globex, "globex")] {
+        assert_eq!(*space.send("till", 7u64).reply::<String>().await.unwrap(), format!("{name} took 7"));
+        assert!(space.remote_nodes().is_empty(), "{name} hears of others");
+    }
+    acme.broadcast(1u64).unwrap();
+    acme.settled(secs(10)).await.unwrap();
+    globex.global().set("secret", &42u64).await.unwrap();
+    assert_eq!(acme.global().get::<u64>("secret").await.unwrap(), None);
+    assert_eq!((heard_by_acme.load(Ordering::SeqCst), heard_by_globex.load(Ordering::SeqCst)), (1, 0));
+
+    // Whatever subject somebody listens to, nothing of another tenant comes.
+    let client = happen_nats::connection(&globex).unwrap().client().clone();
+    let mut all = client.subscribe(">").await.unwrap();
+    client.flush().await.unwrap();
+    acme.send("till", 8u64).reply::<String>().await.unwrap();
+    acme.broadcast(2u64).unwrap();
+    acme.settled(secs(10)).await.unwrap();
+    client.publish("the.end", "".into()).await.unwrap();
+    loop {
+        let message = all.next().await.unwrap();
+        if &*message.subject == "the.end" {
+            break;
+        }
+        assert!(!message.payload.windows(4).any(|some| some == b"acme"), "{}", message.subject);
+    }
+    let records = |space: &Space| {
+        let store = space.store();
+        async move { store.read(Read::forward(Select::All)).await.unwrap().records.len() }
+    };
+    assert!(records(&acme).await > records(&globex).await);
+    for wrong in [url("acme", "globex-s3cret"), url("nobody", "acme-s3cret")] {
+        assert_eq!(Space::connect(&wrong).await.unwrap_err().code(), "io");
+    }
+    for space in [acme, globex] {
+        assert!(space.problems().is_empty(), "{:?}", space.problems());
+        space.stop().await.unwrap();
+    }
 }
 
 #[test]

@@ -3,13 +3,18 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![expect(clippy::disallowed_methods, reason = "processes are real, and so is the time they take")]
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 
+use happen::identity::{Identity, Signer as _, TrustStore};
 use happen::{Context, Error, Event, Space, secs};
-use happen_nats::Connect;
+use happen_ed25519::KeyPair;
+use happen_nats::{Connect, Nats};
 use happen_testing::NatsServer;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
@@ -47,7 +52,15 @@ fn a_process_that_another_test_starts() {
     let Ok(url) = std::env::var(URL) else { return };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let space = Space::connect(&url).await.unwrap();
+        let space = match std::env::var(KEYS) {
+            Ok(folder) => {
+                let file = |name: &str| Path::new(&folder).join(name);
+                let key = KeyPair::from_text(&fs::read_to_string(file("process")).unwrap()).unwrap();
+                let trust = TrustStore::open(file("trust.json")).unwrap();
+                Nats::at(&url).identity(Identity::new(key).trust(&trust)).open().await.unwrap()
+            }
+            Err(_) => Space::connect(&url).await.unwrap(),
+        };
         build(&space).await;
         space.start().await.unwrap();
         let mill = space.find("mill").unwrap();
@@ -65,7 +78,13 @@ struct Process(Child);
 
 impl Process {
     fn start(url: &str) -> Self {
+        Self::start_with(url, None)
+    }
+
+    /// One that signs, with keys from a folder.
+    fn start_with(url: &str, keys: Option<&Path>) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
+        command.envs(keys.map(|keys| (KEYS, keys)));
         command.env(URL, url).stdin(Stdio::piped()).stdout(Stdio::piped());
         command.args(["--exact", "a_process_that_another_test_starts", "--nocapture", "--test-threads=1"]);
         let mut child = command.spawn().unwrap();
@@ -169,10 +188,14 @@ impl Shop {
 }
 
 fn happen(url: &str, arguments: &[&str]) -> Output {
+    command(url, arguments).output().unwrap()
+}
+
+fn command(url: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_happen"));
     command.args(arguments).stdin(Stdio::null()).env_clear().env("LC_ALL", "C.UTF-8");
     command.envs(std::env::var_os("PATH").map(|path| ("PATH", path))).env("HAPPEN_URL", url);
-    command.output().unwrap()
+    command
 }
 
 /// The one sentence of a command that failed with this exit code.
@@ -261,10 +284,56 @@ fn an_event_is_taken_by_the_process_that_runs_and_kept_where_none_does() {
 }
 
 #[test]
-fn what_a_process_would_have_to_know_of_is_done_when_it_has_gone() {
+fn what_a_process_has_to_know_of_is_done_by_that_process() {
     let shop = Shop::new();
     let process = Process::start(&shop.url);
     let [dead, waiting, retrying] = shop.flows();
+    assert!(shop.text(&["flows", "retry", &retrying]).ends_with("  due\n"));
+    assert!(shop.text(&["flows", "cancel", &waiting]).ends_with("  cancelled\n"));
+    assert_eq!(shop.text(&["flows", "ls", "--node", "office"]), "");
+    failure(&shop.run(&["flows", "cancel", &waiting]), 4);
+
+    let set = |revision, count| {
+        let content = format!("{{ \"count\": {count} }}");
+        shop.run(&["state", "set", "mill/ledger", &content, "--revision", revision, "--shape", "1"])
+    };
+    assert!(set("0", 40).status.success());
+    assert!(failure(&set("0", 50), 1).contains("has revision 1 and not 0"));
+    // The live value is the one that was changed.
+    let told = shop.lines(&["send", "mill", "grain", "2", "--reply"]);
+    assert_eq!(told[0]["reply"], json!({ "ground": 2 }));
+    assert_eq!(shop.text(&["state", "get", "mill"]), "{\n  \"count\": 42\n}\n");
+
+    assert!(shop.text(&["schedule", "pause", "nightly"]).contains("nightly"));
+    assert_eq!(shop.lines(&["schedule", "trigger", "nightly"])[0]["events"].as_array().unwrap().len(), 1);
+    assert!(shop.text(&["schedule", "resume", "nightly"]).contains("nightly"));
+    let from = ["schedule", "backfill", "nightly", "--from", "3d"];
+    assert!(shop.lines(&from)[0]["events"].as_array().unwrap().len() >= 2);
+    shop.text(&["schedule", "rm", "nightly"]);
+    failure(&shop.run(&["schedule", "trigger", "nightly"]), 4);
+
+    for arguments in [&["dead", "redrive", &dead][..], &["dead", "redrive", "--all"]] {
+        assert!(shop.text(arguments).contains("begun"), "{arguments:?}");
+        // Once more in vain.
+        shop.until(|| shop.lines(&["dead", "ls"]).len() == 1);
+    }
+    let edited = shop.text(&["dead", "redrive", &dead, "--payload", "8"]);
+    assert!(edited.contains("begun as "), "{edited}");
+    shop.until(|| shop.text(&["state", "get", "mill"]).contains("\"count\": 50"));
+    assert_eq!(shop.text(&["dead", "ls"]), "");
+    assert!(shop.run(&["verify"]).status.success());
+    process.stop();
+}
+
+#[test]
+fn what_no_process_has_to_know_of_is_done_to_the_log() {
+    let shop = Shop::new();
+    let process = Process::start(&shop.url);
+    let [dead, waiting, retrying] = shop.flows();
+    failure(&shop.run(&["flows", "cancel", &dead]), 4);
+    process.stop();
+    let told = failure(&shop.run(&["schedule", "trigger", "nightly"]), 1);
+    assert!(told.contains("start the space"), "{told}");
     let changes: [&[&str]; 6] = [
         &["flows", "retry", &retrying],
         &["flows", "cancel", &waiting],
@@ -273,21 +342,6 @@ fn what_a_process_would_have_to_know_of_is_done_when_it_has_gone() {
         &["dead", "redrive", &dead],
         &["schedule", "rm", "nightly"],
     ];
-    let member = shop.node("mill")["process"].as_str().unwrap().to_owned();
-    for arguments in changes {
-        let told = failure(&shop.run(arguments), 1);
-        let expected = format!("belongs to the process `{member}`, which runs");
-        assert!(told.contains(&expected), "{arguments:?}: {told}");
-    }
-    let told = failure(&shop.run(&["schedule", "trigger", "nightly"]), 1);
-    assert!(told.contains("ask that process"), "{told}");
-    let all = shop.run(&["dead", "redrive", "--all"]);
-    assert!(String::from_utf8_lossy(&all.stdout).contains("refused: node `mill` b"), "{all:?}");
-    failure(&all, 1);
-    assert_eq!((shop.lines(&["dead", "ls"]).len(), shop.lines(&["flows", "ls"]).len()), (1, 2));
-    failure(&shop.run(&["flows", "cancel", &dead]), 4);
-
-    process.stop();
     for arguments in changes {
         let told = shop.run(arguments);
         assert!(told.status.success(), "{arguments:?}: {told:?}");
@@ -304,6 +358,286 @@ fn what_a_process_would_have_to_know_of_is_done_when_it_has_gone() {
     shop.until(|| shop.text(&["state", "get", "mill"]).contains("\"count\": 42"));
     assert!(shop.text(&["store", "prune", "--before", "0s", "--dry-run"]).contains("would forget"));
     assert!(shop.run(&["verify"]).status.success());
+}
+
+/// Keys for a space that signs, in files: the process's own, an operator's, and that of somebody who may only send.
+fn keys() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let mut trusted = Vec::new();
+    for (name, nodes, operates) in [("process", "*", ""), ("operator", "", "mill"), ("clerk", "", "")] {
+        let key = KeyPair::generate().unwrap();
+        fs::write(folder.path().join(name), key.seed().reveal()).unwrap();
+        let operates = Some(operates).filter(|node| !node.is_empty());
+        trusted.push(json!({
+            "key": key.public_key().to_string(), "nodes": [nodes], "operates": Vec::from_iter(operates),
+        }));
+    }
+    fs::write(folder.path().join("trust.json"), json!({ "keys": trusted }).to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn a_process_that_signs_does_only_what_an_operator_asks() {
+    let (shop, keys) = (Shop::new(), keys());
+    let process = Process::start_with(&shop.url, Some(keys.path()));
+    let file = |name: &str| keys.path().join(name).to_str().unwrap().to_owned();
+    let trust = file("trust.json");
+    let by = |name: &str, arguments: &[&str]| {
+        shop.run(&[arguments, &["--sign-with", &file(name), "--trust", &trust]].concat())
+    };
+    let set = ["state", "set", "mill/ledger", "{ \"count\": 40 }", "--revision", "0", "--shape", "1"];
+    let told = failure(&shop.run(&set), 1);
+    assert!(told.contains("not signed"), "{told}");
+    let told = failure(&by("clerk", &set), 1);
+    assert!(told.contains("may not change anything of node `mill` by hand"), "{told}");
+    // Everybody who is trusted to may send.
+    let told = by("clerk", &["send", "clock", "string", "\"tick\"", "--reply"]);
+    assert_eq!(String::from_utf8_lossy(&told.stdout), "\"TICK\"\n");
+    assert!(by("operator", &set).status.success());
+    shop.send("office", "ask", "1");
+    shop.until(|| shop.lines(&["flows", "ls"]).iter().any(|flow| flow["stands"] == "waiting"));
+    let asked = shop.lines(&["flows", "ls"])[0]["event"].as_str().unwrap().to_owned();
+    let told = failure(&by("operator", &["flows", "cancel", &asked]), 1);
+    assert!(told.contains("may not change anything of node `office` by hand"), "{told}");
+    // The environment says it as well.
+    let mut command =
+        command(&shop.url, &["state", "set", "mill/ledger", "{ \"count\": 41 }", "--revision", "1"]);
+    command.env("HAPPEN_KEY", file("operator")).env("HAPPEN_TRUST", &trust);
+    assert!(command.output().unwrap().status.success());
+    let told = failure(&shop.run(&["flows", "cancel", &asked, "--sign-with", &file("operator")]), 2);
+    assert!(told.contains("--trust"), "{told}");
+    let secret = fs::read_to_string(file("operator")).unwrap();
+    fs::write(file("bad"), &secret[1..]).unwrap();
+    let told = failure(&by("bad", &["flows", "cancel", &asked]), 1);
+    assert!(told.contains("/bad cannot be used") && !told.contains(&secret[1..]), "{told}");
+    process.stop();
+}
+
+#[test]
+fn a_server_that_asks_who_comes_is_reached_with_files_and_variables() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let authority = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    fs::write(file("ca.pem"), params.self_signed(&authority).unwrap().pem()).unwrap();
+    let issuer = rcgen::Issuer::new(params, authority);
+    for (name, at) in [("server", vec!["127.0.0.1".to_owned()]), ("client", Vec::new())] {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(at).unwrap();
+        fs::write(file(&format!("{name}.pem")), params.signed_by(&key, &issuer).unwrap().pem()).unwrap();
+        fs::write(file(&format!("{name}.key")), key.serialize_pem()).unwrap();
+    }
+    let user = KeyPair::generate().unwrap();
+    fs::write(file("user.nk"), user.seed().reveal()).unwrap();
+    let server = NatsServer::with(&format!(
+        "tls {{ cert_file: {:?}, key_file: {:?}, ca_file: {:?}, verify: true }}\n\
+         authorization {{ users: [{{ nkey: {} }}, {{ user: ada, password: \"s3 cret\" }}] }}",
+        file("server.pem"),
+        file("server.key"),
+        file("ca.pem"),
+        user.public_key()
+    ));
+    let url = format!("{}/shop", server.url());
+    let [ca, certificate, key] = ["ca.pem", "client.pem", "client.key"].map(file);
+    let files = ["--ca", &ca, "--cert", &certificate, "--cert-key", &key];
+    let orders = ["demo", "--orders", ORDERS, "--json", "--store", &url, "--nkey", &file("user.nk")];
+    let mut placed = command("", &[&orders[..], &files].concat());
+    let told = placed.env("HAPPEN_NATS_PREFIX", "acme.prod").output().unwrap();
+    assert!(told.status.success(), "{told:?}");
+    let nkey = file("user.nk");
+    let listing = [&["state", "ls", "--nkey", &nkey], &files[..]].concat();
+    let told = happen(&url, &[&listing[..], &["--prefix", "acme.prod"]].concat());
+    assert!(String::from_utf8_lossy(&told.stdout).contains("state/payments/"), "{told:?}");
+    // Under another prefix there is another space of the same name, or none.
+    let told = failure(&happen(&url, &listing), 1);
+    assert!(told.starts_with("there is no space at "), "{told}");
+
+    let mut by_variables = command(&url, &["ps"]);
+    by_variables
+        .env("HAPPEN_NATS_CA", &ca)
+        .env("HAPPEN_NATS_CERT", &certificate)
+        .env("HAPPEN_NATS_KEY", &key);
+    by_variables.env("HAPPEN_NATS_PREFIX", "acme.prod");
+    by_variables.env("HAPPEN_NATS_USER", "ada").env("HAPPEN_NATS_PASSWORD", "s3 cret");
+    let told = by_variables.output().unwrap();
+    assert!(told.status.success(), "{told:?}");
+    let told = failure(&by_variables.env("HAPPEN_NATS_PASSWORD", "wr0ng").output().unwrap(), 1);
+    assert!(told.contains("authorization violation") && !told.contains("wr0ng"), "{told}");
+    let told = failure(&by_variables.env("HAPPEN_NATS_TOKEN", "t").output().unwrap(), 2);
+    assert!(told.contains("HAPPEN_NATS_USER") && told.contains("HAPPEN_NATS_TOKEN"), "{told}");
+    let told = failure(&happen(&url, &["ps", "--ca", &file("user.nk")]), 1);
+    assert!(told.contains("user.nk should have a certificate in PEM"), "{told}");
+    let told = failure(&happen(&url, &["ps", "--creds", &file("none.creds")]), 1);
+    assert!(told.contains("none.creds"), "{told}");
+    let told = failure(&happen(&url, &["ps"]), 1);
+    assert!(told.starts_with("no server lets this program in at nats://127.0.0.1"), "{told}");
+}
+
+/// Every command and what it is given, by its name; none for those that need no space.
+fn all_commands(of: &Everything) -> BTreeMap<&'static str, Option<Vec<&str>>> {
+    let Everything { dead, given_up, waiting, retrying, copy, backup, repository } = of;
+    let demo = vec!["--orders", ORDERS];
+    let set = vec!["mill/ledger", "{ \"count\": 40 }", "--revision", "2"];
+    BTreeMap::from([
+        ("demo", Some(demo)),
+        ("git", Some(vec![repository.as_str()])),
+        ("tail", Some(vec!["-n", "3"])),
+        ("ps", Some(vec![])),
+        ("nodes", Some(vec![])),
+        ("trace", Some(vec![dead])),
+        ("why", Some(vec!["mill"])),
+        ("impact", Some(vec![dead])),
+        ("send", Some(vec!["clock", "string", "\"tick\""])),
+        ("flows ls", Some(vec![])),
+        ("flows show", Some(vec![waiting])),
+        ("flows cancel", Some(vec![waiting])),
+        ("flows retry", Some(vec![retrying])),
+        ("dead ls", Some(vec![])),
+        ("dead show", Some(vec![dead])),
+        ("dead redrive", Some(vec![dead])),
+        ("dead drop", Some(vec![given_up])),
+        ("schedule ls", Some(vec![])),
+        ("schedule pause", Some(vec!["nightly"])),
+        ("schedule resume", Some(vec!["nightly"])),
+        ("schedule rm", Some(vec!["nightly"])),
+        ("schedule trigger", Some(vec!["nightly"])),
+        ("schedule backfill", Some(vec!["nightly", "--from", "2d"])),
+        ("state ls", Some(vec![])),
+        ("state get", Some(vec!["mill"])),
+        ("state history", Some(vec!["mill"])),
+        ("state diff", Some(vec!["mill", "1", "2"])),
+        ("state set", Some(set)),
+        ("store info", Some(vec![])),
+        ("store backup", Some(vec![copy])),
+        ("store restore", Some(vec![backup])),
+        ("store prune", Some(vec!["--before", "30d"])),
+        ("store verify", Some(vec![])),
+        ("verify", Some(vec![])),
+        ("doctor", Some(vec![])),
+        ("dev", None),
+        ("completion", None),
+    ])
+}
+
+/// What commands are given that need something to be there.
+struct Everything {
+    dead: String,
+    given_up: String,
+    waiting: String,
+    retrying: String,
+    copy: String,
+    backup: String,
+    repository: String,
+}
+
+/// The names of all commands, as the program's own help has them.
+fn commands(of: &[&str]) -> Vec<String> {
+    let help = String::from_utf8(happen("", &[of, &["--help"]].concat()).stdout).unwrap();
+    let Some((_, listed)) = help.split_once("Commands:\n") else { return vec![of.join(" ")] };
+    let names = listed.lines().take_while(|line| !line.is_empty());
+    let names = names.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help");
+    names.flat_map(|name| commands(&[of, &[name]].concat())).collect()
+}
+
+#[test]
+fn every_command_works_in_a_space_on_nats() {
+    // By either name of the option, for a person may have learned one or the other.
+    for option in ["--url", "--store"] {
+        let shop = Shop::new();
+        let process = Process::start(&shop.url);
+        for ground in ["2", "3"] {
+            assert!(shop.run(&["send", "mill", "grain", ground, "--reply"]).status.success());
+        }
+        let [dead, waiting, retrying] = shop.flows();
+        let given_up = shop.send("mill", "grain", "\"sand\"");
+        shop.until(|| shop.lines(&["dead", "ls"]).len() == 2);
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+        shop.text(&["store", "backup", &file("backup")]);
+        let git = |arguments: &[&str]| {
+            let known = ["-c", "user.name=Ada", "-c", "user.email=ada@example.org", "-C", &file("")];
+            assert!(Command::new("git").args(known).args(arguments).status().unwrap().success());
+        };
+        git(&["init", "-q", "app"]);
+        git(&["-C", "app", "commit", "-q", "--allow-empty", "-m", "Begin"]);
+        let everything = Everything {
+            dead,
+            given_up,
+            waiting,
+            retrying,
+            copy: file("copy"),
+            backup: file("backup"),
+            repository: file("app"),
+        };
+        let all = all_commands(&everything);
+        let listed = commands(&[]);
+        assert!(listed.len() >= 37, "{listed:?}");
+        let known: Vec<_> = all.keys().map(|name| (*name).to_owned()).collect();
+        let mut sorted = listed.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, known, "a command that is new has to work over NATS, too");
+        // In the order of the help, but for what takes away what others need.
+        let takes_away = |name: &&String| *name == "schedule rm";
+        for name in listed.iter().filter(|name| !takes_away(name)).chain(listed.iter().filter(takes_away)) {
+            let Some(given) = &all[name.as_str()] else { continue };
+            let url = match name.as_str() {
+                // They make a space of their own.
+                "demo" | "git" | "store restore" => {
+                    shop.url.replace("/shop", &format!("/{}", name.replace(' ', "-")))
+                }
+                _ => shop.url.clone(),
+            };
+            let names: Vec<_> = name.split(' ').collect();
+            let output = happen("", &[&names[..], given, &[option, &url]].concat());
+            assert!(output.status.success(), "{name}: {output:?}");
+            assert!(!output.stdout.is_empty(), "{name} told nothing");
+        }
+        for space in ["demo", "git", "store-restore"] {
+            let url = shop.url.replace("/shop", &format!("/{space}"));
+            let told = happen(&url, &["verify"]);
+            assert!(told.status.success(), "{space}: {told:?}");
+        }
+        process.stop();
+    }
+}
+
+#[test]
+fn a_backup_of_a_folder_or_a_space_becomes_a_space_that_goes_on() {
+    let shop = Shop::new();
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let process = Process::start(&shop.url);
+    let [dead, ..] = shop.flows();
+    shop.send("mill", "grain", "7");
+    shop.until(|| shop.run(&["state", "get", "mill"]).status.success());
+    shop.text(&["store", "backup", &file("copy")]);
+    process.stop();
+    let other = shop.url.replace("/shop", "/other");
+    let told = happen(&other, &["store", "restore", &file("copy")]);
+    assert!(told.status.success(), "{told:?}");
+    assert_eq!(happen(&other, &["dead", "ls"]).stdout, shop.run(&["dead", "ls"]).stdout);
+    let told = failure(&happen(&other, &["store", "restore", &file("copy")]), 1);
+    assert!(told.contains("there is a space `other` on this server already"), "{told}");
+    let told = failure(&happen(&other, &["store", "restore", &file("none")]), 1);
+    assert!(told.contains("there is no folder"), "{told}");
+
+    // It goes on where the backup was made.
+    let process = Process::start(&other);
+    let told = happen(&other, &["send", "mill", "grain", "3", "--reply"]);
+    assert!(told.status.success(), "{told:?}");
+    assert!(
+        String::from_utf8_lossy(&happen(&other, &["state", "get", "mill"]).stdout).contains("\"count\": 10")
+    );
+    let told = happen(&other, &["dead", "redrive", &dead, "--payload", "5"]);
+    assert!(told.status.success(), "{told:?}");
+    let count = || String::from_utf8_lossy(&happen(&other, &["state", "get", "mill"]).stdout).into_owned();
+    shop.until(|| count().contains("\"count\": 15"));
+    process.stop();
+    assert!(happen(&other, &["verify"]).status.success());
+    // And back into a folder.
+    assert!(happen(&other, &["store", "backup", &file("back")]).status.success());
+    assert_eq!(happen(&file("back"), &["state", "get", "mill"]).stdout, count().as_bytes());
 }
 
 #[test]
@@ -404,7 +738,7 @@ fn a_server_that_syncs_late_or_has_no_jetstream_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let port = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let (port, config) = (port(), folder.path().join("server.conf"));
-    std::fs::write(&config, format!("listen: \"127.0.0.1:{port}\"\n")).unwrap();
+    fs::write(&config, format!("listen: \"127.0.0.1:{port}\"\n")).unwrap();
     let mut server = Command::new(happen_testing::nats_server_program());
     let mut server = server.arg("-c").arg(&config).stderr(Stdio::null()).spawn().unwrap();
     let url = format!("nats://127.0.0.1:{port}/shop");
@@ -466,9 +800,13 @@ fn what_is_not_there_is_told_and_never_made() {
     }
     failure(&happen("http://localhost/shop", &["ps"]), 2);
     failure(&shop.run(&["store", "restore", "copy"]), 1);
-    let told = failure(&happen("memory:", &["ps"]), 1);
-    assert!(told.starts_with("a space in memory is in its process alone"), "{told}");
-    assert_eq!(shop.run(&["demo", "--store", &shop.url]).status.code(), Some(2));
+    for arguments in [&["ps"][..], &["store", "restore", "."]] {
+        let told = failure(&happen("memory:", arguments), 1);
+        assert!(
+            told.contains("a space in memory is in its process alone") || told.contains("no store in ."),
+            "{told}"
+        );
+    }
     // On the line it goes before the environment, and by either name.
     for name in ["--store", "--url"] {
         let told = failure(&happen("nats://127.0.0.1:9/x", &["ps", name, &shop.url]), 1);
@@ -477,6 +815,10 @@ fn what_is_not_there_is_told_and_never_made() {
 }
 
 const URL: &str = "HAPPEN_TEST_URL";
+/// Where a process that signs finds its keys.
+const KEYS: &str = "HAPPEN_TEST_KEYS";
+/// As few orders as a demonstration has.
+const ORDERS: &str = "200";
 
 /// What a process says once its space has started.
 const READY: &str = "the space has started";

@@ -6,6 +6,7 @@
 //! back) and *publish* (to everyone who listens). What is a value, an item or a failure is told by the frames
 //! themselves, so a link hands replies on without reading them.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -36,7 +37,7 @@ use crate::pattern::Pattern;
 ///
 /// [`ErrorKind::Busy`]: crate::ErrorKind::Busy
 /// [`ErrorKind::Closed`]: crate::ErrorKind::Closed
-pub trait Link: fmt::Debug + Send + Sync + 'static {
+pub trait Link: Any + fmt::Debug + Send + Sync {
     /// The name of this member, which the others find among their [`Link::peers`].
     fn name(&self) -> &str;
 
@@ -261,7 +262,8 @@ pub struct Peer {
 
 /// What the others know of a node.
 ///
-/// An id that begins with `$` belongs to the runtime of its member: it listens, and nothing can be sent to it.
+/// An id that begins with `$` belongs to the runtime of its member: it listens, and nothing can be sent to it, except that
+/// one which begins with [`CONTROL`] can be asked.
 #[derive(Debug, Clone)]
 pub struct NodePresence {
     /// Its id.
@@ -270,4 +272,14 @@ pub struct NodePresence {
     pub handles: Vec<Pattern>,
     /// How its work is shared with the nodes of its id in other members that say the same; `None` when it is not.
     pub share: Option<Routing>,
+}
+
+/// What the id begins with by which a process is asked for something by hand. Behind it stands the name that the process
+/// has in the log.
+pub const CONTROL: &str = "$control/";
+
+/// Whether a frame can be meant for this id: it is a node, or can be asked for something by hand.
+#[must_use]
+pub fn is_addressable(id: &str) -> bool {
+    !id.starts_with('$') || id.starts_with(CONTROL)
 }

@@ -1,18 +1,21 @@
 //! A space on a NATS server or cluster, by its address. Owns how store and link are put together; does not know what either
 //! does.
 
+use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{ConnectError, ConnectErrorKind, ConnectOptions};
+use async_nats::ConnectOptions;
 use happen::env::RealEnv;
+use happen::identity::Identity;
 use happen::{Config, Space};
 use happen_core::env::Env;
-use happen_core::{Error, ErrorKind, Result};
+use happen_core::{Error, Result};
 
+use crate::access::Access;
 use crate::address::Address;
 use crate::limits;
-use crate::link::{Connection, LinkOptions, NatsLink};
+use crate::link::{Connection, Connector, LinkOptions, NatsLink};
 use crate::store::{NatsStore, NatsStoreOptions};
 
 /// Opens a space where an address says: one changed line takes a program from memory to a folder to a cluster.
@@ -51,11 +54,12 @@ pub trait Connect: Sized {
     /// - As [`Space::open`] for a folder, and as [`NatsStore::open`] for NATS.
     fn connect(url: &str) -> impl Future<Output = Result<Self>> + Send;
 
-    /// Opens a space at the address in the environment variable `HAPPEN_URL`, or at this one when it is not set.
+    /// Opens a space at the address in the environment variable `HAPPEN_URL`, or at this one when it is not set. On NATS
+    /// it signs in as the environment says, see [`Access`], and begins its subjects with `HAPPEN_NATS_PREFIX`.
     ///
     /// # Errors
     ///
-    /// As [`Connect::connect`].
+    /// As [`Connect::connect`] and [`Access::from_env`].
     fn connect_from_env(otherwise: &str) -> impl Future<Output = Result<Self>> + Send;
 }
 
@@ -69,34 +73,97 @@ impl Connect for Space {
     }
 
     async fn connect_from_env(otherwise: &str) -> Result<Self> {
-        match std::env::var(URL_VARIABLE) {
-            Ok(url) => {
-                Self::connect(&url).await.map_err(|error| error.context(format!("at `{URL_VARIABLE}`")))
+        let named = variable(URL_VARIABLE)?;
+        let url = named.as_deref().unwrap_or(otherwise);
+        let opened = match Address::parse(url) {
+            Ok(Address::Nats { .. }) => {
+                let mut nats = Nats::at(url).access(Access::from_env()?);
+                if let Some(prefix) = variable(PREFIX_VARIABLE)? {
+                    nats = nats.prefix(prefix);
+                }
+                nats.open().await
             }
-            Err(std::env::VarError::NotPresent) => Self::connect(otherwise).await,
-            Err(std::env::VarError::NotUnicode(_)) => {
-                Err(Error::misuse(format!("the environment variable `{URL_VARIABLE}` is no text")))
-            }
+            _ => Self::connect(url).await,
+        };
+        match named {
+            Some(_) => opened.map_err(|error| error.context(format!("at `{URL_VARIABLE}`"))),
+            None => opened,
         }
     }
 }
 
-/// A space on NATS that is about to be opened, with more to say than its address.
+/// What an environment variable says; one that is empty counts as not set.
+///
+/// # Errors
+///
+/// When it is no text.
+fn variable(name: &str) -> Result<Option<String>> {
+    match std::env::var(name) {
+        Ok(text) => Ok(Some(text).filter(|text| !text.is_empty())),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(_)) => {
+            Err(Error::misuse(format!("the environment variable `{name}` is no text")))
+        }
+    }
+}
+
+/// The connection of a space that is on NATS, with the client for everything that Happen does not do itself; `None` of a
+/// space that is elsewhere.
 ///
 /// # Examples
 ///
 /// ```
-/// use async_nats::ConnectOptions;
-/// use happen::Config;
-/// use happen_nats::Nats;
+/// use happen::Space;
+/// use happen_nats::Connect;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> happen::Result<()> {
 /// # let server = happen_testing::NatsServer::start();
 /// # let url = format!("{}/shop", server.url());
-/// // With a file of credentials: ConnectOptions::with_credentials_file("shop.creds").await?
-/// let options = ConnectOptions::new().name("api");
-/// let space = Nats::at(url).sign_in(options).member("api-1").config(Config::default()).open().await?;
+/// let space = Space::connect(&url).await?;
+/// let client = happen_nats::connection(&space).map(|connection| connection.client().clone());
+/// assert!(client.is_some_and(|client| client.server_info().jetstream));
+/// assert!(happen_nats::connection(&Space::memory()).is_none());
+/// # Ok(())
+/// # }
+/// ```
+#[must_use]
+pub fn connection(space: &Space) -> Option<Connection> {
+    let link = space.link()?;
+    let link: &dyn Any = &*link;
+    link.downcast_ref::<NatsLink>().map(|link| link.connection().clone())
+}
+
+/// A space on NATS that is about to be opened, with more to say than its address.
+///
+/// | what | unless it is said | said by |
+/// |---|---|---|
+/// | how to sign in, certificates | what the address says | [`Nats::access`] |
+/// | timeouts and pings of the client | those of the client | [`Nats::sign_in`] |
+/// | how long opening waits for a server | [`limits::OPEN_WAIT_MS`] | [`Nats::open_wait`] |
+/// | the longest wait between attempts to connect again, for ever | [`limits::RECONNECT_DELAY_MAX`] | [`Nats::reconnect_wait_max`] |
+/// | what may wait for each other process | [`limits::LINK_QUEUE_MAX`], [`limits::LINK_QUEUE_BYTES_MAX`] | [`Nats::queue_max`] |
+/// | how long a commit waits for its answer | [`limits::COMMIT_WAIT_MS`] | [`Nats::commit_wait`] |
+/// | after which bytes of the log a copy is kept | [`limits::COPY_AFTER_BYTES`] | [`Nats::copy_after`] |
+/// | on how many servers the log is kept | three of a cluster, or one | [`Nats::replicas`] |
+/// | what subjects and streams begin with | `happen` | [`Nats::prefix`] |
+/// | the name of this process | one that no other has | [`Nats::member`] |
+/// | who this process is to the others | nobody: nothing is signed | [`Nats::identity`] |
+/// | delivery, retries, deadlines, keys of events from outside | those of [`Config`] | [`Nats::config`] |
+///
+/// # Examples
+///
+/// ```
+/// use happen::Config;
+/// use happen_nats::{Access, Nats};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> happen::Result<()> {
+/// # let server = happen_testing::NatsServer::start();
+/// # let url = format!("{}/shop", server.url());
+/// // With a file of credentials: Access::new().credentials_file("shop.creds")
+/// let access = Access::from_env()?;
+/// let space = Nats::at(url).access(access).member("api-1").config(Config::default()).open().await?;
 /// space.start().await?;
 /// # space.stop().await
 /// # }
@@ -104,14 +171,18 @@ impl Connect for Space {
 #[derive(Debug)]
 pub struct Nats {
     url: String,
-    options: ConnectOptions,
+    connector: Connector,
+    open_wait: Duration,
     connection: Option<Connection>,
     config: Config,
+    identity: Option<Identity>,
     member: Option<String>,
     prefix: String,
+    queue_max: (usize, usize),
     replicas: Option<usize>,
     mirror_of: Option<String>,
     commit_wait: Duration,
+    copy_after: u64,
 }
 
 impl Nats {
@@ -120,14 +191,19 @@ impl Nats {
     pub fn at(url: impl Into<String>) -> Self {
         Self {
             url: url.into(),
-            options: ConnectOptions::new(),
+            // The servers are those of the address, once it was read.
+            connector: Connector::new(""),
+            open_wait: Duration::from_millis(limits::OPEN_WAIT_MS),
             connection: None,
             config: Config::default(),
+            identity: None,
             member: None,
             prefix: "happen".to_owned(),
+            queue_max: (limits::LINK_QUEUE_MAX, limits::LINK_QUEUE_BYTES_MAX),
             replicas: None,
             mirror_of: None,
             commit_wait: Duration::from_millis(limits::COMMIT_WAIT_MS),
+            copy_after: limits::COPY_AFTER_BYTES,
         }
     }
 
@@ -137,10 +213,49 @@ impl Nats {
         Self { connection: Some(connection.clone()), ..Self::at(format!("nats:///{space}")) }
     }
 
-    /// How to sign in at the servers, and what else their client lets say: certificates, timeouts.
+    /// How to sign in at the servers, and which certificates to show and to believe. Nothing is taken from the environment
+    /// unless it is [`Access::from_env`].
+    #[must_use]
+    pub fn access(self, access: Access) -> Self {
+        Self { connector: self.connector.access(access), ..self }
+    }
+
+    /// Everything that the client lets say, in place of [`Nats::access`]: timeouts, pings, the room for what was received
+    /// and not read yet.
     #[must_use]
     pub fn sign_in(self, options: ConnectOptions) -> Self {
-        Self { options, ..self }
+        Self { connector: self.connector.options(options), ..self }
+    }
+
+    /// As [`Connector::reconnect_wait_max`].
+    #[must_use]
+    pub fn reconnect_wait_max(self, wait: Duration) -> Self {
+        Self { connector: self.connector.reconnect_wait_max(wait), ..self }
+    }
+
+    /// How long opening waits for servers that are not there yet, [`limits::OPEN_WAIT_MS`] unless it is set.
+    #[must_use]
+    pub fn open_wait(self, wait: Duration) -> Self {
+        Self { open_wait: wait, ..self }
+    }
+
+    /// Who this process is to the others: what leaves by the link is signed, and what comes is verified, see
+    /// [`Space::identity`].
+    #[must_use]
+    pub fn identity(self, identity: Identity) -> Self {
+        Self { identity: Some(identity), ..self }
+    }
+
+    /// How much may wait for each of the other processes, see [`LinkOptions::queue_max`].
+    #[must_use]
+    pub fn queue_max(self, frames: usize, bytes: usize) -> Self {
+        Self { queue_max: (frames, bytes), ..self }
+    }
+
+    /// After how many bytes of the log a copy of it is kept, see [`NatsStoreOptions::copy_after`].
+    #[must_use]
+    pub fn copy_after(self, bytes: u64) -> Self {
+        Self { copy_after: bytes, ..self }
     }
 
     /// The configuration of the space.
@@ -185,17 +300,23 @@ impl Nats {
     ///
     /// As [`Connect::connect`].
     pub async fn open(self) -> Result<Space> {
+        // What opening takes is large, and nobody who waits for it should have it on the stack.
+        Box::pin(self.opened()).await
+    }
+
+    async fn opened(self) -> Result<Space> {
         let Address::Nats { servers, space } = Address::parse(&self.url)? else {
             return Err(Error::misuse("this is no address of NATS; open other spaces with `Space::connect`"));
         };
         let env: Arc<dyn Env> = Arc::new(RealEnv::new());
         let connection = match self.connection {
             Some(connection) => connection,
-            None => connected(&env, &servers, &self.options).await?,
+            None => connected(&env, &self.connector.to(servers), self.open_wait).await?,
         };
         let mut store = NatsStoreOptions::new(space.as_str(), Arc::clone(&env))
             .prefix(self.prefix.as_str())
             .commit_wait(self.commit_wait)
+            .copy_after(self.copy_after)
             .over(&connection);
         if let Some(replicas) = self.replicas {
             store = store.replicas(replicas);
@@ -206,35 +327,45 @@ impl Nats {
         let store = NatsStore::open(connection.client().clone(), store).await?;
         let member =
             self.member.unwrap_or_else(|| format!("{}-{:08x}", std::process::id(), env.random_u64() as u32));
-        let link = LinkOptions::new(space, member).prefix(self.prefix);
+        let (frames, bytes) = self.queue_max;
+        let link = LinkOptions::new(space, member).prefix(self.prefix).queue_max(frames, bytes);
         let link = NatsLink::new(&connection, Arc::clone(&env), link)?;
         let space = Space::with_store(self.config, env, Arc::new(store))?;
         space.join(link)?;
+        if let Some(identity) = self.identity {
+            space.identity(identity)?;
+        }
         Ok(space)
     }
 }
 
-/// Connects, and waits a moment for servers that are just starting.
-async fn connected(env: &Arc<dyn Env>, servers: &str, options: &ConnectOptions) -> Result<Connection> {
-    let mut waited = 0;
+/// Connects, and waits a moment for servers that are just starting. One that lets nobody in like this is not waited for.
+async fn connected(env: &Arc<dyn Env>, connector: &Connector, wait: Duration) -> Result<Connection> {
+    let begun = env.monotonic();
     loop {
-        match Connection::open(servers, options.clone()).await {
-            Err(error) if is_worth_a_wait(&error) && waited < limits::OPEN_WAIT_MS => {
+        match connector.connect().await {
+            Err(error) if is_away(&error) && env.monotonic() - begun < wait => {
                 env.sleep(Duration::from_millis(limits::OPEN_AGAIN_MS)).await;
-                waited += limits::OPEN_AGAIN_MS;
             }
             result => return result,
         }
     }
 }
 
-/// Whether another attempt may go better: who may not sign in now may not in a moment either.
-fn is_worth_a_wait(error: &Error) -> bool {
-    let refused = error.find_cause::<ConnectError>().is_some_and(|cause| {
-        matches!(cause.kind(), ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication)
-    });
-    matches!(error.kind(), ErrorKind::Io { .. }) && !refused
+/// Whether a server may be there in a moment that is not now.
+fn is_away(error: &Error) -> bool {
+    use async_nats::ConnectErrorKind as K;
+    let Some(failed) = error.find_cause::<async_nats::ConnectError>() else { return false };
+    // Of what is wrong with certificates only this is left when it gets here.
+    let is_mistrusted = error
+        .find_cause::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::InvalidData);
+    !is_mistrusted
+        && !matches!(failed.kind(), K::Authentication | K::AuthorizationViolation | K::Tls | K::ServerParse)
 }
 
 /// The environment variable that says where a space is.
 const URL_VARIABLE: &str = "HAPPEN_URL";
+
+/// The environment variable that says what subjects begin with.
+const PREFIX_VARIABLE: &str = "HAPPEN_NATS_PREFIX";

@@ -1,5 +1,6 @@
 //! Happen across machines: NATS JetStream as link and store.
 
+mod access;
 mod address;
 mod bytes;
 mod connect;
@@ -8,11 +9,12 @@ pub mod link;
 mod names;
 mod store;
 
+pub use access::Access;
 pub use address::Address;
-pub use connect::{Connect, Nats};
+pub use connect::{Connect, Nats, connection};
 #[doc(hidden)]
 pub use link::read_message;
-pub use link::{Connection, LinkOptions, NatsLink};
+pub use link::{Connection, Connector, LinkOptions, NatsLink, Traffic};
 #[doc(hidden)]
 pub use store::read_log_message;
 pub use store::{Former, LogInfo, LogPlace, LogRegion, NatsStore, NatsStoreOptions, TakenOver};

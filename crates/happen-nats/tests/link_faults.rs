@@ -13,7 +13,7 @@ use happen::{Config, Context, Event, Link, Routing, Space, with};
 use happen_core::Pattern;
 use happen_core::env::Env;
 use happen_core::link::{ConnectionStatus, Inbound, NodePresence, Notice, Replies};
-use happen_nats::{Connection, LinkOptions, NatsLink, limits};
+use happen_nats::{Connection, Connector, LinkOptions, NatsLink, limits};
 use happen_testing::link::{next_reply, until};
 use happen_testing::{NatsCluster, NatsServer, Way};
 
@@ -235,6 +235,32 @@ async fn what_waits_for_the_server_has_an_end() {
     assert!(frames.iter().enumerate().all(|(index, frame)| *frame == number(index)));
     a.post("b", vec![1]).unwrap();
     until(&env, "one more came", || there.came() == limits::LINK_QUEUE_MAX + 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_waits_for_the_server_than_was_said() {
+    let env = env();
+    let mut server = NatsServer::start();
+    let b = link(&server.url(), &env, "member-b").await;
+    b.attach(Desk::new("b")).await.unwrap();
+    for (name, frames, bytes, fit) in [("member-c", 3, usize::MAX, 3), ("member-d", 10, 10_000, 2)] {
+        let connection = Connector::new(server.url()).reconnect_wait_max(Duration::from_millis(20));
+        let connection = connection.connect().await.unwrap();
+        let options = LinkOptions::new("tests", name).queue_max(frames, bytes);
+        let link = NatsLink::new(&connection, Arc::clone(&env), options).unwrap();
+        let desk = Desk::new("c");
+        link.attach(Arc::clone(&desk) as Arc<dyn Inbound>).await.unwrap();
+        until(&env, "they know each other", || link.peers().iter().any(|peer| peer.name == "member-b")).await;
+        server.kill();
+        until(&env, "it is noticed", || desk.told() == ["disconnected"]).await;
+        for _ in 0..fit {
+            link.post("b", vec![0; 4_000]).unwrap();
+        }
+        assert_eq!(link.post("b", vec![0; 4_000]).unwrap_err().code(), "busy", "{name}");
+        server.restart();
+        until(&env, "it is there again", || desk.told().last().is_some_and(|told| told == "connected")).await;
+        link.close().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

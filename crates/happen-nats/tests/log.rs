@@ -660,3 +660,81 @@ async fn a_store_that_nobody_has_any_more_ends_without_a_server() {
     happen_testing::link::until(&env(), "its tasks have ended", || watched.tasks.load(Ordering::SeqCst) == 0)
         .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_becomes_a_log_that_nobody_opens_before_it_is_whole() {
+    let server = NatsServer::start();
+    let url = server.url();
+    let folder = tempfile::tempdir().unwrap();
+    let backup = folder.path().join("backup");
+    let store = open(&url).await;
+    let written = write_much(&[&store], 200).await;
+    store.commit(vec![count("n", 1, 7)]).await.pop().unwrap().unwrap();
+    store.backup(&backup).await.unwrap();
+    let last = all(&store).await.last().unwrap().position;
+    store.commit(vec![one("a", "after the backup")]).await.pop().unwrap().unwrap();
+
+    // Others try to open it all the time.
+    let restored = || NatsStoreOptions::new("restored", env()).copy_after(2_000);
+    let opens = (0..4).map(|_| async {
+        loop {
+            match NatsStore::open(client(&url).await, restored().existing()).await {
+                Ok(store) => return store,
+                Err(error) => match error.kind() {
+                    ErrorKind::NotFound { .. } => {}
+                    ErrorKind::Misuse { what } => assert!(what.contains("is being restored"), "{what}"),
+                    _ => panic!("{error}"),
+                },
+            }
+        }
+    });
+    let restore = NatsStore::restore(client(&url).await, restored(), &backup);
+    let (done, opened) = tokio::join!(restore, futures_util::future::join_all(opens));
+    done.unwrap();
+    for copy in opened {
+        assert_eq!(texts(&all(&copy).await), written);
+        assert_eq!(copy.documents(vec!["n".into()]).await.unwrap()[0].as_ref().unwrap().revision, 1);
+        copy.close().await;
+    }
+    // It goes on, behind every position that was given, and keeps copies of its own.
+    let copy = NatsStore::open(client(&url).await, restored()).await.unwrap();
+    let committed = copy.commit(vec![count("n", 2, 8)]).await.pop().unwrap().unwrap();
+    assert!(committed.position > last);
+    let more = write_much(&[&copy], 200).await;
+    let later = NatsStore::open(client(&url).await, restored()).await.unwrap();
+    assert_eq!(texts(&all(&later).await), [written.clone(), more].concat());
+    assert_eq!(later.verify().await.unwrap().damages_len, 0);
+    for store in [later, copy] {
+        store.close().await;
+    }
+
+    // One that is there stays as it is.
+    let error = NatsStore::restore(client(&url).await, options(), &backup).await.unwrap_err();
+    assert_eq!(error.code(), "conflict");
+    assert_eq!(all(&store).await.len(), written.len() + 1);
+    // One that did not end is told by everybody, and nothing else takes its name.
+    let context = async_nats::jetstream::new(client(&url).await);
+    let config = stream::Config {
+        name: "happen_half".into(),
+        subjects: vec!["happen.half.log.restoring".into()],
+        metadata: [("restoring".to_owned(), "x".to_owned())].into(),
+        ..stream::Config::default()
+    };
+    context.create_stream(config).await.unwrap();
+    let half = || NatsStoreOptions::new("half", env());
+    let error = NatsStore::open(client(&url).await, half()).await.unwrap_err();
+    assert!(error.to_string().contains("remove the stream and restore it again"), "{error}");
+    let error = NatsStore::restore(client(&url).await, half(), &backup).await.unwrap_err();
+    assert_eq!(error.code(), "conflict");
+    // A backup that is not as it was written becomes nothing.
+    let database = backup.join("happen.db");
+    let mut bytes = std::fs::read(&database).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 64].fill(0xAA);
+    std::fs::write(&database, bytes).unwrap();
+    let other = || NatsStoreOptions::new("other", env());
+    NatsStore::restore(client(&url).await, other(), &backup).await.unwrap_err();
+    let error = NatsStore::open(client(&url).await, other().existing()).await.unwrap_err();
+    assert_eq!(error.code(), "not-found");
+    store.close().await;
+}

@@ -20,7 +20,9 @@ mod way;
 pub use disk::{ImageDisk, SmallDisk, TestDisk, unwritten_pages};
 pub use faulty_store::{Dies, FaultyStore};
 pub use migrations::Migrations;
-pub use nats_server::{NatsCluster, NatsServer, NatsSetup, RouteTo, nats_server_program};
+pub use nats_server::{
+    NatsCluster, NatsServer, NatsSetup, RouteTo, find_nats_server_program, nats_server_program,
+};
 pub use seeds::{SeedOutcome, check_seeds};
 pub use simulator::{RunError, RunErrorKind, Simulator};
 pub use way::Way;

@@ -402,25 +402,28 @@ fn free_port() -> u16 {
     listener.local_addr().expect("the port's number").port()
 }
 
-/// The program of the server: the one that `HAPPEN_NATS_SERVER` names, the one in the project's tools folder, or one on the
-/// path.
+/// The program of a NATS server: the one that `HAPPEN_NATS_SERVER` names, whether it is there or not; else the one in the
+/// tools folder of the project around, or one on the path. `None` when there is none.
+#[must_use]
+pub fn find_nats_server_program() -> Option<PathBuf> {
+    if let Some(named) = env::var_os(PROGRAM_VARIABLE).filter(|named| !named.is_empty()) {
+        return Some(named.into());
+    }
+    let here = env::current_dir().ok();
+    let own = here.iter().flat_map(|here| here.ancestors()).map(|folder| folder.join(OWN));
+    let paths = env::var_os("PATH").unwrap_or_default();
+    let on_path = env::split_paths(&paths).map(|folder| folder.join("nats-server"));
+    own.chain(on_path).find(|path| path.is_file())
+}
+
+/// The same for whoever cannot do without.
 ///
 /// # Panics
 ///
 /// When there is none; the text says how to install one.
 #[must_use]
 pub fn nats_server_program() -> PathBuf {
-    let named = env::var_os(PROGRAM_VARIABLE).map(PathBuf::from);
-    let mut folder = env::current_dir().ok();
-    let mut candidates: Vec<PathBuf> = named.into_iter().collect();
-    while let Some(here) = folder {
-        candidates.push(here.join(".tools/nats/bin/nats-server"));
-        folder = here.parent().map(Path::to_owned);
-    }
-    let paths = env::var_os("PATH").unwrap_or_default();
-    candidates.extend(env::split_paths(&paths).map(|folder| folder.join("nats-server")));
-    let found = candidates.into_iter().find(|path| path.is_file());
-    found.unwrap_or_else(|| {
+    find_nats_server_program().unwrap_or_else(|| {
         panic!(
             "no NATS server is installed; install one into the project with `cargo xtask setup`, put `nats-server` \
              2.15 or later on the path, or name one in {PROGRAM_VARIABLE}"
@@ -433,6 +436,9 @@ const NOWHERE: u16 = 1;
 
 /// How often a new server tries a port.
 const STARTS_MAX: usize = 5;
+
+/// Where this project installs its own.
+const OWN: &str = ".tools/nats/bin/nats-server";
 
 /// The environment variable that names the server's program.
 const PROGRAM_VARIABLE: &str = "HAPPEN_NATS_SERVER";

@@ -246,6 +246,24 @@ pub const CONTROL_LETTERS_MAX: usize = 500;
 /// Nodes that the figures of a space name.
 pub const CONTROL_NODES_MAX: usize = 1_000;
 
+/// Requests by hand that came over the link and whose answers a space remembers, so that one which comes again is not done
+/// again. While so many are not older than [`CONTROL_CARRIED_MS`], further ones are told that it is busy.
+pub const CONTROL_CARRIED_MAX: usize = 1_024;
+
+/// The bytes of those answers. Most have a few hundred.
+pub const CONTROL_CARRIED_BYTES_MAX: usize = 16 << 20;
+
+/// Milliseconds for which such an answer is remembered: as long as whoever asked may ask again, which is
+/// [`CONTROL_AGAIN_MS`] and one wait for a reply, and as much again for clocks and queues.
+pub const CONTROL_CARRIED_MS: u64 = 2 * (CONTROL_AGAIN_MS + CONTROL_REPLY_MS);
+
+/// Milliseconds for which a request by hand whose answer was lost on the link is made again, under the same id: longer than
+/// a connection to another server of a cluster takes, with its leaders chosen anew.
+pub const CONTROL_AGAIN_MS: u64 = 20_000;
+
+/// Milliseconds between two such attempts.
+pub const CONTROL_AGAIN_WAIT_MS: u64 = 100;
+
 /// Milliseconds after which a process that stands by looks again whether its nodes are free.
 pub const STAND_BY_LOOK_MS: u64 = 250;
 

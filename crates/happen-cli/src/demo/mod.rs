@@ -14,12 +14,12 @@ mod shipping;
 
 use std::collections::BTreeMap;
 use std::panic::{PanicHookInfo, set_hook, take_hook};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use happen::{Config, Durability, Event, NodeOptions, Payload, Reply, Space, secs};
+use happen_nats::Address;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -28,6 +28,7 @@ use self::events::{Accepted, Reason, Refused, Report};
 use self::plan::{End, Kind, Plan};
 use crate::failure::Failure;
 use crate::output::{Output, Progress};
+use crate::store::reach::Reach;
 
 /// What came of all orders.
 #[derive(Debug)]
@@ -82,7 +83,7 @@ struct Outcome {
 /// summary was written; other failures when it could not run.
 pub(crate) async fn run(
     plan: Plan,
-    store: Option<&Path>,
+    store: Option<(&Address, &Reach)>,
     json: bool,
     output: &Output,
 ) -> Result<(), Failure> {
@@ -104,27 +105,32 @@ struct Begun {
 }
 
 /// The shop's space: in memory, or on a store that an earlier run may have left in the middle of its work.
-async fn open(plan: Plan, store: Option<&Path>) -> Result<Space, Failure> {
-    let Some(folder) = store else { return Ok(Space::memory()) };
+async fn open(plan: Plan, store: Option<(&Address, &Reach)>) -> Result<Space, Failure> {
+    let Some((address, reach)) = store else { return Ok(Space::memory()) };
     // Failures are part of the show: tried again, they would fail again.
     let node_defaults = NodeOptions { attempts_max: 1, ..NodeOptions::default() };
-    let space = Space::open_with(folder, Config { node_defaults, ..Config::default() }).await?;
+    let space = reach.space(address, Config { node_defaults, ..Config::default() }).await?;
     let begun = Begun { orders: plan.orders, seed: plan.seed };
     let known = space.global().update("demo", move |known: Option<Begun>| known.unwrap_or(begun)).await?;
     if known != begun {
         return Err(Failure::Usage(format!(
-            "{} has a shop of {} orders with seed {}; go on with `--orders {} --seed {}`, or choose another folder",
-            folder.display(),
+            "{address} has a shop of {} orders with seed {}; go on with `--orders {} --seed {}`, or choose another {}",
             known.orders,
             known.seed,
             known.orders,
             known.seed,
+            kind(address),
         )));
     }
     Ok(space)
 }
 
-async fn happen(plan: Plan, store: Option<&Path>) -> Result<Summary, Failure> {
+/// What is chosen to have another store.
+pub(crate) fn kind(address: &Address) -> &'static str {
+    if matches!(address, Address::Folder(_)) { "folder" } else { "name for the space" }
+}
+
+async fn happen(plan: Plan, store: Option<(&Address, &Reach)>) -> Result<Summary, Failure> {
     let space = open(plan, store).await?;
     let catalogue = plan::catalogue();
     orders::node(&space, &catalogue)?;

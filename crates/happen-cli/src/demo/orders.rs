@@ -72,7 +72,8 @@ async fn reserve(order: Event<PlaceOrder>, cx: Context) -> happen::Result<Step> 
 
 async fn wrap(order: Event<PlaceOrder>, cx: Context) -> happen::Result<Step> {
     if order.delivery == super::events::Delivery::Gift {
-        let wrapped = cx.send("gift-wrap", Wrap { order: order.order.clone() }).await;
+        // Asked and not only told: what is sent across machines may be for a node that comes later.
+        let wrapped = cx.send("gift-wrap", Wrap { order: order.order.clone() }).reply::<()>().await;
         if let Err(error) = wrapped {
             release(&cx).await?;
             return Err(error);

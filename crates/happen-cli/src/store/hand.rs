@@ -81,12 +81,12 @@ pub(crate) struct LetterArguments {
 /// `happen dead redrive`.
 #[derive(Debug, Args)]
 pub(crate) struct RedriveArguments {
-    #[command(flatten)]
-    letters: LetterArguments,
     /// Another payload for the event, in JSON, which is then handled anew under an id of its own; `-` reads it from
     /// standard input
     #[arg(long, value_name = "JSON", requires = "names", conflicts_with = "all")]
     payload: Option<String>,
+    #[command(flatten)]
+    letters: LetterArguments,
 }
 
 /// Whoever does what is asked for.
@@ -100,8 +100,8 @@ enum Way {
     Live(Client),
     /// On the store of one that does not, which belongs to this process meanwhile.
     Stopped(Arc<SqliteStore>),
-    /// On a log beside the processes that have its nodes.
-    Beside(Opened),
+    /// On a log, by the processes that have its nodes as far as they are there.
+    Beside(Box<Opened>),
 }
 
 impl Hand {
@@ -113,7 +113,7 @@ impl Hand {
     pub(crate) async fn at(place: &Place) -> Result<Self, Failure> {
         let address = place.address()?;
         let Address::Folder(folder) = &address else {
-            let way = Way::Beside(Opened::at(&address).await?);
+            let way = Way::Beside(Box::new(Opened::at(&address, &place.reach).await?));
             return Ok(Self { address, way });
         };
         let client = Client::connect(folder).map_err(|error| of_store(&address, &error))?;
@@ -184,10 +184,7 @@ async fn beside(store: &Opened, request: &Request) -> Result<Result<Answer, Erro
             "no process that has node `{}` is there, so nobody answers; send without waiting for a reply",
             send.node
         ))),
-        request => {
-            let heard = |node: &str| presence.of_node(node);
-            control::carry_out_beside(&log, &env(), &heard, request.clone()).await
-        }
+        request => presence.carry_out(&log, request.clone()).await,
     };
     presence.leave().await.map_err(|error| of_store(store.address(), &error))?;
     Ok(answer)

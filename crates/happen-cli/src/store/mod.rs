@@ -13,8 +13,9 @@ pub(crate) mod key;
 pub(crate) mod moment;
 pub(crate) mod nodes;
 pub(crate) mod opened;
-pub(crate) mod presence;
 pub(crate) mod owners;
+pub(crate) mod presence;
+pub(crate) mod reach;
 pub(crate) mod schedule;
 pub(crate) mod server;
 pub(crate) mod state;
@@ -38,6 +39,7 @@ use happen_nats::Address;
 
 use crate::failure::Failure;
 use crate::store::opened::Opened;
+use crate::store::reach::Reach;
 
 /// Which store, and in which form to answer.
 #[derive(Debug, Clone, Args)]
@@ -48,6 +50,9 @@ pub(crate) struct Place {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+    /// How to get there, when it is on NATS.
+    #[command(flatten)]
+    pub(crate) reach: Reach,
 }
 
 impl Place {
@@ -67,25 +72,13 @@ impl Place {
         }
     }
 
-    /// The folder that was named.
-    ///
-    /// # Errors
-    ///
-    /// [`Failure::Usage`] when something else was.
-    pub(crate) fn folder(&self) -> Result<PathBuf, Failure> {
-        match self.address()? {
-            Address::Folder(folder) => Ok(folder),
-            other => Err(Failure::Usage(format!("{other} is no folder, and this command needs one"))),
-        }
-    }
-
     /// Opens the store to read, also while processes write it. Makes nothing.
     ///
     /// # Errors
     ///
     /// As [`Opened::at`] and [`Place::address`].
     pub(crate) async fn open_to_read(&self) -> Result<Opened, Failure> {
-        Opened::at(&self.address()?).await
+        Opened::at(&self.address()?, &self.reach).await
     }
 }
 

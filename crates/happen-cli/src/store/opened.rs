@@ -7,18 +7,19 @@ use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
-use async_nats::ConnectOptions;
 use happen::store::{SqliteOptions, SqliteStore, Store, StoreInfo, Verified};
 use happen::{Error, ErrorKind};
-use happen_nats::{Address, Connection, NatsStore, NatsStoreOptions};
+use happen_nats::{Address, Connection, NatsStore};
 
 use crate::failure::Failure;
+use crate::store::reach::Reach;
 use crate::store::{env, of_store};
 
 /// A store that is open to be read, also while processes write it.
 #[derive(Debug)]
 pub(crate) struct Opened {
     at: Address,
+    reach: Reach,
     kept: Kept,
 }
 
@@ -34,12 +35,12 @@ impl Opened {
     /// # Errors
     ///
     /// [`Failure::Store`] when there is none, or it cannot be read.
-    pub(crate) async fn at(address: &Address) -> Result<Self, Failure> {
+    pub(crate) async fn at(address: &Address, reach: &Reach) -> Result<Self, Failure> {
         let kept = match address {
             Address::Folder(folder) => Kept::Folder(Arc::new(open_to_read(folder).await?)),
             Address::Nats { servers, space } => {
-                let connection = connected(address, servers).await?;
-                let options = NatsStoreOptions::new(space.as_str(), env()).existing();
+                let connection = connected(address, servers, reach).await?;
+                let options = reach.log(space)?.existing();
                 let opened = NatsStore::open(connection.client().clone(), options).await;
                 let has_jetstream = connection.client().server_info().jetstream;
                 let opened = opened.map_err(|error| match has_jetstream {
@@ -50,12 +51,17 @@ impl Opened {
             }
             _ => return Err(in_memory()),
         };
-        Ok(Self { at: address.clone(), kept })
+        Ok(Self { at: address.clone(), reach: reach.clone(), kept })
     }
 
     /// Where it is.
     pub(crate) fn address(&self) -> &Address {
         &self.at
+    }
+
+    /// How one gets there.
+    pub(crate) fn reach(&self) -> &Reach {
+        &self.reach
     }
 
     /// The store for whoever keeps it.
@@ -126,10 +132,20 @@ impl Deref for Opened {
 /// # Errors
 ///
 /// [`Failure::Store`], which has nothing secret of the address in it.
-async fn connected(address: &Address, servers: &str) -> Result<Connection, Failure> {
-    let opened = Connection::open(servers, ConnectOptions::new()).await;
+pub(crate) async fn connected(
+    address: &Address,
+    servers: &str,
+    reach: &Reach,
+) -> Result<Connection, Failure> {
+    let opened = reach.connector(servers)?.connect().await;
     opened.map_err(|error| match error.kind() {
-        ErrorKind::Misuse { .. } => Failure::Store(format!("{address} is no address of NATS; write {FORM}")),
+        // What is said of an address is its own words, and of a file those of who reads it.
+        ErrorKind::Misuse { .. } if error.find_cause::<io::Error>().is_some() => {
+            Failure::Store(format!("{address} is no address of NATS; write {FORM}"))
+        }
+        _ if error.find_cause::<async_nats::ConnectError>().is_none() => {
+            Failure::Store(error.chain().join(": "))
+        }
         _ => {
             let why = error.chain().pop().unwrap_or_default();
             Failure::Store(format!(

@@ -4,10 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use happen::control::{Answer, Became, NodeOwner, SendEvent, SentByHand, Wait};
+use happen::control::{self, Answer, Became, NodeOwner, Request, SendEvent, SentByHand, Wait};
+use happen::store::Store;
 use happen::{Dynamic, Error, EventType, Space};
 use happen_core::{Answer as Answering, Value};
-use happen_nats::{Address, LinkOptions, NatsLink};
+use happen_nats::{Address, NatsLink};
 use serde_json::Value as Json;
 
 use crate::failure::Failure;
@@ -38,8 +39,11 @@ impl Presence {
         let failed = |error| of_store(store.address(), &error);
         let (env, space) = (env(), Space::memory());
         let member = format!("happen-{}-{:08x}", std::process::id(), env.random_u64() as u32);
-        let link = NatsLink::new(connection, Arc::clone(&env), LinkOptions::new(name.as_str(), member));
+        let link = NatsLink::new(connection, Arc::clone(&env), store.reach().link(name, member)?);
         space.join(link.map_err(failed)?).map_err(failed)?;
+        if let Some(identity) = store.reach().identity()? {
+            space.identity(identity).map_err(failed)?;
+        }
         space.start().await.map_err(failed)?;
         let presence = Self { space };
         let mut waited = 0;
@@ -97,6 +101,15 @@ impl Presence {
             _ => return Err(Error::misuse("this is nothing that can be waited for; please report this")),
         };
         Ok(Answer::Sent(SentByHand::new(event, became)))
+    }
+
+    /// Has each process do its part of a request on the log.
+    ///
+    /// # Errors
+    ///
+    /// As [`control::carry_out_among`].
+    pub(crate) async fn carry_out(&self, log: &Arc<dyn Store>, request: Request) -> Result<Answer, Error> {
+        control::carry_out_among(&self.space, log, request).await
     }
 
     /// Leaves.

@@ -6,14 +6,14 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use happen::control::{self, Answer, Histories, Mode, PruneBefore, Request};
 use happen::store::{Position, SqliteStore, StoreDamage, StoreInfo, Verified};
-use happen_nats::Address;
+use happen_nats::{Address, NatsStore};
 use serde_json::{Value as Json, json};
 
 use crate::failure::Failure;
 use crate::output::{Output, count_of, number, plain};
 use crate::store::hand::{self, Hand};
 use crate::store::moment::{Moment, Utc};
-use crate::store::opened::open_to_read;
+use crate::store::opened::{connected, in_memory, open_to_read};
 use crate::store::{Place, env, now_unix_ms, of_store};
 
 /// What is done with a store as a whole.
@@ -23,7 +23,7 @@ pub(crate) enum StoreCommand {
     Info(Place),
     /// Copy the store into another folder while it goes on, and check the copy
     Backup(BackupArguments),
-    /// Make a store out of a backup, in a folder that has none
+    /// Make a store out of a backup, in a folder or a space on NATS that has none
     Restore(RestoreArguments),
     /// Forget old records and old revisions; what flows under way and dead letters need is kept
     Prune(PruneArguments),
@@ -142,12 +142,20 @@ async fn backup(arguments: &BackupArguments, output: &Output) -> Result<(), Fail
 }
 
 async fn restore(arguments: &RestoreArguments, output: &Output) -> Result<(), Failure> {
-    // Looked at first, so that a wrong path leaves no folder behind.
+    // Looked at first, so that a wrong path leaves no folder and no stream behind.
     drop(open_to_read(&arguments.backup).await?);
-    let folder = arguments.place.folder()?;
-    let restored = SqliteStore::restore(&arguments.backup, &folder).await;
-    restored.map_err(|error| of_store(&Address::Folder(folder.clone()), &error))?;
-    let (from, to) = (arguments.backup.display().to_string(), folder.display().to_string());
+    let (place, address) = (&arguments.place, arguments.place.address()?);
+    let restored = match &address {
+        Address::Folder(folder) => SqliteStore::restore(&arguments.backup, folder).await,
+        Address::Nats { servers, space } => {
+            let connection = connected(&address, servers, &place.reach).await?;
+            let log = place.reach.log(space)?;
+            NatsStore::restore(connection.client().clone(), log, &arguments.backup).await
+        }
+        _ => return Err(in_memory()),
+    };
+    restored.map_err(|error| of_store(&address, &error))?;
+    let (from, to) = (arguments.backup.display().to_string(), address.to_string());
     if arguments.place.json {
         return output.write_json(&json!({ "from": from, "to": to }));
     }

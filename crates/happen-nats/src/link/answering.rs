@@ -59,7 +59,7 @@ impl Answering {
         let first = way.look();
         if let Some(Some(Ok(reply))) = &first
             && credit > 0
-            && way.member.has_room_for_replies()
+            && way.member.has_room_for_replies(&way.wire)
         {
             match way.look() {
                 Some(None) => return way.send(Frame::Last { number, bytes: reply }),
@@ -203,7 +203,7 @@ impl Way {
             if answer.cancelled.load(Ordering::SeqCst) {
                 return false;
             }
-            let has_room = self.member.has_room_for_replies();
+            let has_room = self.member.has_room_for_replies(&self.wire);
             if answer.credit.load(Ordering::SeqCst) > 0 && has_room {
                 return true;
             }

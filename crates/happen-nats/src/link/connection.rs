@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
@@ -10,6 +11,7 @@ use happen_core::link::ConnectionStatus;
 use happen_core::{Error, ErrorKind, Result};
 use tokio::sync::watch;
 
+use crate::access::Access;
 use crate::limits;
 
 /// A connection to a NATS server or cluster. Cloning shares it.
@@ -47,6 +49,110 @@ pub(super) struct Status {
     said: Option<Arc<str>>,
 }
 
+/// How a connection is made, with more to say than the addresses and one set of options.
+///
+/// # Examples
+///
+/// ```
+/// use happen::millis;
+/// use happen_nats::{Access, Connector};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> happen::Result<()> {
+/// # let server = happen_testing::NatsServer::with("authorization { token: s3cret }");
+/// # let url = server.url();
+/// let access = Access::from_env()?.or(Access::new().token("s3cret"));
+/// let connection = Connector::new(url).access(access).reconnect_wait_max(millis(50)).connect().await?;
+/// assert_eq!(connection.client().connection_state(), async_nats::connection::State::Connected);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Connector {
+    urls: String,
+    access: Access,
+    options: Option<ConnectOptions>,
+    reconnect_wait_max: Duration,
+}
+
+/// What went over a connection since it was made, all its servers together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Traffic {
+    /// Messages that came.
+    pub in_messages: u64,
+    /// Their bytes, without what the protocol adds.
+    pub in_bytes: u64,
+    /// Messages that left.
+    pub out_messages: u64,
+    /// Their bytes, without what the protocol adds.
+    pub out_bytes: u64,
+    /// How often it was connected: once, and once more each time it had been lost.
+    pub connects: u64,
+}
+
+impl Connector {
+    /// To a server, or to the first of several that answers; their addresses are separated by commas.
+    #[must_use]
+    pub fn new(urls: impl Into<String>) -> Self {
+        Self {
+            urls: urls.into(),
+            access: Access::new(),
+            options: None,
+            reconnect_wait_max: limits::RECONNECT_DELAY_MAX,
+        }
+    }
+
+    /// The same to other servers.
+    pub(crate) fn to(self, urls: String) -> Self {
+        Self { urls, ..self }
+    }
+
+    /// Signs in and checks certificates as this says. What an address says of signing in comes first.
+    #[must_use]
+    pub fn access(self, access: Access) -> Self {
+        Self { access, ..self }
+    }
+
+    /// Everything that the client lets say, in place of [`Connector::access`]. The callbacks for events and for the time
+    /// between attempts are set all the same.
+    #[must_use]
+    pub fn options(self, options: ConnectOptions) -> Self {
+        Self { options: Some(options), ..self }
+    }
+
+    /// The longest time between two attempts to connect again, [`limits::RECONNECT_DELAY_MAX`] unless it is set. It is
+    /// tried for ever, unless the options say how often.
+    #[must_use]
+    pub fn reconnect_wait_max(self, wait: Duration) -> Self {
+        Self { reconnect_wait_max: wait, ..self }
+    }
+
+    /// Connects.
+    ///
+    /// # Errors
+    ///
+    /// - [`ErrorKind::Misuse`] when an address cannot be read, a file is not what it should be, or both options and an
+    ///   access are given.
+    /// - [`ErrorKind::Io`] when no server answers, or it refuses, or a file cannot be read.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future before its end closes the connection.
+    pub async fn connect(&self) -> Result<Connection> {
+        if self.options.is_some() && self.access != Access::new() {
+            return Err(Error::misuse(
+                "how to sign in is said by an access or by the options of the client, not by both",
+            ));
+        }
+        Connection::with(&self.urls, self.reconnect_wait_max, |is_signed_in| match &self.options {
+            Some(options) => Ok(options.clone()),
+            None => self.access.options_unless(is_signed_in),
+        })
+        .await
+    }
+}
+
 impl Connection {
     /// Connects to a server, or to the first of several that answers; their addresses are separated by commas.
     ///
@@ -64,6 +170,14 @@ impl Connection {
     ///
     /// Dropping the future before its end closes the connection.
     pub async fn open(urls: &str, options: ConnectOptions) -> Result<Self> {
+        Connector::new(urls).options(options).connect().await
+    }
+
+    async fn with(
+        urls: &str,
+        reconnect_wait_max: Duration,
+        options: impl FnOnce(bool) -> Result<ConnectOptions>,
+    ) -> Result<Self> {
         let mut servers = Vec::new();
         for url in urls.split(',') {
             // The address is left out: it may hold a password.
@@ -76,14 +190,15 @@ impl Connection {
             .map(|server| format!("{}://{}:{}", server.scheme(), server.host(), server.port()))
             .collect();
         let url = shown.join(",");
-        let options = signed_in(options, &servers);
+        let is_signed_in = servers.iter().any(|server| server.username().is_some());
+        let options = signed_in(options(is_signed_in)?, &servers);
         let (changes, status) = watch::channel(Status::default());
         let connected = options
             .event_callback(move |event| {
                 changes.send_if_modified(|status| note(status, &event));
                 std::future::ready(())
             })
-            .reconnect_delay_callback(delay)
+            .reconnect_delay_callback(move |attempts| delay(attempts, reconnect_wait_max))
             .connect(servers)
             .await;
         let client = connected.map_err(|error| {
@@ -108,6 +223,23 @@ impl Connection {
     /// Why the servers refuse this client, as they say it. Nothing secret is in it.
     pub(crate) fn refusal(&self) -> Option<Arc<str>> {
         self.status.borrow().refusal.clone()
+    }
+
+    /// What went over it, to be compared with a while ago.
+    ///
+    /// # Cost
+    ///
+    /// Reads a few counters.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        let counted = self.client.statistics();
+        Traffic {
+            in_messages: counted.in_messages.load(Ordering::Relaxed),
+            in_bytes: counted.in_bytes.load(Ordering::Relaxed),
+            out_messages: counted.out_messages.load(Ordering::Relaxed),
+            out_bytes: counted.out_bytes.load(Ordering::Relaxed),
+            connects: counted.connects.load(Ordering::Relaxed),
+        }
     }
 
     pub(super) fn status(&self) -> watch::Receiver<Status> {
@@ -185,10 +317,10 @@ fn is_refusal(text: &str) -> bool {
 }
 
 /// How long to wait before the next attempt, of which there were so many.
-fn delay(attempts: usize) -> Duration {
+fn delay(attempts: usize, wait_max: Duration) -> Duration {
     let doublings = u32::try_from(attempts.saturating_sub(1)).unwrap_or(u32::MAX);
     let delay = Duration::from_millis(5).saturating_mul(2_u32.saturating_pow(doublings));
-    if attempts <= 1 { Duration::ZERO } else { delay.min(limits::RECONNECT_DELAY_MAX) }
+    if attempts <= 1 { Duration::ZERO } else { delay.min(wait_max) }
 }
 
 impl fmt::Debug for Connection {
@@ -215,6 +347,7 @@ mod tests {
 
     #[test]
     fn attempts_to_connect_are_never_far_apart() {
+        let delay = |attempts| delay(attempts, limits::RECONNECT_DELAY_MAX);
         assert_eq!(delay(0), Duration::ZERO);
         assert_eq!(delay(1), Duration::ZERO);
         assert_eq!(delay(2), Duration::from_millis(10));

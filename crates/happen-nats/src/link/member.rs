@@ -89,7 +89,7 @@ impl Member {
         if out.gone {
             return Err(closed(&self.name));
         }
-        if room == Room::Needed && !out.queue(lane).has_room(frame.bytes_max()) {
+        if room == Room::Needed && !out.queue(lane).has_room(frame.bytes_max(), wire.queue_max) {
             return Err(Error::new(ErrorKind::Busy { what: format!("the link to `{}`", self.name) }));
         }
         let now = wire.env.monotonic();
@@ -124,8 +124,8 @@ impl Member {
     }
 
     /// Whether another reply may wait.
-    pub(super) fn has_room_for_replies(&self) -> bool {
-        lock(&self.out).replies.has_room(0)
+    pub(super) fn has_room_for_replies(&self, wire: &Wire) -> bool {
+        lock(&self.out).replies.has_room(0, wire.queue_max)
     }
 
     /// Ends when something has left after the call.

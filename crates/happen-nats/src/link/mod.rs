@@ -30,11 +30,12 @@ use self::asking::Asking;
 use self::frame::{Frame, Frames, Header, Input, kind};
 use self::member::{Lane, Member, Room};
 use self::presence::Presence;
+use self::queue::QueueMax;
 use self::roster::Roster;
 use self::subject::Subjects;
 use self::wire::{Wire, closed, lock};
 
-pub use self::connection::Connection;
+pub use self::connection::{Connection, Connector, Traffic};
 
 /// One member's end of a space whose members reach each other over NATS.
 ///
@@ -107,6 +108,7 @@ pub struct LinkOptions {
     prefix: String,
     space: String,
     member: String,
+    queue_max: QueueMax,
 }
 
 impl LinkOptions {
@@ -114,13 +116,29 @@ impl LinkOptions {
     /// characters, up to [`limits::NAME_BYTES_MAX`](crate::limits::NAME_BYTES_MAX) bytes.
     #[must_use]
     pub fn new(space: impl Into<String>, member: impl Into<String>) -> Self {
-        Self { prefix: "happen".to_owned(), space: space.into(), member: member.into() }
+        Self {
+            prefix: "happen".to_owned(),
+            space: space.into(),
+            member: member.into(),
+            queue_max: QueueMax::default(),
+        }
     }
 
     /// What the subjects begin with; `happen` unless it is set. All members of a space have the same.
     #[must_use]
     pub fn prefix(mut self, prefix: impl Into<String>) -> Self {
         self.prefix = prefix.into();
+        self
+    }
+
+    /// How many frames may wait to leave for one other member, and how many bytes of them: those that are sent while the
+    /// connection is lost, or faster than they are handed over. Beyond it calls fail with [`ErrorKind::Busy`].
+    /// [`limits::LINK_QUEUE_MAX`](crate::limits::LINK_QUEUE_MAX) and
+    /// [`limits::LINK_QUEUE_BYTES_MAX`](crate::limits::LINK_QUEUE_BYTES_MAX) unless they are set; at least one frame, and
+    /// enough bytes for the largest.
+    #[must_use]
+    pub fn queue_max(mut self, frames: usize, bytes: usize) -> Self {
+        self.queue_max = QueueMax { frames: frames.max(1), bytes };
         self
     }
 }
@@ -154,7 +172,7 @@ impl NatsLink {
     /// [`ErrorKind::Misuse`] when a name is empty or too long, or the prefix cannot stand in subjects.
     pub fn new(connection: &Connection, env: Arc<dyn Env>, options: LinkOptions) -> Result<Arc<Self>> {
         let subjects = Subjects::new(&options.prefix, &options.space, &options.member)?;
-        let wire = Wire::new(connection.clone(), env, subjects, options.member);
+        let wire = Wire::new(connection.clone(), env, subjects, options.member, options.queue_max);
         let shared = Shared {
             wire: Arc::new(wire),
             roster: Mutex::default(),
@@ -169,6 +187,14 @@ impl NatsLink {
             left: watch::Sender::new(false),
         };
         Ok(Arc::new(Self { shared: Arc::new(shared) }))
+    }
+}
+
+impl NatsLink {
+    /// The connection that it is over.
+    #[must_use]
+    pub fn connection(&self) -> &Connection {
+        &self.shared.wire.connection
     }
 }
 

@@ -6,6 +6,19 @@ use std::collections::VecDeque;
 use super::frame::{Frame, HEADER_BYTES_MAX, Header};
 use crate::limits;
 
+/// How much may wait for one member.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct QueueMax {
+    pub(super) frames: usize,
+    pub(super) bytes: usize,
+}
+
+impl Default for QueueMax {
+    fn default() -> Self {
+        Self { frames: limits::LINK_QUEUE_MAX, bytes: limits::LINK_QUEUE_BYTES_MAX }
+    }
+}
+
 /// The envelopes that wait, the last of which still takes frames.
 #[derive(Default)]
 pub(super) struct Queue {
@@ -32,8 +45,8 @@ pub(super) struct Window {
 }
 
 impl Queue {
-    pub(super) fn has_room(&self, bytes: usize) -> bool {
-        self.frames < limits::LINK_QUEUE_MAX && self.bytes + bytes <= limits::LINK_QUEUE_BYTES_MAX
+    pub(super) fn has_room(&self, bytes: usize, max: QueueMax) -> bool {
+        self.frames < max.frames && self.bytes + bytes <= max.bytes
     }
 
     pub(super) fn push(&mut self, header: &Header<'_>, frame: Frame<'_>) {
@@ -95,17 +108,19 @@ mod tests {
 
     #[test]
     fn a_queue_has_an_end_in_frames_and_in_bytes() {
-        let mut queue = Queue::default();
-        for _ in 1..limits::LINK_QUEUE_MAX {
+        for max in [QueueMax::default(), QueueMax { frames: 3, bytes: 1_000 }] {
+            let mut queue = Queue::default();
+            for _ in 1..max.frames {
+                queue.push(&HEADER, Frame::Cancel { number: 1 });
+            }
+            assert!(queue.has_room(1, max));
             queue.push(&HEADER, Frame::Cancel { number: 1 });
+            assert!(!queue.has_room(1, max));
+            queue.pop();
+            assert!(queue.has_room(1, max));
+            let queue = Queue { bytes: max.bytes - 10, ..Queue::default() };
+            assert!(queue.has_room(9, max) && queue.has_room(10, max) && !queue.has_room(11, max));
         }
-        assert!(queue.has_room(1));
-        queue.push(&HEADER, Frame::Cancel { number: 1 });
-        assert!(!queue.has_room(1));
-        queue.pop();
-        assert!(queue.has_room(1));
-        let queue = Queue { bytes: limits::LINK_QUEUE_BYTES_MAX - 10, ..Queue::default() };
-        assert!(queue.has_room(9) && queue.has_room(10) && !queue.has_room(11));
     }
 
     #[test]

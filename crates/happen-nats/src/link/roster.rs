@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use happen_core::link::Peer;
+use happen_core::link::{Peer, is_addressable};
 use happen_core::pattern::is_runtime;
 use happen_core::{Pattern, Result};
 
@@ -58,9 +58,6 @@ pub(super) struct Heard {
     /// Earlier runs of it, which are over.
     pub(super) over: Vec<Arc<Member>>,
 }
-
-/// What ids of the runtime's own nodes begin with; nothing can be sent to them.
-const RESERVED: char = '$';
 
 impl Roster {
     /// The member that a message is from, known or new. `None` when there are too many.
@@ -216,7 +213,7 @@ impl Roster {
         if std::mem::take(&mut self.stale) {
             let mut index = Index::default();
             for (member, told) in self.in_order() {
-                for id in told.nodes.keys().filter(|id| !id.starts_with(RESERVED)) {
+                for id in told.nodes.keys().filter(|id| is_addressable(id)) {
                     index.by_node.entry(id.clone()).or_default().push(Arc::clone(member));
                 }
                 let shares = shares_of(&told.nodes);

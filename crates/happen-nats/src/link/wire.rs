@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::connection::Connection;
 use super::frame::{HEADER_BYTES_MAX, Header, Unreadable};
+use super::queue::QueueMax;
 use super::subject::Subjects;
 
 /// This member's end of the wire.
@@ -23,6 +24,8 @@ pub(super) struct Wire {
     pub(super) env: Arc<dyn Env>,
     pub(super) subjects: Subjects,
     pub(super) name: String,
+    /// How much may wait for each of the others.
+    pub(super) queue_max: QueueMax,
     /// Which run of the member this is.
     pub(super) instance: u64,
     connected: AtomicBool,
@@ -30,11 +33,17 @@ pub(super) struct Wire {
 }
 
 impl Wire {
-    pub(super) fn new(connection: Connection, env: Arc<dyn Env>, subjects: Subjects, name: String) -> Self {
+    pub(super) fn new(
+        connection: Connection,
+        env: Arc<dyn Env>,
+        subjects: Subjects,
+        name: String,
+        queue_max: QueueMax,
+    ) -> Self {
         // 0 stands for every run of a member.
         let instance = env.random_u64().max(1);
         let connected = AtomicBool::new(true);
-        Self { connection, env, subjects, name, instance, connected, inbound: OnceLock::new() }
+        Self { connection, env, subjects, name, queue_max, instance, connected, inbound: OnceLock::new() }
     }
 
     /// The header of a message of this member.

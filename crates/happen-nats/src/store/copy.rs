@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -176,6 +176,18 @@ impl Copy {
     pub(crate) fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
+}
+
+/// The database of a backup, checked and with its positions ahead of all that were given, in a folder of its own.
+///
+/// # Errors
+///
+/// As [`SqliteStore::restore`].
+pub(crate) async fn restored(backup: &Path) -> Result<(tempfile::TempDir, PathBuf)> {
+    let folder = temporary()?;
+    SqliteStore::restore(backup, folder.path()).await?;
+    let file = folder.path().join(DATABASE);
+    Ok((folder, file))
 }
 
 /// What every copy has to make of these batches, in a few bytes.

@@ -16,6 +16,7 @@ mod stream;
 mod writer;
 
 use std::fmt;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -298,6 +299,66 @@ impl NatsStore {
         };
         store.catch_up(last).await?;
         Ok(store)
+    }
+
+    /// Makes a log out of a backup, where there is none: the whole backup is read and checked first, and then kept at the
+    /// server as the copy that everybody begins with. Until that is done nobody can open the log.
+    ///
+    /// What was committed after the backup is gone, and its positions are not given again, as with
+    /// [`SqliteStore::restore`](happen::store::SqliteStore::restore).
+    ///
+    /// # Errors
+    ///
+    /// - [`ErrorKind::Conflict`]: there is a log of this space already, or somebody made one meanwhile.
+    /// - [`ErrorKind::Misuse`], [`ErrorKind::Damaged`]: the folder has no backup, or one that is not as it was written.
+    /// - [`ErrorKind::Io`]: the server does not take it, or the disk of this machine is full.
+    ///
+    /// # Cancel safety
+    ///
+    /// When it is dropped before its end there may be a stream that nobody can open: remove it, and restore again.
+    ///
+    /// # Cost
+    ///
+    /// Writes the backup to a temporary folder of this machine, and sends it to the server once.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use happen::env::RealEnv;
+    /// use happen_nats::{NatsStore, NatsStoreOptions};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// # let server = happen_testing::NatsServer::start();
+    /// # let client = async_nats::connect(server.url()).await?;
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let folder = folder.path().join("backup");
+    /// let options = |space: &str| NatsStoreOptions::new(space, Arc::new(RealEnv::new()));
+    /// let store = NatsStore::open(client.clone(), options("shop")).await?;
+    /// store.backup(&folder).await?;
+    /// NatsStore::restore(client.clone(), options("copy"), &folder).await?;
+    /// let copy = NatsStore::open(client, options("copy").existing()).await?;
+    /// # copy.close().await;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn restore(
+        client: async_nats::Client,
+        options: NatsStoreOptions,
+        backup: impl AsRef<Path>,
+    ) -> Result<()> {
+        let [acknowledges, asks] = [limits::ACKNOWLEDGE_WAIT_MS, limits::ASK_WAIT_MS].map(|wait_ms| {
+            ContextBuilder::new().timeout(Duration::from_millis(wait_ms)).build(client.clone())
+        });
+        if stream::is_there(&asks, &options).await? {
+            return Err(stream::taken(&options));
+        }
+        let (_folder, file) = copy::restored(backup.as_ref()).await?;
+        let log = stream::begin(&asks, &options).await?;
+        let snapshots = Snapshots::new(acknowledges, &options, log.num_replicas)?;
+        snapshots.begin_with(&Header::default(), &file).await?;
+        stream::finish(&asks, &options, &log).await
     }
 
     /// The number of messages in the log that were left out because they are none of it: rubbish, damaged ones.

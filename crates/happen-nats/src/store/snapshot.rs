@@ -196,19 +196,7 @@ impl Snapshots {
         if before.is_some_and(|before| before >= header.sequence) {
             return Ok(false);
         }
-        let said = header.encode();
-        let mut first = Vec::new();
-        first.put_bytes(&said);
-        let database = tokio::fs::File::open(file).await.map_err(|error| failed("read the copy", &error))?;
-        let mut data = Cursor::new(first).chain(database);
-        let meta = ObjectMetadata {
-            name: COPY.to_owned(),
-            description: None,
-            chunk_size: None,
-            metadata: HashMap::from([(SEQUENCE.to_owned(), header.sequence.to_string())]),
-            headers: None,
-        };
-        objects.put(meta, &mut data).await.map_err(|error| failed("keep the copy", &error))?;
+        put(&objects, header, file).await?;
         // Whoever reads behind the copy before still finds everything, and has until the next one to get here.
         if let Some(before) = before {
             self.env.sleep(Duration::from_millis(limits::PURGE_AFTER_MS)).await;
@@ -237,6 +225,15 @@ impl Snapshots {
         }
     }
 
+    /// Keeps the copy in a file for a log that is not there yet, in place of any that is left of one before.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`].
+    pub(crate) async fn begin_with(&self, header: &Header, file: &Path) -> Result<()> {
+        put(&self.objects().await?, header, file).await
+    }
+
     async fn objects(&self) -> Result<ObjectStore> {
         if let Some(objects) = self.place().await? {
             return Ok(objects);
@@ -251,6 +248,22 @@ impl Snapshots {
         let made = self.context.create_object_store(config).await;
         made.map_err(|error| failed("make a place for copies", &error))
     }
+}
+
+/// Puts the copy in a file in the place of the one before.
+async fn put(objects: &ObjectStore, header: &Header, file: &Path) -> Result<()> {
+    let mut first = Vec::new();
+    first.put_bytes(&header.encode());
+    let database = tokio::fs::File::open(file).await.map_err(|error| failed("read the copy", &error))?;
+    let mut data = Cursor::new(first).chain(database);
+    let meta = ObjectMetadata {
+        name: COPY.to_owned(),
+        description: None,
+        chunk_size: None,
+        metadata: HashMap::from([(SEQUENCE.to_owned(), header.sequence.to_string())]),
+        headers: None,
+    };
+    objects.put(meta, &mut data).await.map(drop).map_err(|error| failed("keep the copy", &error))
 }
 
 /// Up to which message a copy goes.

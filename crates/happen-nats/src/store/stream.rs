@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::Client;
 use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
 use async_nats::jetstream::stream::{
     Config, DiscardPolicy, External, RetentionPolicy, Source, StorageType, Stream,
@@ -49,20 +50,12 @@ pub(crate) async fn open(
     options: &NatsStoreOptions,
 ) -> Result<Stream> {
     let client = context.client();
-    let info = client.server_info();
-    let (major, minor) = limits::SERVER_VERSION_MIN;
-    if !client.is_server_compatible(major, minor, 0) {
-        return Err(Error::misuse(format!(
-            "the NATS server has version {}, and {major}.{minor} is the oldest that keeps what it acknowledges fast \
-             enough; update it",
-            info.version
-        )));
-    }
+    check_version(&client)?;
     let name = name(options)?;
     if options.make == Make::Nothing {
         return existing(context, env, options, &name).await;
     }
-    let replicas = if info.cluster.is_some() { 3 } else { 1 };
+    let replicas = replicas(&client, options);
     let mut wanted = match &options.make {
         Make::Mirror(domain) => mirror(options, &name, replicas, domain),
         _ => wanted(options, &name, replicas)?,
@@ -121,6 +114,133 @@ fn is_alone(error: &CreateStreamError) -> bool {
         _ => false,
     }
 }
+
+fn check_version(client: &Client) -> Result<()> {
+    let (major, minor) = limits::SERVER_VERSION_MIN;
+    if client.is_server_compatible(major, minor, 0) {
+        return Ok(());
+    }
+    Err(Error::misuse(format!(
+        "the NATS server has version {}, and {major}.{minor} is the oldest that keeps what it acknowledges fast \
+         enough; update it",
+        client.server_info().version
+    )))
+}
+
+/// On how many servers a log is kept that is made.
+pub(crate) fn replicas(client: &Client, options: &NatsStoreOptions) -> usize {
+    options.replicas.unwrap_or(if client.server_info().cluster.is_some() { 3 } else { 1 })
+}
+
+/// Whether there is a log of this name, whatever it is like.
+///
+/// # Errors
+///
+/// As [`open`].
+pub(crate) async fn is_there(context: &Context, options: &NatsStoreOptions) -> Result<bool> {
+    check_version(&context.client())?;
+    let name = name(options)?;
+    match context.get_stream(&name).await {
+        Ok(_) => Ok(true),
+        Err(error) => match error.kind() {
+            GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                Ok(false)
+            }
+            _ => Err(refused(&name, &told(&error))),
+        },
+    }
+}
+
+/// Makes a log that must not be there, which nobody can open until [`finish`] was called: it has another subject.
+///
+/// # Errors
+///
+/// [`ErrorKind::Conflict`] when somebody made it meanwhile, and as [`open`].
+pub(crate) async fn begin(context: &Context, options: &NatsStoreOptions) -> Result<Config> {
+    if let Make::Mirror(domain) = &options.make {
+        return Err(Error::misuse(format!(
+            "a backup is restored in the region that writes the log, and this one follows `{domain}`"
+        )));
+    }
+    let name = name(options)?;
+    let mut wanted = wanted(options, &name, replicas(&context.client(), options))?;
+    loop {
+        let mut closed =
+            Config { subjects: vec![format!("{}.{RESTORING}", subject(options)?)], ..wanted.clone() };
+        // A stream that is like another one in everything is taken for the same.
+        closed.metadata.insert(RESTORING.to_owned(), format!("{:016x}", options.env.random_u64()));
+        let made = insist(options, &name, async || match context.create_stream(closed.clone()).await {
+            Ok(_) => Ok(Ok(Made::Done)),
+            Err(error) if options.replicas.is_none() && is_alone(&error) => Ok(Ok(Made::Alone)),
+            Err(error) => match error.kind() {
+                CreateStreamErrorKind::JetStream(error)
+                    if error.error_code() == ErrorCode::STREAM_NAME_EXIST =>
+                {
+                    Ok(Err(taken(options)))
+                }
+                _ => Err(told(&error)),
+            },
+        });
+        match made.await? {
+            Made::Done => return Ok(wanted),
+            Made::Alone if wanted.num_replicas == 1 => {
+                return Err(refused(&name, "it takes no stream at all"));
+            }
+            // As in `open`.
+            Made::Alone => wanted.num_replicas = 1,
+        }
+    }
+}
+
+/// What became of making a stream.
+enum Made {
+    Done,
+    /// There is one server only.
+    Alone,
+}
+
+/// Has a log that was begun be one that can be opened.
+///
+/// # Errors
+///
+/// As [`open`].
+pub(crate) async fn finish(context: &Context, options: &NatsStoreOptions, wanted: &Config) -> Result<()> {
+    insist(options, &wanted.name, async || match context.update_stream(wanted.clone()).await {
+        Ok(_) => Ok(Ok(())),
+        Err(error) => Err(told(&error)),
+    })
+    .await
+}
+
+/// Asks for something that can be asked for twice, until it is answered or too much time has passed.
+async fn insist<T>(
+    options: &NatsStoreOptions,
+    name: &str,
+    ask: impl AsyncFn() -> Result<Result<T>, String>,
+) -> Result<T> {
+    let mut waited = 0;
+    loop {
+        match ask().await {
+            Ok(answer) => return answer,
+            Err(why) if waited >= limits::OPEN_WAIT_MS => return Err(refused(name, &why)),
+            Err(_) => {
+                options.env.sleep(Duration::from_millis(limits::OPEN_AGAIN_MS)).await;
+                waited += limits::OPEN_AGAIN_MS + limits::ASK_WAIT_MS;
+            }
+        }
+    }
+}
+
+/// The error of a log that is there and must not be.
+#[cold]
+pub(crate) fn taken(options: &NatsStoreOptions) -> Error {
+    let what =
+        format!("there is a space `{}` on this server already, and nothing was changed in it", options.space);
+    Error::new(ErrorKind::Conflict { what })
+}
+
+/// What marks a stream that a backup is being restored into.
+const RESTORING: &str = "restoring";
 
 /// The log as it has to be, on so many servers unless something else is said.
 fn wanted(options: &NatsStoreOptions, name: &str, replicas: usize) -> Result<Config> {
@@ -240,7 +360,15 @@ fn check(found: &Config, options: &NatsStoreOptions) -> Result<()> {
             "stream `{name}` cannot be the log of a space: {what}; give the space another name"
         )))
     };
-    if mirrored(found).is_none() && epoch(found, options)?.is_none() {
+    let is_none = mirrored(found).is_none() && epoch(found, options)?.is_none();
+    if is_none && found.metadata.contains_key(RESTORING) {
+        let name = &found.name;
+        return Err(Error::misuse(format!(
+            "a backup is being restored into stream `{name}`, or was and did not end; wait, or remove the stream and \
+             restore it again"
+        )));
+    }
+    if is_none {
         return wrong("it has other subjects");
     }
     if found.storage != StorageType::File {

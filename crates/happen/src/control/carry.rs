@@ -19,6 +19,7 @@ use happen_core::{Answer as Answering, Dynamic, Error, ErrorKind, EventId, Event
 use serde_json::Value as Json;
 use tokio::sync::oneshot;
 
+use super::linked;
 use super::{
     Answer, Became, FlowBecame, FlowByHand, FlowsOf, Histories, LetterByHand, Letters, LettersByHand, Mode,
     NodeStats, OfSchedule, Phase, PruneBefore, PrunedByHand, Redrive, Refused, Request, ScheduleAct,
@@ -32,6 +33,7 @@ use crate::durable::keys::{DEAD, FLOWS, FlowKey};
 use crate::durable::owners::inbox_tag;
 use crate::durable::schedule::{self, Edit, Schedules};
 use crate::durable::{Durable, StoredFlow};
+use crate::keys::escaped;
 use crate::limits;
 use crate::node::NodeInner;
 use crate::retention::Pruning;
@@ -52,6 +54,64 @@ pub(crate) struct Hands<'h> {
 struct Live<'h> {
     space: &'h Arc<SpaceInner>,
     durable: &'h Arc<Durable>,
+}
+
+/// Another process, and a node that it has.
+struct Elsewhere<'h> {
+    space: &'h Arc<SpaceInner>,
+    process: String,
+    node: String,
+}
+
+impl Elsewhere<'_> {
+    async fn ask(&self, request: Request) -> Result<Answer> {
+        linked::ask(self.space, &self.process, &self.node, request).await
+    }
+
+    /// Asks for something to be done to those of the letters that are the node's, behind a key.
+    async fn ask_of_letters(
+        &self,
+        letters: &Letters,
+        after: Option<Key>,
+        act: Act<'_>,
+    ) -> Result<LettersByHand> {
+        let after = after.map(|key| key.to_string());
+        let letters = Letters { node: Some(self.node.clone()), after, ..letters.clone() };
+        let request = match act {
+            Act::Redrive => Request::Redrive(Redrive { letters, payload: None }),
+            Act::Edit(payload) => Request::Redrive(Redrive { letters, payload: Some(payload.clone()) }),
+            Act::Drop => Request::Drop(letters),
+        };
+        match self.ask(request).await {
+            Ok(Answer::Letters(told)) => Ok(told),
+            Ok(_) => Err(other_answer()),
+            // Somebody was faster.
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound { .. }) => {
+                Ok(LettersByHand { letters: Vec::new(), next: None })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Asks for something to be done to flows; none when there are no such flows any more.
+    async fn ask_of_flows(
+        &self,
+        of: &FlowsOf,
+        request: impl FnOnce(FlowsOf) -> Request,
+    ) -> Result<Vec<FlowByHand>> {
+        let of = FlowsOf { event: of.event, node: Some(self.node.clone()) };
+        match self.ask(request(of)).await {
+            Ok(Answer::Flows(flows)) => Ok(flows),
+            Ok(_) => Err(other_answer()),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound { .. }) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cold]
+fn other_answer() -> Error {
+    Error::misuse("the process answered something else than was asked; it may be of another version")
 }
 
 /// What is done to a dead letter.
@@ -109,6 +169,26 @@ impl<'h> Hands<'h> {
         Self { store, env, live: None, others: Others::of(&**store, heard) }
     }
 
+    /// Those of somebody who has a place among the processes of a log and none of its nodes.
+    pub(super) fn among(space: &'h Arc<SpaceInner>, store: &'h Arc<dyn Store>) -> Self {
+        let others = if store.is_shared() { Others::Linked(space) } else { Others::Nobody };
+        Self { store, env: &space.env, live: None, others }
+    }
+
+    /// Those of a space that was asked by another process: what is no more its own is nobody's to do here.
+    ///
+    /// # Errors
+    ///
+    /// As [`Hands::of_space`].
+    pub(super) fn of_asked(space: &'h Arc<SpaceInner>) -> Result<Self> {
+        let hands = Self::of_space(space)?;
+        Ok(Self { others: Others::of(&**hands.store, None), ..hands })
+    }
+
+    pub(super) fn store(&self) -> &'h Arc<dyn Store> {
+        self.store
+    }
+
     /// Those of a space.
     ///
     /// # Errors
@@ -118,7 +198,12 @@ impl<'h> Hands<'h> {
         match &space.durable {
             Some(durable) => {
                 let live = Some(Live { space, durable });
-                Ok(Self { store: &durable.store, env: &space.env, live, others: Others::Nobody })
+                let others = match (durable.is_shared(), space.link.get()) {
+                    (false, _) => Others::Nobody,
+                    (true, None) => Others::Logged,
+                    (true, Some(_)) => Others::Linked(space),
+                };
+                Ok(Self { store: &durable.store, env: &space.env, live, others })
             }
             None => {
                 Err(Error::misuse("a space in memory has no store, and nothing in it is asked for by hand"))
@@ -154,13 +239,20 @@ impl<'h> Hands<'h> {
 
     /// Commits what the process would have to know of that has the node.
     async fn commit_at(&self, node: &str, batch: Batch) -> Result<Committed> {
-        self.commit(beside::guarded(self.store, self.others, node, batch).await?).await
+        let own = self.live.and_then(|Live { durable, .. }| durable.process());
+        self.commit(beside::guarded(self.store, self.others, own, node, batch).await?).await
+    }
+
+    /// The process that has a node and is to be asked instead, if there is one.
+    async fn elsewhere(&self, node: &str) -> Result<Option<Elsewhere<'h>>> {
+        let Others::Linked(space) = self.others else { return Ok(None) };
+        let process = linked::elsewhere(space, self.store, node).await?;
+        Ok(process.map(|process| Elsewhere { space, process, node: node.to_owned() }))
     }
 
     /// Commits a change of a flow under way.
     async fn commit_flow(&self, flow: &Document, batch: Batch) -> Result<Committed> {
-        let node = FlowKey::of(&flow.key, FLOWS).map(|name| name.node.into_owned());
-        self.commit_at(&node.unwrap_or_default(), batch).await
+        self.commit_at(&flow_node(flow, FLOWS), batch).await
     }
 
     async fn commit(&self, batch: Batch) -> Result<Committed> {
@@ -246,6 +338,22 @@ impl<'h> Hands<'h> {
         Ok(found)
     }
 
+    /// Flows that are for this process to change, and the processes that have the others, one for each node.
+    async fn apart(&self, flows: Vec<Document>) -> Result<(Vec<Document>, Vec<Elsewhere<'h>>)> {
+        let (mut here, mut elsewhere): (_, Vec<Elsewhere<'h>>) = (Vec::new(), Vec::new());
+        for document in flows {
+            let node = flow_node(&document, FLOWS);
+            if elsewhere.iter().any(|known| known.node == node) {
+                continue;
+            }
+            match self.elsewhere(&node).await? {
+                Some(process) => elsewhere.push(process),
+                None => here.push(document),
+            }
+        }
+        Ok((here, elsewhere))
+    }
+
     async fn cancel(&self, of: &FlowsOf) -> Result<Vec<FlowByHand>> {
         let live = self.live_flows(of);
         let mut asked = Vec::new();
@@ -272,7 +380,11 @@ impl<'h> Hands<'h> {
                 became,
             });
         }
-        for document in self.stored_flows(of, &live).await? {
+        let (here, elsewhere) = self.apart(self.stored_flows(of, &live).await?).await?;
+        for process in elsewhere {
+            flows.extend(process.ask_of_flows(of, Request::Cancel).await?);
+        }
+        for document in here {
             let batch = by_hand::cancelled(self.store, &document).await?;
             self.commit_flow(&document, batch).await.map_err(|error| error.at_event(of.event))?;
             flows.extend(by_hand_of(&document, FlowBecame::Cancelled));
@@ -295,7 +407,11 @@ impl<'h> Hands<'h> {
                 became: FlowBecame::Due,
             })
             .collect();
-        for document in self.stored_flows(of, &live).await? {
+        let (here, elsewhere) = self.apart(self.stored_flows(of, &live).await?).await?;
+        for process in elsewhere {
+            flows.extend(process.ask_of_flows(of, Request::Retry).await?);
+        }
+        for document in here {
             if let Some(batch) = by_hand::tried_now(&document, now_unix_ms)? {
                 self.commit_flow(&document, batch).await.map_err(|error| error.at_event(of.event))?;
                 flows.extend(by_hand_of(&document, FlowBecame::Due));
@@ -310,10 +426,40 @@ impl<'h> Hands<'h> {
     /// Does something to dead letters, at most so many, and says what came of each.
     async fn each_letter(&self, letters: &Letters, act: Act<'_>) -> Result<LettersByHand> {
         let (mut done, mut after) = (Vec::new(), letters.after.as_deref().map(Key::from));
-        loop {
-            let (page, next) = by_hand::page_of(self.store, DEAD, letters.node.as_deref(), after).await?;
-            for document in &page {
+        // Nodes whose letters are not given away.
+        let mut own: HashSet<String> = HashSet::new();
+        'pages: loop {
+            let from = after.take();
+            let (page, next) =
+                by_hand::page_of(self.store, DEAD, letters.node.as_deref(), from.clone()).await?;
+            for (index, document) in page.iter().enumerate() {
                 let Some(name) = FlowKey::of(&document.key, DEAD) else { continue };
+                // Nobody has a letter in memory, so those that are dropped need nobody else.
+                if letters.mode == Mode::CarryOut && !matches!(act, Act::Drop) && !own.contains(&*name.node) {
+                    if let Some(process) = self.elsewhere(&name.node).await? {
+                        let before = index.checked_sub(1).and_then(|before| page.get(before));
+                        let from = before.map(|before| Arc::clone(&before.key)).or(from);
+                        if !done.is_empty() {
+                            // What a process answers is an answer of its own.
+                            return Ok(LettersByHand {
+                                letters: done,
+                                next: from.map(|key| key.to_string()),
+                            });
+                        }
+                        let told = process.ask_of_letters(letters, from, act).await?;
+                        let node_end = behind(&name.node);
+                        let next = told.next.or_else(|| letters.node.is_none().then(|| node_end.to_string()));
+                        if !told.letters.is_empty() {
+                            return Ok(LettersByHand { letters: told.letters, next });
+                        }
+                        match next {
+                            Some(next) => after = Some(next.into()),
+                            None => break 'pages,
+                        }
+                        continue 'pages;
+                    }
+                    own.insert(name.node.to_string());
+                }
                 if letters.event.is_some_and(|event| event != name.event) {
                     continue;
                 }
@@ -346,7 +492,8 @@ impl<'h> Hands<'h> {
                 None => break,
             }
         }
-        if let (Some(event), true) = (letters.event, done.is_empty()) {
+        // Behind a page there may be nothing more.
+        if let (Some(event), true, None) = (letters.event, done.is_empty(), &letters.after) {
             let of = FlowsOf { event, node: letters.node.clone() };
             return Err(none_of("no dead letter", &of));
         }
@@ -382,11 +529,11 @@ impl<'h> Hands<'h> {
             }
             (Act::Redrive, None) => {
                 let begins = by_hand::redriven(self.store, letter, self.env.unix_ms()).await?;
-                self.commit_at(&letter_node(letter), begins.batch).await.map(|_| None)
+                self.commit_at(&flow_node(letter, DEAD), begins.batch).await.map(|_| None)
             }
             (Act::Edit(payload), None) => {
                 let begins = by_hand::edited(self.store, self.env, letter, payload).await?;
-                self.commit_at(&letter_node(letter), begins.batch).await.map(|_| Some(begins.event))
+                self.commit_at(&flow_node(letter, DEAD), begins.batch).await.map(|_| Some(begins.event))
             }
             // Nobody has a letter in memory, and the revision sees to it that it is there.
             (Act::Drop, _) => self.commit(by_hand::dropped(letter)?).await.map(|_| None),
@@ -405,6 +552,12 @@ impl<'h> Hands<'h> {
         if bytes.len() > DOCUMENT_BYTES_MAX {
             let (bytes, bytes_max) = (bytes.len(), DOCUMENT_BYTES_MAX);
             return Err(Error::new(ErrorKind::Oversized { bytes, bytes_max }));
+        }
+        if let Some(process) = self.elsewhere(&name.node).await? {
+            return match process.ask(Request::SetState(set.clone())).await? {
+                Answer::Written(written) => Ok(written),
+                _ => Err(other_answer()),
+            };
         }
         let written = Written { key: set.key.clone(), revision: set.revision.saturating_add(1) };
         let found = self.store.document(&key).await?;
@@ -468,20 +621,36 @@ impl<'h> Hands<'h> {
     }
 
     async fn schedule(&self, OfSchedule { name, act }: OfSchedule) -> Result<ScheduledByHand> {
+        if let Others::Linked(_) = self.others
+            && let Some(node) = schedule::taker_of(self.store, &name).await?
+            && let Some(process) = self.elsewhere(&node).await?
+        {
+            return match process.ask(Request::Schedule(OfSchedule { name, act })).await? {
+                Answer::Scheduled(scheduled) => Ok(scheduled),
+                _ => Err(other_answer()),
+            };
+        }
         let Some(Live { space, .. }) = self.live else {
             let edit = match act {
                 ScheduleAct::Pause => Edit::Pause,
                 ScheduleAct::Resume => Edit::Resume,
                 ScheduleAct::Remove => Edit::Remove,
-                ScheduleAct::Trigger | ScheduleAct::Backfill { .. } if !self.others.is_nobody() => {
-                    return Err(Error::misuse(
-                        "only the process that has the node of a schedule gives it the events; ask that process",
-                    ));
-                }
                 ScheduleAct::Trigger | ScheduleAct::Backfill { .. } => {
-                    return Err(Error::misuse(
-                        "no process has the store, so nobody takes the events of a schedule; start the space first",
-                    ));
+                    if schedule::taker_of(self.store, &name).await?.is_none() {
+                        return Err(schedule::no_such(&name));
+                    }
+                    return Err(Error::misuse(match self.others {
+                        Others::Nobody => {
+                            "no process has the store, so nobody takes the events of a schedule; start the space first"
+                        }
+                        Others::Linked(_) => {
+                            "no process that has the node of the schedule is there, so nobody takes its events; start the \
+                             space first"
+                        }
+                        Others::Logged | Others::Heard(_) => {
+                            "only the process that has the node of a schedule gives it the events; ask that process"
+                        }
+                    }));
                 }
             };
             let (node, batch) = schedule::edited(self.store, &name, edit, self.env.unix_ms()).await?;
@@ -577,9 +746,15 @@ fn check_durable(node: &NodeInner, key: &str) -> Result<()> {
     )))
 }
 
-/// The node of a dead letter.
-fn letter_node(letter: &Document) -> String {
-    FlowKey::of(&letter.key, DEAD).map_or_else(String::new, |name| name.node.into_owned())
+/// The node of a flow, or of a dead letter.
+fn flow_node(document: &Document, prefix: &str) -> String {
+    FlowKey::of(&document.key, prefix).map_or_else(String::new, |name| name.node.into_owned())
+}
+
+/// Behind all dead letters of a node, and before those of the next.
+fn behind(node: &str) -> Key {
+    // `0` is what comes behind `/`.
+    format!("{DEAD}{}0", escaped(node)).into()
 }
 
 fn by_hand_of(document: &Document, became: FlowBecame) -> Option<FlowByHand> {

@@ -4,9 +4,12 @@
 //!
 //! One request means the same in three places: [`Space::control`](crate::Space::control) carries it out in this process,
 //! [`Client::ask`] in the process whose space is open in a folder, and [`carry_out`] on a store that no process has.
-//! On a log whose nodes may belong to running processes, [`carry_out_beside`] does what is safe there and refuses the rest.
+//! On a log whose nodes belong to several processes, [`carry_out_among`] has each do its part over their link, as
+//! [`Space::control`](crate::Space::control) of one of them does; [`carry_out_beside`] does what is safe beside them and
+//! refuses the rest.
 
 mod carry;
+mod linked;
 #[cfg(feature = "embedded")]
 mod client;
 #[cfg(feature = "embedded")]
@@ -27,10 +30,14 @@ pub use client::Client;
 use crate::balance::BalanceReport;
 use crate::durable::beside;
 use crate::durable::schedule::{self, Schedule};
+#[cfg(doc)]
+use crate::limits;
+use crate::space::Space;
 
 pub use crate::durable::beside::{Heard, NodeOwner};
 
 pub(crate) use carry::{Hands, within};
+pub(crate) use linked::{ByHand, Carried};
 #[cfg(feature = "embedded")]
 pub(crate) use listen::Listening;
 
@@ -537,6 +544,78 @@ pub async fn carry_out_beside(
     request: Request,
 ) -> Result<Answer> {
     Hands::of_store(store, env, Some(heard)).carry_out(request).await
+}
+
+/// Carries out a request on a log whose nodes belong to processes that run, for somebody who has a place at their link and
+/// none of the nodes: a space in memory that has joined it and started.
+///
+/// What is about a node goes to the process that has it, over the link, and is done there as by [`Space::control`]. What is
+/// about a node whose process is not there is done to the log, as by [`carry_out_beside`]; dead letters are dropped and
+/// records pruned there in any case, for nobody has them in memory. An event is kept for its node in the log; to wait for
+/// its answer, send it by the space.
+///
+/// [`Space::control`]: crate::Space::control
+///
+/// # Delivery
+///
+/// A request whose answer is lost is made again under the same id for [`limits::CONTROL_AGAIN_MS`], and a process does each
+/// once. One that ended meanwhile did it or not: then the error says that this is not known.
+///
+/// A process with an [identity](crate::Space::identity) does only what a trusted key has signed that
+/// [may operate](crate::identity::Trusted::operates) the node. Without one it does what anybody asks who reaches its link.
+///
+/// # Errors
+///
+/// - What the process of the node says.
+/// - [`ErrorKind::Closed`](happen_core::ErrorKind::Closed), [`ErrorKind::Io`](happen_core::ErrorKind::Io) or
+///   [`ErrorKind::TimedOut`](happen_core::ErrorKind::TimedOut): it is not known whether it was done.
+/// - [`ErrorKind::Untrusted`](happen_core::ErrorKind::Untrusted): the process does not believe the key of this space.
+/// - As [`carry_out_beside`].
+///
+/// # Cancel safety
+///
+/// What was asked for over the link is done all the same.
+///
+/// # Examples
+///
+/// ```
+/// use happen::control::{self, Answer, Request, SetState};
+/// use happen::{Config, Hub, Space};
+/// # use happen::{Context, Event};
+/// # #[derive(happen::State, Default, Clone, serde::Serialize, serde::Deserialize)]
+/// # #[state("count", version = 1)]
+/// # struct Count { count: u64 }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> happen::Result<()> {
+/// # let (hub, env) = (Hub::new(), Space::memory().env().clone());
+/// # let log: std::sync::Arc<dyn happen::store::Store> =
+/// #     std::sync::Arc::new(happen::store::MemoryStore::new(std::sync::Arc::clone(&env)).shared());
+/// // In one process:
+/// let shop = Space::with_store(Config::default(), std::sync::Arc::clone(&env), std::sync::Arc::clone(&log))?;
+/// shop.join(hub.link("shop"))?;
+/// shop.node("orders").on("u64", |_: &Event<u64>, _: &Context| {});
+/// shop.start().await?;
+///
+/// // In another:
+/// let here = Space::memory();
+/// here.join(hub.link("operator"))?;
+/// here.start().await?;
+/// let set = SetState {
+///     key: "state/orders/count".into(),
+///     revision: 0,
+///     shape: Some(1),
+///     content: serde_json::json!({ "count": 7 }),
+/// };
+/// let answer = control::carry_out_among(&here, &log, Request::SetState(set)).await?;
+/// # assert!(matches!(answer, Answer::Written(_)));
+/// assert_eq!(shop.node("orders").state::<Count>().get(|count| count.count), 7);
+/// # shop.stop().await?;
+/// # here.stop().await
+/// # }
+/// ```
+pub async fn carry_out_among(space: &Space, store: &Arc<dyn Store>, request: Request) -> Result<Answer> {
+    Hands::among(space.inner(), store).carry_out(request).await
 }
 
 /// Which process has which durable node of a log that several write; empty for a store that is not shared.

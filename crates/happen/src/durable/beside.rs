@@ -10,7 +10,8 @@ use happen_core::{Error, Result};
 
 use super::by_hand::deletion;
 use super::keys::{OWNERS, PROCESSES, name_of, named};
-use super::owners::StoredOwner;
+use super::owners::{StoredOwner, StoredProcess};
+use crate::space::SpaceInner;
 
 /// Which process has a durable node of a log that several write.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +39,8 @@ pub(crate) enum Others<'h> {
     Logged,
     /// Those that are heard of.
     Heard(&'h Heard<'h>),
+    /// Those that are heard of beyond the link of this space, and can be asked there.
+    Linked(&'h Arc<SpaceInner>),
 }
 
 impl<'h> Others<'h> {
@@ -53,6 +56,21 @@ impl<'h> Others<'h> {
     pub(crate) const fn is_nobody(self) -> bool {
         matches!(self, Self::Nobody)
     }
+}
+
+/// The key of the document that stands for the process that has a node; `None` when none has it that has not said that it
+/// goes.
+///
+/// # Errors
+///
+/// What the store says, and when a document cannot be read.
+pub(crate) async fn process_of(store: &Arc<dyn Store>, node: &str) -> Result<Option<Key>> {
+    let found = store.document(&named(OWNERS, node)).await?;
+    let owner = found.as_ref().map(StoredOwner::of).transpose()?.flatten();
+    let Some((process, _)) = owner.map(StoredOwner::into_parts) else { return Ok(None) };
+    let process: Key = process.into();
+    let there = store.document(&process).await?;
+    Ok(there.filter(|document| document.content.is_some()).map(|_| process))
 }
 
 /// Which process has which durable node, by node.
@@ -94,9 +112,9 @@ pub(crate) async fn owners_in(store: &Arc<dyn Store>) -> Result<Vec<NodeOwner>> 
     Ok(owners)
 }
 
-/// Has a batch about a node count only when no process goes on with the node: with the condition that it changes hands
-/// with nobody meanwhile, and with the end of a process that has it and is not heard of. From there on nothing of that
-/// process counts, as when another one had taken the node over.
+/// Has a batch about a node count only when no process goes on with the node but this one, if it is one: with the condition
+/// that it changes hands with nobody meanwhile, and with the end of a process that has it and is not heard of. From there
+/// on nothing of that process counts, as when another one had taken the node over.
 ///
 /// # Errors
 ///
@@ -105,6 +123,7 @@ pub(crate) async fn owners_in(store: &Arc<dyn Store>) -> Result<Vec<NodeOwner>> 
 pub(crate) async fn guarded(
     store: &Arc<dyn Store>,
     others: Others<'_>,
+    own: Option<&Key>,
     node: &str,
     mut batch: Batch,
 ) -> Result<Batch> {
@@ -114,9 +133,14 @@ pub(crate) async fn guarded(
     let key = named(OWNERS, node);
     let found = store.document(&key).await?;
     let revision = found.as_ref().map_or(0, |document| document.revision);
-    batch.conditions.push(Condition::Revision { key, revision });
     let owner = found.as_ref().map(StoredOwner::of).transpose()?.flatten();
-    let Some((process, _)) = owner.map(StoredOwner::into_parts) else { return Ok(batch) };
+    let process = owner.map(|owner| Key::from(owner.into_parts().0));
+    if process.is_some() && process.as_ref() == own {
+        // Whatever this process commits counts only as long as nobody took its nodes over.
+        return Ok(batch);
+    }
+    batch.conditions.push(Condition::Revision { key, revision });
+    let Some(process) = process else { return Ok(batch) };
     let Some(there) = store.document(&process).await?.filter(|document| document.content.is_some()) else {
         return Ok(batch);
     };
@@ -127,6 +151,9 @@ pub(crate) async fn guarded(
             let all = owners_in(store).await?;
             let its = all.iter().filter(|owner| owner.process == name).map(|owner| owner.node.as_str());
             its.chain([node]).find_map(heard)
+        }
+        Others::Linked(space) => {
+            StoredProcess::member_in(&there)?.filter(|member| space.hears_member(member))
         }
         _ => Some(name.into_owned()),
     };

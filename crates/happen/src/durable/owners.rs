@@ -99,9 +99,23 @@ enum StoredPattern {
 
 /// What the document says that stands for a process.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct StoredProcess {
+pub(super) struct StoredProcess {
     /// The name of its space on the link; empty without one.
     member: String,
+}
+
+impl StoredProcess {
+    /// The name on the link of the process that such a document stands for; `None` when it has gone.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub(super) fn member_in(document: &Document) -> Result<Option<String>> {
+        let Some(content) = &document.content else { return Ok(None) };
+        let process: Self = happen_core::state::decode_document(content.version, &content.bytes)
+            .map_err(|error| error.context(format!("document `{}`", document.key)))?;
+        Ok(Some(process.member))
+    }
 }
 
 impl State for StoredProcess {
@@ -261,6 +275,11 @@ impl Durable {
     /// Whether other processes write the log.
     pub(crate) fn is_shared(&self) -> bool {
         self.owners.is_some()
+    }
+
+    /// The key of the document that stands for this process, on a log that others write too.
+    pub(crate) fn process(&self) -> Option<&Key> {
+        self.owners.as_ref().map(|owners| &owners.process)
     }
 
     /// What a commit has to have so that an event reaches the durable nodes of other processes.
@@ -732,10 +751,8 @@ fn are_there(space: &SpaceInner, processes: &[Document]) -> Result<bool> {
     let (Some(linked), false) = (space.link.get(), processes.is_empty()) else { return Ok(false) };
     let peers = linked.link.peers();
     for document in processes {
-        let Some(content) = &document.content else { continue };
-        let process: StoredProcess = happen_core::state::decode_document(content.version, &content.bytes)
-            .map_err(|error| error.context(format!("document `{}`", document.key)))?;
-        if peers.iter().any(|peer| peer.name == process.member) {
+        let member = StoredProcess::member_in(document)?;
+        if member.is_some_and(|member| peers.iter().any(|peer| peer.name == member)) {
             return Ok(true);
         }
     }

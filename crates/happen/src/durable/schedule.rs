@@ -620,6 +620,16 @@ pub(crate) enum Edit {
     Remove,
 }
 
+/// The node that takes the events of the schedule; `None` when there is no schedule of this name.
+///
+/// # Errors
+///
+/// What the store says.
+pub(crate) async fn taker_of(store: &Arc<dyn Store>, name: &str) -> Result<Option<String>> {
+    let Some(found) = store.document(&named(SCHEDULES, name)).await? else { return Ok(None) };
+    Ok(decode(&found)?.map(|schedule| schedule.to))
+}
+
 /// The node that takes the events of the schedule, and the batch that does it.
 ///
 /// # Errors

@@ -77,6 +77,14 @@ pub enum Distrust {
         /// The user's id.
         user: String,
     },
+    /// The key may not change anything of this node by hand.
+    #[error("key {key} may not change anything of node `{node}` by hand")]
+    NotOperator {
+        /// Who signed.
+        key: PublicKey,
+        /// The node.
+        node: String,
+    },
 }
 
 impl Distrust {
@@ -94,6 +102,7 @@ impl Distrust {
             Self::ForeignSender { .. } => "foreign-sender",
             Self::ForeignOrigin { .. } => "foreign-origin",
             Self::ForeignUser { .. } => "foreign-user",
+            Self::NotOperator { .. } => "not-operator",
         }
     }
 
@@ -110,7 +119,8 @@ impl Distrust {
             | Self::Replayed { key, .. }
             | Self::ForeignSender { key, .. }
             | Self::ForeignOrigin { key, .. }
-            | Self::ForeignUser { key, .. } => Some(key),
+            | Self::ForeignUser { key, .. }
+            | Self::NotOperator { key, .. } => Some(key),
         }
     }
 

@@ -30,6 +30,8 @@ pub struct Trusted {
     #[serde(default)]
     users: Vec<String>,
     #[serde(default)]
+    operates: Vec<String>,
+    #[serde(default)]
     from_unix_ms: u64,
     #[serde(default = "for_ever")]
     until_unix_ms: u64,
@@ -99,6 +101,7 @@ impl Trusted {
             nodes: Vec::new(),
             origins: Vec::new(),
             users: Vec::new(),
+            operates: Vec::new(),
             from_unix_ms: 0,
             until_unix_ms: for_ever(),
         }
@@ -127,6 +130,14 @@ impl Trusted {
         self
     }
 
+    /// The nodes whose flows, dead letters, schedules and states it may change by hand over the link, as
+    /// [`control`](crate::control) has it.
+    #[must_use]
+    pub fn operates<G: Into<String>>(mut self, globs: impl IntoIterator<Item = G>) -> Self {
+        self.operates.extend(globs.into_iter().map(Into::into));
+        self
+    }
+
     /// When it is valid, in milliseconds since 1970: from the first moment on, and no more at the second.
     #[must_use]
     pub const fn between(mut self, from_unix_ms: u64, until_unix_ms: u64) -> Self {
@@ -146,6 +157,13 @@ impl Trusted {
             return Ok(());
         }
         Err(Distrust::ForeignSender { key: self.key, node: node.to_owned() })
+    }
+
+    pub(crate) fn may_operate(&self, node: &str) -> Result<(), Distrust> {
+        if matches(&self.operates, node) {
+            return Ok(());
+        }
+        Err(Distrust::NotOperator { key: self.key, node: node.to_owned() })
     }
 
     /// Whether it may say everything that this event says of where it comes from.

@@ -10,14 +10,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use happen_core::env::{BoxFuture, Env};
-use happen_core::link::{Inbound, Link, NodePresence, Notice, Peer, Replies};
+use happen_core::link::{Inbound, Link, NodePresence, Notice, Peer, Replies, is_addressable};
 use happen_core::pattern::is_runtime;
 use happen_core::{Error, ErrorKind, Pattern, Result};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::env::RealEnv;
 use crate::limits;
-use crate::link::RESERVED;
 use crate::sync::{Mutex, lock};
 
 /// Joins spaces of one process with each other: for tests, and for parts of a program that are to be taken apart later.
@@ -302,7 +301,7 @@ impl Member {
 
 impl Known {
     fn of(nodes: Vec<NodePresence>) -> Self {
-        let ids = nodes.iter().map(|node| node.id.clone()).filter(|id| !id.starts_with(RESERVED)).collect();
+        let ids = nodes.iter().map(|node| node.id.clone()).filter(|id| is_addressable(id)).collect();
         // Who publishes chooses one of those that share.
         let for_all = nodes.iter().filter(|node| node.share.is_none());
         let patterns = for_all.flat_map(|node| node.handles.iter().cloned()).collect();

@@ -9,14 +9,15 @@ use std::task::{Context, Poll};
 use happen_core::codec::{self, Addressee, WireError, WireEvent, WireParcel, WireReply, WireSeal};
 use happen_core::event::Purpose;
 use happen_core::hash::{self, HashMismatch};
-use happen_core::link::{Inbound, NodePresence, Notice, Replies};
+use happen_core::link::{CONTROL, Inbound, NodePresence, Notice, Replies};
 use happen_core::{ErasedEvent, Error, ErrorKind, EventId, NodeKey, Result, Value};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::control::ByHand;
 use crate::dispatch::{self, Delivered, Reply, Want};
 use crate::durable::Spread;
 use crate::flow::Outcome;
-use crate::identity::{Asked, Distrust, Guard, Opened};
+use crate::identity::{Asked, Distrust, Guard, Opened, Trusted};
 use crate::limits;
 use crate::link::{Entrance, Linked, RESERVED};
 use crate::route::Takers;
@@ -128,6 +129,15 @@ impl SpaceInner {
             }
         }
         let event = self.event_in(&parcel)?;
+        if let (Addressee::Node(to), Some(_)) = (addressee, self.guard.get())
+            && to.starts_with(CONTROL)
+        {
+            // Nobody's word is enough to send an event, where that was said, and never for this.
+            let may =
+                |by: &Trusted| by.may_operate(&ByHand::read(&*event)?.node).map_err(Distrust::into_error);
+            let allowed = opened.by.as_deref().map_or_else(|| Err(Distrust::Unsigned.into_error()), may);
+            allowed.map_err(|error| error.at_event(event.envelope().id))?;
+        }
         for event in parcel.events() {
             self.hashes.note(event);
         }
@@ -210,6 +220,14 @@ impl SpaceInner {
             .and_then(|event| {
                 let envelope = event.envelope();
                 answers.to = envelope.id;
+                if to.starts_with(CONTROL) {
+                    let asked = ByHand::read(&*event)?;
+                    if let Some(sealing) = &mut answers.sealing {
+                        // Who has the node answers for it.
+                        sealing.asked.node.clone_from(&asked.node);
+                    }
+                    return self.asked_by_hand(to, envelope.id, asked).map(Source::Waits);
+                }
                 answers._place = Some(self.place_for_answer().map_err(|error| error.at_event(envelope.id))?);
                 let (want, items) = match envelope.purpose {
                     Purpose::Ask => (Want::plain(true), None),
@@ -278,6 +296,9 @@ impl SpaceInner {
         let mut nodes: Vec<_> = told.collect();
         let routers = self.routes.routers().into_iter();
         nodes.extend(routers.map(|id| NodePresence { id: id.to_string(), handles: Vec::new(), share: None }));
+        if let Some(id) = self.control_id() {
+            nodes.push(NodePresence { id, handles: Vec::new(), share: None });
+        }
         nodes.sort_by(|a, b| a.id.cmp(&b.id));
         nodes
     }

@@ -15,6 +15,7 @@ use std::sync::{Arc, Weak};
 use happen_core::link::{Link, Routing};
 use happen_core::{Error, ErrorKind, Result};
 
+use crate::control::Carried;
 use crate::space::{Space, SpaceInner};
 
 pub use self::hub::{Hub, HubLink};
@@ -35,6 +36,8 @@ pub(crate) struct Linked {
     answering: Arc<AtomicUsize>,
     /// What leaves signed and nobody waits for.
     leaving: Leaving,
+    /// What was asked for by hand from elsewhere.
+    pub(crate) carried: Carried,
 }
 
 /// A node of another member of the link.
@@ -100,8 +103,16 @@ impl Space {
             refused: AtomicU64::new(0),
             answering: Arc::default(),
             leaving: Leaving::default(),
+            carried: Carried::default(),
         };
         inner.link.set(linked).map_err(|_| Error::misuse("a space has one link, and this one has it already"))
+    }
+
+    /// The link that this space has joined, for what only one kind of link has; `None` without one. What is done with it
+    /// goes past everything that the space sees to.
+    #[must_use]
+    pub fn link(&self) -> Option<Arc<dyn Link>> {
+        self.inner().link.get().map(|linked| Arc::clone(&linked.link))
     }
 
     /// The nodes of the other members of the link, by id; empty without a link.
@@ -163,6 +174,18 @@ impl SpaceInner {
     pub(crate) fn leave_link(self: &Arc<Self>) -> Option<happen_core::env::BoxFuture<'static, ()>> {
         self.carry_all();
         self.link.get().map(|linked| linked.link.close())
+    }
+
+    /// Whether a process is there that can be asked by this id.
+    pub(crate) fn hears_process(&self, id: &str) -> bool {
+        let peers = self.link.get().map(|linked| linked.link.peers()).unwrap_or_default();
+        peers.iter().any(|peer| peer.nodes.iter().any(|node| node.id == id))
+    }
+
+    /// Whether a member of this name is there.
+    pub(crate) fn hears_member(&self, name: &str) -> bool {
+        let peers = self.link.get().map(|linked| linked.link.peers()).unwrap_or_default();
+        peers.iter().any(|peer| peer.name == name)
     }
 
     fn linked(&self, node: &str) -> Result<&Linked> {

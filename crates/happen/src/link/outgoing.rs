@@ -58,6 +58,33 @@ impl SpaceInner {
         }))
     }
 
+    /// Asks a process for something by hand, by the id that its runtime has for it. Whoever may speak for the node has to
+    /// have signed the answer.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be encoded or signed, and what the link says.
+    pub(crate) fn ask_process(
+        self: &Arc<Self>,
+        process: &str,
+        node: &str,
+        event: &dyn ErasedEvent,
+    ) -> Result<Away> {
+        let linked = self.linked(process)?;
+        let frame = self.frame(Sender::Space(self), event, None)?;
+        self.carry_all();
+        let (frame, leaf) = self.sealed(Addressee::Node(process), event, frame)?;
+        Ok(Away {
+            space: Arc::clone(self),
+            event: event.envelope().id,
+            node: NodeKey(0),
+            replies: linked.link.request(process, frame)?,
+            items: 0,
+            asked: leaf.map(|leaf| Box::new(Asked { leaf, node: node.to_owned() })),
+            loads: Default::default(),
+        })
+    }
+
     /// Sends an event to everyone elsewhere who listens, and chooses one for each node that several processes share: gives
     /// those of which it is the one here. What nobody elsewhere can be told is told here. Nodes that remember have one that
     /// is stored by the log that they share with this space.
