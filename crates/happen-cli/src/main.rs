@@ -34,6 +34,7 @@ use crate::store::hand::SendArguments;
 use crate::store::nodes::NodesArguments;
 use crate::store::owners::OwnersArguments;
 use crate::store::reach::Reach;
+use crate::store::region::RegionCommand;
 use crate::store::schedule::ScheduleCommand;
 use crate::store::state::StateCommand;
 use crate::store::tail::TailArguments;
@@ -63,6 +64,9 @@ enum Command {
     Nodes(OwnersArguments),
     /// Show whether the nodes of a space keep up, and what they would need
     Balance(BalanceArguments),
+    /// Look which of several regions writes the log of a space on NATS, or have another one take over
+    #[command(subcommand)]
+    Region(RegionCommand),
     /// Print what led to an event and what followed, as a tree
     Trace(TraceArguments),
     /// Print what caused an event, or what made each revision of a document
@@ -176,6 +180,7 @@ fn main() -> ExitCode {
         Command::Ps(arguments) => run(store::nodes::run(&arguments, &output)),
         Command::Nodes(arguments) => run(store::owners::run(&arguments, &output)),
         Command::Balance(arguments) => run(store::balance::run(&arguments, &output)),
+        Command::Region(command) => run(store::region::run(&command, &output)),
         Command::Trace(arguments) => run(store::web::trace(&arguments, &output)),
         Command::Why(arguments) => run(store::web::why(&arguments, &output)),
         Command::Impact(arguments) => run(store::web::impact(&arguments, &output)),

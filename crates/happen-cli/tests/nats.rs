@@ -485,6 +485,9 @@ fn all_commands(of: &Everything) -> BTreeMap<&'static str, Option<Vec<&str>>> {
         ("tail", Some(vec!["-n", "3"])),
         ("ps", Some(vec![])),
         ("nodes", Some(vec![])),
+        ("balance", Some(vec![])),
+        ("region show", Some(vec![])),
+        ("region take-over", Some(vec![])),
         ("trace", Some(vec![dead])),
         ("why", Some(vec!["mill"])),
         ("impact", Some(vec![dead])),
@@ -600,6 +603,42 @@ fn every_command_works_in_a_space_on_nats() {
         }
         process.stop();
     }
+}
+
+#[test]
+fn a_region_takes_over_by_hand() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let leaf = format!("leafnodes {{ reconnect: 1, remotes: [{{ url: \"nats://127.0.0.1:{port}\" }}] }}");
+    let mut east = NatsServer::in_domain("east", &format!("leafnodes {{ listen: \"127.0.0.1:{port}\" }}"));
+    let west = NatsServer::in_domain("west", &leaf);
+    let [in_east, in_west] = [&east, &west].map(|server| format!("{}/shop", server.url()));
+    let told = failure(&happen(&in_west, &["region", "show"]), 4);
+    assert!(told.contains("these servers have no log"), "{told}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let written = Nats::at(&*in_east).open().await.unwrap();
+        written.start().await.unwrap();
+        let followed = Nats::at(&*in_west).mirror_of("east").open().await.unwrap();
+        followed.start().await.unwrap();
+        followed.stop().await.unwrap();
+        written.stop().await.unwrap();
+    });
+    let show = |url: &str| {
+        let output = happen(url, &["region", "show", "--json"]);
+        serde_json::from_slice::<Json>(&output.stdout).unwrap()
+    };
+    assert_eq!(show(&in_east)["stands"], "written");
+    assert_eq!((&show(&in_west)["stands"], &show(&in_west)["of"]), (&json!("mirrored"), &json!("east")));
+    let told = failure(&happen(&in_west, &["region", "take-over", "--lost"]), 1);
+    assert!(told.contains("region `east` answers"), "{told}");
+    east.kill();
+    let told = failure(&happen(&in_west, &["region", "take-over"]), 1);
+    assert!(told.contains("to go on without what it has"), "{told}");
+    let output = happen(&in_west, &["region", "take-over", "--lost"]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(show(&in_west)["stands"], "written");
+    let told = failure(&happen("", &["region", "show", "--store", "./folder"]), 2);
+    assert!(told.contains("regions are those of NATS servers"), "{told}");
 }
 
 #[test]

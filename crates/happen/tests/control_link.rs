@@ -323,6 +323,14 @@ impl Link for Lossy {
         }
     }
 
+    fn post_at(&self, member: &str, to: &str, frame: Vec<u8>) -> happen::Result<()> {
+        self.link.post_at(member, to, frame)
+    }
+
+    fn request_at(&self, member: &str, to: &str, frame: Vec<u8>) -> happen::Result<Box<dyn Replies>> {
+        self.link.request_at(member, to, frame)
+    }
+
     fn publish(&self, event_type: &str, frame: Vec<u8>) -> happen::Result<()> {
         self.link.publish(event_type, frame)
     }
@@ -333,6 +341,10 @@ impl Link for Lossy {
 
     fn peers(&self) -> Vec<Peer> {
         self.link.peers()
+    }
+
+    fn revision(&self) -> u64 {
+        self.link.revision()
     }
 
     fn close(&self) -> BoxFuture<'static, ()> {

@@ -16,6 +16,7 @@ pub(crate) mod opened;
 pub(crate) mod owners;
 pub(crate) mod presence;
 pub(crate) mod reach;
+pub(crate) mod region;
 pub(crate) mod schedule;
 pub(crate) mod server;
 pub(crate) mod state;
