@@ -141,8 +141,8 @@ pub fn connection(space: &Space) -> Option<Connection> {
 /// | how to sign in, certificates | what the address says | [`Nats::access`] |
 /// | timeouts and pings of the client | those of the client | [`Nats::sign_in`] |
 /// | how long opening waits for a server | [`limits::OPEN_WAIT_MS`] | [`Nats::open_wait`] |
-/// | the longest wait between attempts to connect again, for ever | [`limits::RECONNECT_DELAY_MAX`] | [`Nats::reconnect_wait_max`] |
-/// | what may wait for each other process | [`limits::LINK_QUEUE_MAX`], [`limits::LINK_QUEUE_BYTES_MAX`] | [`Nats::queue_max`] |
+/// | the wait between attempts to connect again | [`limits::RECONNECT_DELAY_MAX`] | [`Nats::reconnect_wait_max`] |
+/// | what may wait for each other process | [`limits::LINK_QUEUE_MAX`], and bytes | [`Nats::queue_max`] |
 /// | how long a commit waits for its answer | [`limits::COMMIT_WAIT_MS`] | [`Nats::commit_wait`] |
 /// | after which bytes of the log a copy is kept | [`limits::COPY_AFTER_BYTES`] | [`Nats::copy_after`] |
 /// | on how many servers the log is kept | three of a cluster, or one | [`Nats::replicas`] |
