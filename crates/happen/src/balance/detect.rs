@@ -134,8 +134,8 @@ impl Track {
         matches!((self.points.front(), self.points.back()), (Some(first), Some(last)) if last.lag < first.lag)
     }
 
-    /// What was told of it is over. It is slow from now on only if it still falls behind, and not while it works off what it
-    /// has.
+    /// What was told of it is over. It is slow from now on only if it still falls behind, and not while it works off what
+    /// it has.
     fn let_go(&mut self) {
         self.found = None;
         if self.shrinks() || !self.slow.is_there() {
