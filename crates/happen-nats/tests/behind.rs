@@ -1,4 +1,4 @@
-//! Whoever falls far behind: a process that stands still while others write, and one that takes nothing in while others send
+//! Whoever falls far behind: a process that stands still while others write, one that takes nothing in while others send
 //! to it. It catches up or is told that it cannot, its memory stays bounded, and nobody else is held up. With
 //! `HAPPEN_BEHIND=1000000` it is a million records, which takes a few minutes.
 #![cfg(target_os = "linux")]

@@ -194,8 +194,8 @@ impl Lead {
             })
             .await;
             drop(call);
-            let is_doubtful = |result: &Result<_>| matches!(result, Err(error) if matches!(error.kind(), ErrorKind::Io { .. }));
-            if results.iter().any(is_doubtful) {
+            let mut failures = results.iter().filter_map(|result| result.as_ref().err());
+            if failures.any(|error| matches!(error.kind(), ErrorKind::Io { .. })) {
                 commits.doubts.send_modify(|doubts| *doubts += 1);
             }
             let results = results.into_iter().map(Some).chain(std::iter::repeat_with(|| None));
