@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use happen_core::codec::{PointKind, StepOutcome, WireFlow, WireRecord};
 use happen_core::content;
+use happen_core::env::BoxFuture;
 use happen_core::hash::digest;
 use happen_core::limits::RECORD_BYTES_MAX;
 use happen_core::store::{Bytes, Order, Position, Read, Select, Start, Tag};
@@ -18,7 +19,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-use super::Durable;
 use super::accept::recipients;
 use super::flow::StoredFlow;
 use super::lane::Place;
@@ -26,9 +26,12 @@ use super::owners::inbox_tag;
 use super::record::{decode_outcome, encode_outcome, event_record};
 use super::stage::{Point, Stage, Whereto};
 use super::whole::Whole;
+use super::{Durable, courier};
+use crate::config::Delivery;
 use crate::dispatch::{self, Delivered, Joined, Reply, Want};
 use crate::flow::Outcome;
 use crate::limits;
+use crate::link::RESERVED;
 use crate::send::Sender;
 use crate::space::SpaceInner;
 
@@ -131,6 +134,7 @@ async fn commit_question(
     let space = &flow.node.space;
     stage.note(point)?;
     let durable_target = matches!(to, Whereto::Node(node) if node.is_durable());
+    flow.durable().register(to).await?;
     let mut to_us = Some(to_us);
     let done = flow
         .commit_progress(stage, |batch, done| {
@@ -139,6 +143,7 @@ async fn commit_question(
             let mut record = event_record(space, &**event, &framed, &begun)?;
             flow.durable().inboxes(&**event, &framed, to).add_to(&mut record, &mut batch.documents);
             batch.records.push(record);
+            done.keeps(to, &framed);
             for begun in &begun {
                 batch.documents.push(begun.first_write()?);
             }
@@ -199,6 +204,7 @@ fn ask_elsewhere(
                 }
             }
         }
+        Whereto::Waits(name) => answer_from_beyond(flow, event.envelope().id, name, to_us),
         // The question is in the node's inbox, and the answer will be in the log.
         Whereto::Kept(name) => answer_from_log(flow, event.envelope().id, name, to_us),
         Whereto::Away(name) => match space.send_away(Sender::Space(space), name, &**event, true) {
@@ -226,6 +232,10 @@ async fn attach_to_question(
         // When it was asked the node may have been unknown to the log.
         (Some(event), Whereto::Kept(name)) if was_kept(flow.durable(), event, name).await? => {
             answer_from_log(flow, event, name, to_us);
+            Ok(true)
+        }
+        (Some(event), Whereto::Waits(name)) => {
+            answer_from_beyond(flow, event, name, to_us);
             Ok(true)
         }
         _ => Ok(false),
@@ -258,11 +268,34 @@ fn answer_from_log(
     node: &Arc<str>,
     to_us: oneshot::Sender<Outcome>,
 ) {
-    let (flow, node) = (Arc::clone(flow), Arc::clone(node));
-    let env = Arc::clone(&flow.node.space.env);
-    env.spawn(Box::pin(async move {
+    let (of, at) = (Arc::clone(flow), Arc::clone(node));
+    let answered = async move { outcome_in_log(of.durable(), event, &at).await };
+    tell_answer(flow, event, node, to_us, Box::pin(answered));
+}
+
+/// Waits for the outcome of an event that is kept here until a node beyond the link has taken it in.
+fn answer_from_beyond(
+    flow: &Arc<StoredFlow>,
+    event: happen_core::EventId,
+    node: &Arc<str>,
+    to_us: oneshot::Sender<Outcome>,
+) {
+    let (of, at) = (Arc::clone(flow), Arc::clone(node));
+    let answered = async move { Ok(courier::answer(&of, event, &at).await) };
+    tell_answer(flow, event, node, to_us, Box::pin(answered));
+}
+
+/// Tells the answer to who asked, unless that one goes before it is there.
+fn tell_answer(
+    flow: &Arc<StoredFlow>,
+    event: happen_core::EventId,
+    node: &Arc<str>,
+    to_us: oneshot::Sender<Outcome>,
+    mut answered: BoxFuture<'static, Result<Outcome>>,
+) {
+    let node = Arc::clone(node);
+    flow.node.space.env.spawn(Box::pin(async move {
         let mut to_us = to_us;
-        let mut answered = pin!(outcome_in_log(flow.durable(), event, &node));
         let outcome = poll_fn(|task| {
             // Whoever asked may go meanwhile.
             if to_us.poll_closed(task).is_ready() {
@@ -521,18 +554,27 @@ impl Whereto {
     pub(super) fn name(&self) -> &str {
         match self {
             Self::Node(node) => &node.name,
-            Self::Kept(name) | Self::Away(name) => name,
+            Self::Kept(name) | Self::Away(name) | Self::Waits(name) => name,
             Self::Everyone => "",
         }
     }
 
     /// Where a node may be that is not here. Asked once for each event: what its commit did for it and what is done after
-    /// the commit have to agree, whatever is heard of the node meanwhile.
-    pub(crate) fn elsewhere(space: &SpaceInner, node: &str) -> Option<Self> {
+    /// the commit have to agree, whatever is heard of the node meanwhile. How surely it arrives beyond the link is up to
+    /// who sends it.
+    pub(crate) fn elsewhere(space: &SpaceInner, delivery: Delivery, node: &str) -> Option<Self> {
         if space.is_remembered_elsewhere(node) {
             return Some(Self::Kept(node.into()));
         }
-        space.link.get().is_some().then(|| Self::Away(node.into()))
+        space.link.get().is_some().then(|| {
+            match space.durable.as_ref().filter(|durable| !durable.is_shared()) {
+                // The others on a shared log take what waits from there, and nothing waits for what nobody can have.
+                Some(_) if delivery != Delivery::AtMostOnce && !node.starts_with(RESERVED) => {
+                    Self::Waits(node.into())
+                }
+                _ => Self::Away(node.into()),
+            }
+        })
     }
 }
 

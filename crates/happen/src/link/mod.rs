@@ -15,6 +15,7 @@ use std::sync::{Arc, Weak};
 use happen_core::link::Link;
 use happen_core::{Error, ErrorKind, Result};
 
+use crate::durable::TakingIn;
 use crate::space::{Space, SpaceInner};
 
 pub use self::hub::{Hub, HubLink};
@@ -35,6 +36,8 @@ pub(crate) struct Linked {
     answering: Arc<AtomicUsize>,
     /// What leaves signed and nobody waits for.
     leaving: Leaving,
+    /// What others hand over.
+    pub(crate) taking_in: TakingIn,
 }
 
 /// A node of another member of the link.
@@ -59,8 +62,13 @@ impl Space {
     /// first gets what is sent to the id. A broadcast reaches all of them. The runtime's events about nodes and the
     /// system stay in their process; `<type>.error` reaches everyone who listens.
     ///
-    /// Over a link, `.await` on a send says that the other side took the event, after one round trip; `forget` does not
-    /// wait. Events are delivered at most once, in order from one sender to one receiver.
+    /// Over a link, `.await` on a send says that the other side took the event, after one round trip; a durable node has
+    /// stored it by then. `forget` does not wait. Events are delivered at most once, in order from one sender to one
+    /// receiver.
+    ///
+    /// In a space with a store of its own, what steps of durable nodes send to a node elsewhere, or ask it, waits in the
+    /// store until that node has it, and is handled there once and in order; see [`Delivery`](crate::Delivery) and
+    /// [`Space::outboxes`]. What they broadcast reaches those elsewhere who are there at that moment.
     ///
     /// # Errors
     ///
@@ -97,6 +105,7 @@ impl Space {
             refused: AtomicU64::new(0),
             answering: Arc::default(),
             leaving: Leaving::default(),
+            taking_in: TakingIn::default(),
         };
         inner.link.set(linked).map_err(|_| Error::misuse("a space has one link, and this one has it already"))
     }

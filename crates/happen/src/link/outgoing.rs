@@ -6,19 +6,22 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use happen_core::codec::{self, Addressee, SealHash, WireReply, WireSeal};
+use happen_core::codec::{self, Addressee, Handover, SealHash, WireParcel, WireReply, WireSeal};
 use happen_core::event::Purpose;
 use happen_core::link::Replies;
 use happen_core::payload::Dynamic;
 use happen_core::{ErasedEvent, Error, ErrorKind, EventId, EventType, NodeKey, Result, Value};
 
+use crate::durable::Keyed;
 use crate::flow::Outcome;
 use crate::identity::Asked;
+use crate::limits;
 use crate::link::leaving::{Departure, To};
 use crate::link::{Cause, Linked};
 use crate::send::Sender;
 use crate::space::SpaceInner;
 use crate::web;
+use crate::wire::Sent;
 
 impl SpaceInner {
     /// Sends an event to a node elsewhere; `None` when nobody wants to hear of it.
@@ -29,6 +32,18 @@ impl SpaceInner {
         event: &dyn ErasedEvent,
         wants_replies: bool,
     ) -> Result<Option<Away>> {
+        self.send_away_keyed(sender, to, event, wants_replies, None)
+    }
+
+    /// The same under a key, of which is told which event it stands for.
+    pub(crate) fn send_away_keyed(
+        self: &Arc<Self>,
+        sender: Sender<'_>,
+        to: &str,
+        event: &dyn ErasedEvent,
+        wants_replies: bool,
+        keyed: Option<Arc<Keyed>>,
+    ) -> Result<Option<Away>> {
         let id = event.envelope().id;
         let node = self.key_of(to);
         for single in (0..event.len()).filter_map(|index| event.single(index)) {
@@ -36,7 +51,8 @@ impl SpaceInner {
             self.settle(mark, web::WAITING);
         }
         let sent = self.linked(to).and_then(|linked| {
-            let frame = self.frame(sender, event, None)?;
+            let key = keyed.as_ref().map(|keyed| keyed.key());
+            let frame = self.frame(sender, event, Sent { purpose: None, key })?;
             if !wants_replies && !self.is_remembered_elsewhere(to) {
                 return self.leave_by(linked, To::Node(to.into()), event, frame).map(|()| None);
             }
@@ -56,6 +72,8 @@ impl SpaceInner {
                 node,
                 replies,
                 items: 0,
+                keyed,
+                was_heard: false,
                 asked: leaf.map(|leaf| Box::new(Asked { leaf, node: to.to_owned() })),
             })),
             Err(error) => {
@@ -63,6 +81,47 @@ impl SpaceInner {
                 Err(error.at_event(id).at_node(to))
             }
         }
+    }
+
+    /// Hands an event over that is kept here until its node has taken it in, or asks for the outcome of such a one.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot leave: by the link, or because it is too large.
+    pub(crate) fn hand_over(
+        self: &Arc<Self>,
+        to: &str,
+        mut parcel: WireParcel<'_>,
+        handover: Handover,
+    ) -> Result<Away> {
+        let Some(first) = parcel.first_mut() else {
+            return Err(Error::new(ErrorKind::Undecodable { wanted: "event".to_owned() }));
+        };
+        first.handover = Some(handover);
+        let (id, sender) = (first.id, first.sender.clone());
+        let mut frame = Vec::new();
+        parcel.encode_into(&mut frame, self.config.event_bytes_max + limits::HANDOVER_BYTES)?;
+        let linked = self.linked(to)?;
+        // What left before is signed before.
+        self.carry_all();
+        let (frame, leaf) = match self.guard.get() {
+            None => (frame, None),
+            Some(guard) => {
+                let (sealed, leaf) = guard.seal(Addressee::Node(to), &sender, &frame)?;
+                (sealed, Some(leaf))
+            }
+        };
+        let replies = linked.link.request(to, frame)?;
+        Ok(Away {
+            space: Arc::clone(self),
+            event: id,
+            node: self.key_of(to),
+            replies,
+            items: 0,
+            keyed: None,
+            was_heard: false,
+            asked: leaf.map(|leaf| Box::new(Asked { leaf, node: to.to_owned() })),
+        })
     }
 
     /// Sends an event to everyone elsewhere who listens. What nobody elsewhere can be told is told here. Nodes that
@@ -76,7 +135,7 @@ impl SpaceInner {
         }
         let purpose = stored.then_some(Purpose::Stored);
         let published = self
-            .frame(sender, event, purpose)
+            .frame(sender, event, Sent { purpose, key: None })
             .and_then(|frame| self.leave_by(linked, To::Everyone, event, frame));
         if let Err(error) = published {
             self.not_everyone_reached(event, error);
@@ -108,14 +167,9 @@ impl SpaceInner {
         self.depart(linked, Departure { to, by, frame, leaf, event: event.to_shared() })
     }
 
-    fn frame(
-        &self,
-        sender: Sender<'_>,
-        event: &dyn ErasedEvent,
-        purpose: Option<Purpose>,
-    ) -> Result<Vec<u8>> {
+    fn frame(&self, sender: Sender<'_>, event: &dyn ErasedEvent, sent: Sent<'_>) -> Result<Vec<u8>> {
         let causes = |single: &dyn ErasedEvent| Ok(self.causes_from(sender, single));
-        self.frame_for(event, purpose, causes, |_, _| {})
+        self.frame_for(event, sent, causes, |_, _| {})
     }
 
     /// The frame as it leaves: sealed in the name of the sender, if this space has an identity, and then with its leaf.
@@ -165,6 +219,10 @@ pub(crate) struct Away {
     node: NodeKey,
     replies: Box<dyn Replies>,
     items: u64,
+    /// What is told of the event's key.
+    keyed: Option<Arc<Keyed>>,
+    /// Whether the other side has read the event: an end that it told is not one of the way.
+    was_heard: bool,
     /// What the replies have to be sealed for, in a space with an identity.
     asked: Option<Box<Asked>>,
 }
@@ -206,6 +264,24 @@ impl Away {
         }
     }
 
+    /// What the other side says of the event.
+    ///
+    /// # Errors
+    ///
+    /// When it says nothing: the way to it failed, or it could not read the event. Whether it has it is not known then.
+    pub(crate) async fn heard(mut self) -> Result<Outcome> {
+        loop {
+            if let Answered::End(outcome) = poll_fn(|task| self.poll_next(task)).await {
+                return if self.was_heard { Ok(outcome) } else { outcome.map(Ok) };
+            }
+        }
+    }
+
+    /// The key of the event, if it has one, which says in the end which event it stands for.
+    pub(crate) fn keyed(&self) -> Option<Arc<Keyed>> {
+        self.keyed.clone()
+    }
+
     /// The reply in a frame, when it is to be trusted.
     fn open<'f>(&self, frame: &'f [u8]) -> Result<&'f [u8]> {
         match self.space.guard.get().zip(self.asked.as_ref()) {
@@ -222,6 +298,10 @@ impl Away {
         if reply.to != self.event && reply.to != EventId::MIN {
             let what = format!("reading the answer, which is one to event {},", reply.to);
             return Err(Error::new(ErrorKind::Io { what }));
+        }
+        self.was_heard = reply.to == self.event && !matches!(reply.outcome, codec::Outcome::Item { .. });
+        if let Some((keyed, first)) = self.keyed.as_ref().zip(reply.first) {
+            keyed.stands_for(first);
         }
         let failed = matches!(reply.outcome, codec::Outcome::Error(_));
         if !failed && reply.sequence != self.items {
