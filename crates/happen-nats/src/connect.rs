@@ -1,6 +1,7 @@
 //! A space on a NATS server or cluster, by its address. Owns how store and link are put together; does not know what either
 //! does.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use happen_core::{Error, ErrorKind, Result};
 
 use crate::address::Address;
 use crate::limits;
-use crate::link::{Connection, LinkOptions, NatsLink};
+use crate::link::{Connection, LinkOptions, NatsLink, PatientLink};
 use crate::store::{NatsStore, NatsStoreOptions};
 
 /// Opens a space where an address says: one changed line takes a program from memory to a folder to a cluster.
@@ -108,6 +109,7 @@ pub struct Nats {
     connection: Option<Connection>,
     config: Config,
     member: Option<String>,
+    folder: Option<PathBuf>,
     prefix: String,
     replicas: Option<usize>,
     mirror_of: Option<String>,
@@ -124,6 +126,7 @@ impl Nats {
             connection: None,
             config: Config::default(),
             member: None,
+            folder: None,
             prefix: "happen".to_owned(),
             replicas: None,
             mirror_of: None,
@@ -155,6 +158,31 @@ impl Nats {
         Self { member: Some(name.into()), ..self }
     }
 
+    /// Keeps the store of this process in a folder of its own, instead of the log on NATS that processes share: it works on
+    /// while no server can be reached, and also begins without one. What its durable nodes send to nodes of other processes
+    /// waits in the folder until those have it, see [`Space::outboxes`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen_nats::Nats;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let folder = folder.path().join("edge");
+    /// // Such as "./edge". Nobody answers at this address.
+    /// let edge = Nats::at("nats://localhost:1/shop").folder(&folder).open().await?;
+    /// edge.start().await?;
+    /// assert!(edge.remote_nodes().is_empty());
+    /// # edge.stop().await
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn folder(self, folder: impl Into<PathBuf>) -> Self {
+        Self { folder: Some(folder.into()), ..self }
+    }
+
     /// What all subjects and streams begin with instead of `happen`. All processes of a space say the same.
     #[must_use]
     pub fn prefix(self, prefix: impl Into<String>) -> Self {
@@ -183,12 +211,29 @@ impl Nats {
     ///
     /// # Errors
     ///
-    /// As [`Connect::connect`].
+    /// As [`Connect::connect`]; with a [folder](Nats::folder), as [`Space::open`], whether or not a server answers.
     pub async fn open(self) -> Result<Space> {
+        // Aside, for it is large and is held by whoever opens.
+        Box::pin(self.opened()).await
+    }
+
+    async fn opened(self) -> Result<Space> {
         let Address::Nats { servers, space } = Address::parse(&self.url)? else {
             return Err(Error::misuse("this is no address of NATS; open other spaces with `Space::connect`"));
         };
         let env: Arc<dyn Env> = Arc::new(RealEnv::new());
+        let member =
+            self.member.unwrap_or_else(|| format!("{}-{:08x}", std::process::id(), env.random_u64() as u32));
+        if let Some(folder) = self.folder {
+            if self.mirror_of.is_some() || self.replicas.is_some() {
+                return Err(Error::misuse(
+                    "a store in a folder has no replicas and is no mirror of a log on NATS",
+                ));
+            }
+            let link = LinkOptions::new(space, member).prefix(self.prefix);
+            return joined_folder(folder, self.config, env, servers, (self.connection, self.options), link)
+                .await;
+        }
         let connection = match self.connection {
             Some(connection) => connection,
             None => connected(&env, &servers, &self.options).await?,
@@ -204,14 +249,31 @@ impl Nats {
             store = store.mirror_of(domain);
         }
         let store = NatsStore::open(connection.client().clone(), store).await?;
-        let member =
-            self.member.unwrap_or_else(|| format!("{}-{:08x}", std::process::id(), env.random_u64() as u32));
         let link = LinkOptions::new(space, member).prefix(self.prefix);
         let link = NatsLink::new(&connection, Arc::clone(&env), link)?;
         let space = Space::with_store(self.config, env, Arc::new(store))?;
         space.join(link)?;
         Ok(space)
     }
+}
+
+/// Opens a folder, and joins it with the others as soon as a server can be reached.
+async fn joined_folder(
+    folder: PathBuf,
+    config: Config,
+    env: Arc<dyn Env>,
+    servers: String,
+    (connection, options): (Option<Connection>, ConnectOptions),
+    link: LinkOptions,
+) -> Result<Space> {
+    let connection = match connection {
+        Some(connection) => connection,
+        None => Connection::open(&servers, options.retry_on_initial_connect()).await?,
+    };
+    let link = PatientLink::new(&connection, env, link)?;
+    let space = Space::open_with(folder, config).await?;
+    space.join(link)?;
+    Ok(space)
 }
 
 /// Connects, and waits a moment for servers that are just starting.
