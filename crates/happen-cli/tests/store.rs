@@ -614,6 +614,7 @@ payments  1  1  2026-01-05T10:00:05Z  charge
     let expected = json!({
         "node": "payments", "flows": 1, "dead": 1, "last_at": "2026-01-05T10:00:05.000Z", "last_event": AGAIN,
         "last_type": "charge", "last_position": 8, "kept": 0, "kept_since": null, "kept_first": null,
+        "waiting": 0, "waiting_since": null,
     });
     assert_eq!(told, &expected);
     assert_eq!(text(&shop, &["ps", "--node", "a/b"]), "a/b  0  0\n");
@@ -1564,6 +1565,7 @@ fn a_doctor_looks_at_everything_and_says_what_to_do() {
         "flows",
         "dead letters",
         "kept events",
+        "outbox",
         "integrity",
     ];
     assert_eq!(checks, expected);

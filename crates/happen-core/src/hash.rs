@@ -464,6 +464,8 @@ mod tests {
             read.deadline_unix_ms = other.deadline_unix_ms;
             read.purpose = other.purpose;
             read.trace = other.trace;
+            read.key = other.key;
+            read.handover = other.handover;
             read.hash = other.hash;
             read.unknown.retain(|field| !field.key().starts_with('_'));
             read.unknown.reverse();

@@ -2,6 +2,7 @@
 //! does.
 
 use std::any::Any;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use happen_core::{Error, Result};
 use crate::access::Access;
 use crate::address::Address;
 use crate::limits;
-use crate::link::{Connection, Connector, LinkOptions, NatsLink};
+use crate::link::{Connection, Connector, LinkOptions, NatsLink, PatientLink};
 use crate::store::{NatsStore, NatsStoreOptions};
 
 /// Opens a space where an address says: one changed line takes a program from memory to a folder to a cluster.
@@ -177,6 +178,7 @@ pub struct Nats {
     config: Config,
     identity: Option<Identity>,
     member: Option<String>,
+    folder: Option<PathBuf>,
     prefix: String,
     queue_max: (usize, usize),
     replicas: Option<usize>,
@@ -198,6 +200,7 @@ impl Nats {
             config: Config::default(),
             identity: None,
             member: None,
+            folder: None,
             prefix: "happen".to_owned(),
             queue_max: (limits::LINK_QUEUE_MAX, limits::LINK_QUEUE_BYTES_MAX),
             replicas: None,
@@ -270,6 +273,31 @@ impl Nats {
         Self { member: Some(name.into()), ..self }
     }
 
+    /// Keeps the store of this process in a folder of its own, instead of the log on NATS that processes share: it works on
+    /// while no server can be reached, and also begins without one. What its durable nodes send to nodes of other processes
+    /// waits in the folder until those have it, see [`Space::outboxes`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen_nats::Nats;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// # let folder = folder.path().join("edge");
+    /// // Such as "./edge". Nobody answers at this address.
+    /// let edge = Nats::at("nats://localhost:1/shop").folder(&folder).open().await?;
+    /// edge.start().await?;
+    /// assert!(edge.remote_nodes().is_empty());
+    /// # edge.stop().await
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn folder(self, folder: impl Into<PathBuf>) -> Self {
+        Self { folder: Some(folder.into()), ..self }
+    }
+
     /// What all subjects and streams begin with instead of `happen`. All processes of a space say the same.
     #[must_use]
     pub fn prefix(self, prefix: impl Into<String>) -> Self {
@@ -298,7 +326,7 @@ impl Nats {
     ///
     /// # Errors
     ///
-    /// As [`Connect::connect`].
+    /// As [`Connect::connect`]; with a [folder](Nats::folder), as [`Space::open`], whether or not a server answers.
     pub async fn open(self) -> Result<Space> {
         // What opening takes is large, and nobody who waits for it should have it on the stack.
         Box::pin(self.opened()).await
@@ -309,6 +337,23 @@ impl Nats {
             return Err(Error::misuse("this is no address of NATS; open other spaces with `Space::connect`"));
         };
         let env: Arc<dyn Env> = Arc::new(RealEnv::new());
+        let member =
+            self.member.unwrap_or_else(|| format!("{}-{:08x}", std::process::id(), env.random_u64() as u32));
+        let (frames, bytes) = self.queue_max;
+        if let Some(folder) = self.folder {
+            if self.mirror_of.is_some() || self.replicas.is_some() {
+                return Err(Error::misuse(
+                    "a store in a folder has no replicas and is no mirror of a log on NATS",
+                ));
+            }
+            let link = LinkOptions::new(space, member).prefix(self.prefix).queue_max(frames, bytes);
+            let way = (self.connection, self.connector.to(servers));
+            let space = joined_folder(folder, self.config, env, way, link).await?;
+            if let Some(identity) = self.identity {
+                space.identity(identity)?;
+            }
+            return Ok(space);
+        }
         let connection = match self.connection {
             Some(connection) => connection,
             None => connected(&env, &self.connector.to(servers), self.open_wait).await?,
@@ -325,9 +370,6 @@ impl Nats {
             store = store.mirror_of(domain);
         }
         let store = NatsStore::open(connection.client().clone(), store).await?;
-        let member =
-            self.member.unwrap_or_else(|| format!("{}-{:08x}", std::process::id(), env.random_u64() as u32));
-        let (frames, bytes) = self.queue_max;
         let link = LinkOptions::new(space, member).prefix(self.prefix).queue_max(frames, bytes);
         let link = NatsLink::new(&connection, Arc::clone(&env), link)?;
         let space = Space::with_store(self.config, env, Arc::new(store))?;
@@ -337,6 +379,24 @@ impl Nats {
         }
         Ok(space)
     }
+}
+
+/// Opens a folder, and joins it with the others as soon as a server can be reached.
+async fn joined_folder(
+    folder: PathBuf,
+    config: Config,
+    env: Arc<dyn Env>,
+    (connection, connector): (Option<Connection>, Connector),
+    link: LinkOptions,
+) -> Result<Space> {
+    let connection = match connection {
+        Some(connection) => connection,
+        None => connector.patient().connect().await?,
+    };
+    let link = PatientLink::new(&connection, env, link)?;
+    let space = Space::open_with(folder, config).await?;
+    space.join(link)?;
+    Ok(space)
 }
 
 /// Connects, and waits a moment for servers that are just starting. One that lets nobody in like this is not waited for.

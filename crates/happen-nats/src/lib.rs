@@ -14,7 +14,7 @@ pub use address::Address;
 pub use connect::{Connect, Nats, connection};
 #[doc(hidden)]
 pub use link::read_message;
-pub use link::{Connection, Connector, LinkOptions, NatsLink, Traffic};
+pub use link::{Connection, Connector, LinkOptions, NatsLink, PatientLink, Traffic};
 #[doc(hidden)]
 pub use store::read_log_message;
 pub use store::{Former, LogInfo, LogPlace, LogRegion, NatsStore, NatsStoreOptions, TakenOver};

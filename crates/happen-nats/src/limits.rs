@@ -51,6 +51,10 @@ pub const CONNECTION_LOOK_MS: u64 = 25;
 /// How long a log may stand still while it is opened, in milliseconds, before that is an error.
 pub const OPEN_WAIT_MS: u64 = 10_000;
 
+/// How long a space that works on alone waits before it tries again to join the others, in milliseconds. When the
+/// connection is there it tries at once.
+pub const JOIN_AGAIN_MS: u64 = 500;
+
 /// How often a server that follows with nothing to tell says so, in milliseconds. After twice that it is asked anew.
 pub const LOG_HEARTBEAT_MS: u64 = 500;
 

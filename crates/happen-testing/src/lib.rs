@@ -7,6 +7,7 @@ pub mod limits;
 
 mod contract;
 mod disk;
+mod faulty_link;
 mod faulty_store;
 pub mod link;
 mod migrations;
@@ -18,6 +19,7 @@ pub mod store_contract;
 mod way;
 
 pub use disk::{ImageDisk, SmallDisk, TestDisk, unwritten_pages};
+pub use faulty_link::FaultyLink;
 pub use faulty_store::{Dies, FaultyStore};
 pub use migrations::Migrations;
 pub use nats_server::{

@@ -46,6 +46,8 @@ pub struct Config {
     pub drain_ms: u64,
     /// How long an idempotency key of an event from outside is remembered, in milliseconds.
     pub idempotency_window_ms: u64,
+    /// How much may wait for nodes of other processes.
+    pub outbox: OutboxLimits,
     /// How long the store of the space remembers.
     pub retention: Retention,
     /// What becomes of flows in the store that do not fit the nodes and steps of the program.
@@ -82,6 +84,8 @@ pub struct NodeOptions {
     pub attempts_max: u32,
     /// How long the second attempt waits, in milliseconds; each further one waits twice as long.
     pub retry_wait_ms: u64,
+    /// How surely events pass between the node and those of other processes.
+    pub delivery: Delivery,
     /// Patterns of event types whose changes of states and entities stay in the past as snapshots; empty keeps those of
     /// all. A change made by another event is written like any other, and is not kept once it is replaced. Changes from
     /// outside any handler are always kept. How many and how long is up to [`Retention`].
@@ -116,6 +120,8 @@ pub struct NodeOverrides {
     pub attempts_max: Option<u32>,
     /// See [`NodeOptions::retry_wait_ms`].
     pub retry_wait_ms: Option<u64>,
+    /// See [`NodeOptions::delivery`].
+    pub delivery: Option<Delivery>,
     /// See [`NodeOptions::snapshots`].
     pub snapshots: Option<Vec<String>>,
     /// See [`NodeOptions::shared`].
@@ -132,6 +138,36 @@ pub enum Durability {
     Durable,
     /// Nothing is kept: handlers run at once, and what they were doing ends with the process.
     Ephemeral,
+}
+
+/// How surely events pass between a node and those of other processes, in spaces that are joined by a link and do not
+/// share one log. Two nodes of one process, or on one log, need none of it: between them everything happens once.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Delivery {
+    /// What steps of the node send is kept in the store until the other side has taken it in; what comes that others keep
+    /// is taken in once and in their order, however often it comes. A node that is not durable remembers nothing over the
+    /// end of its process, and handles at least once what it had not ended by then.
+    #[default]
+    ExactlyOnce,
+    /// What steps send is kept likewise, and what comes is handled, once or more often. A durable node takes it in once all
+    /// the same, as what it remembers costs no commit of its own.
+    AtLeastOnce,
+    /// What steps send leaves once, after their commit, and is lost when nobody is there. What comes counts as taken in
+    /// when it is there: a node that is not durable does not handle it again when its process ends meanwhile.
+    AtMostOnce,
+}
+
+/// How much may wait in a space for nodes of other processes. A step that sends more fails with the error `busy`, and is
+/// tried again like any that fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OutboxLimits {
+    /// Events; a batch counts as one.
+    pub events_max: usize,
+    /// Bytes of events. The event with which it is reached still has room.
+    pub bytes_max: u64,
 }
 
 /// What becomes of flows under way whose node, registration or step is not there when a space is started.
@@ -277,6 +313,11 @@ impl Config {
                 error.context(format!("`{name}`: `snapshots` has a pattern that cannot be understood"))
             })?;
         }
+        if self.outbox.events_max == 0 || self.outbox.bytes_max == 0 {
+            return Err(Error::misuse(
+                "outbox: a limit is 0, so nothing could be sent to nodes of other processes",
+            ));
+        }
         if self.idempotency_window_ms == 0 {
             return Err(Error::misuse("idempotency_window_ms is 0, so no key would be known a second time"));
         }
@@ -353,6 +394,7 @@ impl NodeOverrides {
             durability,
             attempts_max,
             retry_wait_ms,
+            delivery,
             snapshots,
             shared,
         } = self;
@@ -367,6 +409,7 @@ impl NodeOverrides {
         options.durability = durability.unwrap_or(options.durability);
         options.attempts_max = attempts_max.unwrap_or(options.attempts_max);
         options.retry_wait_ms = retry_wait_ms.unwrap_or(options.retry_wait_ms);
+        options.delivery = delivery.unwrap_or(options.delivery);
         if let Some(globs) = accept_from {
             options.accept_from.clone_from(globs);
         }
@@ -396,10 +439,17 @@ impl Default for Config {
             event_bytes_max: limits::EVENT_BYTES_MAX,
             drain_ms: limits::DRAIN_MS,
             idempotency_window_ms: limits::IDEMPOTENCY_WINDOW_MS,
+            outbox: OutboxLimits::default(),
             retention: Retention::default(),
             unfit_flows: UnfitFlows::Refuse,
             balance: None,
         }
+    }
+}
+
+impl Default for OutboxLimits {
+    fn default() -> Self {
+        Self { events_max: limits::OUTBOX_EVENTS_MAX, bytes_max: limits::OUTBOX_BYTES_MAX }
     }
 }
 
@@ -429,6 +479,7 @@ impl Default for NodeOptions {
             durability: Durability::Durable,
             attempts_max: limits::RETRY_ATTEMPTS_MAX,
             retry_wait_ms: limits::RETRY_WAIT_MS,
+            delivery: Delivery::ExactlyOnce,
             snapshots: Vec::new(),
             shared: None,
         }

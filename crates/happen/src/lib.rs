@@ -95,10 +95,12 @@ pub use happen_macros::{Event, State};
 pub use accept::Origin;
 pub use chunks::{Chunk, Chunks};
 pub use config::{
-    BalanceOptions, Config, Durability, NodeOptions, Overflow, QueueOrder, Retention, UnfitFlows,
+    BalanceOptions, Config, Delivery, Durability, NodeOptions, OutboxLimits, Overflow, QueueOrder, Retention,
+    UnfitFlows,
 };
 pub use context::Context;
 pub use durable::cron::{Cron, CronError, CronProblem, Every, IntoTiming, every};
+pub use durable::outbox::Outbox;
 pub use durable::schedule::{Missed, Schedule, Schedules, Scheduling};
 pub use durable::timer::Timer;
 pub use failure::{DeadLetter, Failure};

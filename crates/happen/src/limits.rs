@@ -161,6 +161,38 @@ pub const LINK_QUEUE_BYTES_MAX: usize = 64 * EVENT_BYTES_MAX;
 /// needs; flows have limits of their own at each node.
 pub const LINK_ANSWERING_MAX: usize = 65_536;
 
+/// Events that may wait in a space for nodes of other processes: a sensor that tells something every second is cut off for
+/// a day.
+pub const OUTBOX_EVENTS_MAX: usize = 100_000;
+
+/// Bytes of the events that may wait in a space for nodes of other processes: what a small machine can spare.
+pub const OUTBOX_BYTES_MAX: u64 = 256 << 20;
+
+/// Events that leave for a node of another process before it has taken in the first of them. Ten thousand that waited go in
+/// ten rounds, each of which is a commit on either side. As many as a store gives at once.
+pub const HANDOVER_WINDOW_MAX: usize = 1_000;
+
+/// Bytes of events after which no more leaves before something was taken in: half of what a link lets be on its way.
+pub const HANDOVER_WINDOW_BYTES_MAX: usize = 2 << 20;
+
+/// Milliseconds that a node of another process may be silent before what waits for it is handed over again. It says that
+/// it has an event when that is stored, which a busy disk makes some seconds.
+pub const HANDOVER_ANSWER_MS_MAX: u64 = 30_000;
+
+/// Milliseconds before what a node of another process did not take is handed over again; each further wait doubles.
+pub const HANDOVER_AGAIN_MS: u64 = 50;
+
+/// Milliseconds of the longest such wait: so long after a node can be reached again, what waits for it leaves. To look for
+/// a node costs next to nothing.
+pub const HANDOVER_AGAIN_MS_MAX: u64 = 1_000;
+
+/// Bytes by which the frame of an event grows when it is handed over: its field in the envelope has 58.
+pub const HANDOVER_BYTES: usize = 64;
+
+/// Pairs of a node and a space that hands events over to it of which a process has in mind how far they are; beyond it one
+/// that is at rest is forgotten. What is stored is looked up again then.
+pub const HANDOVER_LANES_MAX: usize = 16_384;
+
 /// Ids of nodes elsewhere that a space knows by events; beyond it the one learned first is forgotten. A stranger may
 /// make up names, so the table cannot grow with them.
 pub const LINK_NAMES_MAX: usize = 16_384;

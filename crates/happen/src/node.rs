@@ -15,7 +15,7 @@ use happen_core::{
 };
 
 use crate::accept::{Acceptance, Origin};
-use crate::config::{self, Durability, NodeOptions, Overflow, QueueOrder};
+use crate::config::{self, Delivery, Durability, NodeOptions, Overflow, QueueOrder};
 use crate::context::Context;
 use crate::dispatch::{self, Job};
 use crate::durable::{Control, Debounce, Lanes, Rate, StoredFlow};
@@ -753,6 +753,23 @@ impl Node {
             options.attempts_max = max.max(1);
             options.retry_wait_ms = wait;
         });
+        self
+    }
+
+    /// Sets how surely events pass between this node and those of other processes.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen::{Delivery, Space};
+    ///
+    /// let space = Space::memory();
+    /// // What it measures is worth something now or never.
+    /// space.node("thermometer").delivery(Delivery::AtMostOnce);
+    /// ```
+    #[must_use]
+    pub fn delivery(self, delivery: Delivery) -> Self {
+        self.inner.change_options(|options| options.delivery = delivery);
         self
     }
 

@@ -13,12 +13,16 @@ use happen_core::store::{
 use happen_core::{Error, ErrorKind, EventId, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::durable::keys::{ANCHOR, DEAD, FLOWS, FlowKey, INBOX, PROCESSES, SCHEDULES, SEEN, TIMERS};
+use crate::durable::keys::{
+    ANCHOR, DEAD, FLOWS, FlowKey, INBOX, PROCESSES, REFUSED, SCHEDULES, SEEN, TIMERS,
+};
+use crate::durable::outbox::waiting_before;
 use crate::limits;
 
 /// A plan of what a store forgets: all that is before a time, but what has to stay.
 ///
-/// Records of the events that flows under way and dead letters handle stay, however old they are. Documents keep what they
+/// Records of the events that flows under way and dead letters handle stay, however old they are, and of those that wait
+/// for nodes of other processes. Documents keep what they
 /// say now. It works on any store, whether a space runs on it or not.
 ///
 /// # Examples
@@ -64,6 +68,7 @@ impl Pruning {
     pub async fn before(store: &Arc<dyn Store>, unix_ms: u64) -> Result<Self> {
         let before = first_since(store, unix_ms).await?;
         let needed = needed_before(store, before).await?;
+        let waiting = waiting_before(&**store, before).await?;
         if needed.len() > limits::PRUNE_KEPT_MAX {
             return Err(Error::misuse(format!(
                 "more than {} flows under way or dead letters are older than that; let them end, or prune what is before \
@@ -71,7 +76,7 @@ impl Pruning {
                 limits::PRUNE_KEPT_MAX
             )));
         }
-        Ok(Self::keeping(needed, before, unix_ms))
+        Ok(Self::keeping(needed, waiting, before, unix_ms))
     }
 
     /// As [`Pruning::before`], but only as far as no more than [`limits::PRUNE_KEPT_MAX`] events are needed: for a pruning
@@ -83,23 +88,24 @@ impl Pruning {
     pub async fn as_far_as(store: &Arc<dyn Store>, unix_ms: u64) -> Result<Self> {
         let before = first_since(store, unix_ms).await?;
         let mut needed = needed_before(store, before).await?;
+        let waiting = waiting_before(&**store, before).await?;
         match needed.get(limits::PRUNE_KEPT_MAX).copied() {
-            None => Ok(Self::keeping(needed, before, unix_ms)),
+            None => Ok(Self::keeping(needed, waiting, before, unix_ms)),
             Some(Needed { at, at_unix_ms, .. }) => {
                 // Several may begin with one record, so that those before it are fewer.
                 needed.retain(|needed| needed.at < at);
-                Ok(Self::keeping(needed, at, at_unix_ms))
+                Ok(Self::keeping(needed, waiting, at, at_unix_ms))
             }
         }
     }
 
-    fn keeping(needed: Vec<Needed>, before: Position, before_unix_ms: u64) -> Self {
+    fn keeping(needed: Vec<Needed>, waiting: Vec<Tag>, before: Position, before_unix_ms: u64) -> Self {
         Self {
             before,
             before_unix_ms,
             records: Select::All,
             events_kept: needed.len() as u64,
-            keep: needed.into_iter().map(|needed| Tag::Event(needed.event)).collect(),
+            keep: needed.into_iter().map(|needed| Tag::Event(needed.event)).chain(waiting).collect(),
             histories: HISTORIES.iter().map(|prefix| Key::from(*prefix)).collect(),
         }
     }
@@ -397,8 +403,9 @@ fn nameless(key: &str) -> Error {
 const NAMING_EVENTS: [&str; 2] = [FLOWS, DEAD];
 
 /// Documents whose past may be forgotten, and which may be forgotten wholly once they were deleted.
-const HISTORIES: [&str; 11] =
-    ["state/", "entity/", FLOWS, DEAD, INBOX, SEEN, TIMERS, SCHEDULES, PROCESSES, "global/", "large/"];
+const HISTORIES: [&str; 12] = [
+    "state/", "entity/", FLOWS, DEAD, INBOX, REFUSED, SEEN, TIMERS, SCHEDULES, PROCESSES, "global/", "large/",
+];
 
 /// The version of the anchor's form.
 const ANCHOR_VERSION: u32 = 2;

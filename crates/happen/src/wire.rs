@@ -20,6 +20,15 @@ pub(crate) struct Framed {
     pub(crate) hashes: Vec<(EventId, EventHash)>,
 }
 
+/// What is said of an event beside itself when it is sent.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Sent<'s> {
+    /// Another purpose than the one that it was made for.
+    pub(crate) purpose: Option<Purpose>,
+    /// The key by which it is known when it is sent once more.
+    pub(crate) key: Option<&'s str>,
+}
+
 impl SpaceInner {
     /// Encodes an event or a batch, with hashes over what it says of its causes.
     ///
@@ -32,11 +41,11 @@ impl SpaceInner {
         causes: impl Fn(&dyn ErasedEvent) -> Result<Vec<Cause>>,
     ) -> Result<Framed> {
         let mut hashes = Vec::with_capacity(event.len());
-        let frame = self.frame_for(event, None, causes, |id, hash| hashes.push((id, hash)))?;
+        let frame = self.frame_for(event, Sent::default(), causes, |id, hash| hashes.push((id, hash)))?;
         Ok(Framed { frame, hashes })
     }
 
-    /// The same for another purpose than the one that it was sent for; whoever needs the hashes is told them.
+    /// The same, as it is sent; whoever needs the hashes is told them.
     ///
     /// # Errors
     ///
@@ -44,7 +53,7 @@ impl SpaceInner {
     pub(crate) fn frame_for(
         &self,
         event: &dyn ErasedEvent,
-        purpose: Option<Purpose>,
+        sent: Sent<'_>,
         causes: impl Fn(&dyn ErasedEvent) -> Result<Vec<Cause>>,
         mut hashed: impl FnMut(EventId, EventHash),
     ) -> Result<Vec<u8>> {
@@ -56,7 +65,7 @@ impl SpaceInner {
         let singles = || (0..event.len()).filter_map(|index| event.single(index));
         if let (false, Some(single)) = (event.is_batch(), event.single(0)) {
             let (payload, causes) = (payload_of(single)?, causes(single)?);
-            let wire = self.wire_of(single, purpose, &payload, &causes)?;
+            let wire = self.wire_of(single, sent, &payload, &causes)?;
             let mut frame = Vec::with_capacity(payload.len() + ENVELOPE_BYTES);
             wire.encode_into(&mut frame, bytes_max)?;
             note(&wire);
@@ -66,7 +75,7 @@ impl SpaceInner {
             singles().map(|single| Ok((payload_of(single)?, causes(single)?))).collect::<Result<_>>()?;
         let wires = singles().zip(&parts);
         let wires: Vec<_> = wires
-            .map(|(single, (payload, causes))| self.wire_of(single, purpose, payload, causes))
+            .map(|(single, (payload, causes))| self.wire_of(single, sent, payload, causes))
             .collect::<Result<_>>()?;
         let bytes: usize = parts.iter().map(|(payload, _)| payload.len() + ENVELOPE_BYTES).sum();
         let mut frame = Vec::with_capacity(bytes);
@@ -78,7 +87,7 @@ impl SpaceInner {
     fn wire_of<'a>(
         &self,
         event: &'a dyn ErasedEvent,
-        purpose: Option<Purpose>,
+        sent: Sent<'a>,
         payload: &'a [u8],
         causes: &'a [Cause],
     ) -> Result<WireEvent<'a>> {
@@ -86,7 +95,8 @@ impl SpaceInner {
             |key: NodeKey| self.name_of(key).map_or(Cow::Borrowed(""), |name| Cow::Owned(name.to_string()));
         let mut wire = WireEvent::from_envelope(event.envelope(), payload, name)?;
         set_causes(&mut wire, causes);
-        wire.purpose = purpose.unwrap_or(wire.purpose);
+        wire.purpose = sent.purpose.unwrap_or(wire.purpose);
+        wire.key = sent.key.map(Cow::Borrowed);
         wire.hash = Some(hash_event(&wire));
         Ok(wire)
     }

@@ -16,7 +16,7 @@ use serde_json::json;
 
 use crate::failure::Failure;
 use crate::output::{Output, count_of, number, plain};
-use crate::store::inbox::{Kept, Registered, kept};
+use crate::store::inbox::{Kept, Registered, kept, waiting};
 use crate::store::moment::{Utc, span};
 use crate::store::nodes::count;
 use crate::store::opened::Opened;
@@ -159,6 +159,13 @@ async fn checks(arguments: &DoctorArguments, address: &Address) -> (Vec<Check>, 
         }
         Err(failure) => Check::broken("kept events", &failure),
     });
+    // On a log that processes share nothing waits: each takes what is for its nodes.
+    if matches!(address, Address::Folder(_)) {
+        checks.push(match (waiting(&store, &journal).await, count(&store, "refused/").await) {
+            (Ok(waiting), Ok(refused)) => outbox(&waiting, refused, holder, now_unix_ms),
+            (Err(failure), _) | (_, Err(failure)) => Check::broken("outbox", &failure),
+        });
+    }
     let mut is_whole = true;
     if !arguments.quick {
         let check = match store.verify().await {
@@ -467,6 +474,35 @@ fn inbox(kept: &BTreeMap<String, Kept>, holder: Holder, registered: &Registered,
     Check::warn(NAME, found, advice)
 }
 
+/// Events that wait for nodes of other processes, and those that such nodes refused.
+fn outbox(waiting: &BTreeMap<String, Kept>, refused: u64, holder: Holder, now_unix_ms: u64) -> Check {
+    const NAME: &str = "outbox";
+    let mut found: Vec<_> =
+        waiting.iter().take(KEPT_SHOWN).map(|(node, kept)| kept.of(node, now_unix_ms)).collect();
+    if waiting.len() > KEPT_SHOWN {
+        let more = count_of((waiting.len() - KEPT_SHOWN) as u64, "node");
+        found.push(format!("and for {more} more; see `happen ps`"));
+    }
+    let is_late = waiting.values().any(|kept| now_unix_ms.saturating_sub(kept.since_unix_ms) >= OVERDUE_MS);
+    if refused > 0 {
+        found.push(format!("{} refused by nodes of other processes", count_of(refused, "event")));
+    }
+    let found = if found.is_empty() { "none".to_owned() } else { found.join("; ") };
+    match (refused, waiting.is_empty(), holder) {
+        (1.., ..) => {
+            let advice = "see why: documents `refused/` name the node and the event, and have the reason";
+            Check::warn(NAME, found, advice)
+        }
+        (0, true, _) => Check::ok(NAME, found),
+        (0, false, Holder::Nobody) => Check::warn(NAME, found, "start the program: it hands them over"),
+        (0, false, Holder::Process(_)) if !is_late => Check::ok(NAME, found),
+        (0, false, Holder::Process(_)) => {
+            let advice = "the nodes are not reached: see whether this program is connected, and theirs runs";
+            Check::warn(NAME, found, advice)
+        }
+    }
+}
+
 fn integrity(verified: &Verified) -> Check {
     let Some(first) = verified.damages.first() else {
         let (records, revisions) =
@@ -541,6 +577,26 @@ mod tests {
         assert_eq!(around, [Verdict::Ok, Verdict::Warn, Verdict::Warn]);
         assert_eq!(dead(0).verdict, Verdict::Ok);
         assert_eq!(dead(1).verdict, Verdict::Warn);
+    }
+
+    #[test]
+    fn what_waits_for_other_processes_is_told_when_it_waits_long() {
+        let now = 10 * OVERDUE_MS;
+        let check = |ms: Option<u64>, refused, holder| {
+            let kept = |ms| Kept { events: 3, since_unix_ms: now - ms, first: None };
+            let waiting = ms.map(|ms| ("hub".to_owned(), kept(ms))).into_iter().collect();
+            outbox(&waiting, refused, holder, now)
+        };
+        let running = Holder::Process(None);
+        assert_eq!(check(None, 0, Holder::Nobody).verdict, Verdict::Ok);
+        assert_eq!(check(Some(1), 0, Holder::Nobody).verdict, Verdict::Warn);
+        let around =
+            [OVERDUE_MS - 1, OVERDUE_MS, OVERDUE_MS + 1].map(|ms| check(Some(ms), 0, running).verdict);
+        assert_eq!(around, [Verdict::Ok, Verdict::Warn, Verdict::Warn]);
+        let refused = check(None, 1, running);
+        assert_eq!(refused.verdict, Verdict::Warn);
+        assert_eq!(refused.found, "1 event refused by nodes of other processes");
+        assert!(check(Some(1), 0, running).found.starts_with("3 events for `hub`, the oldest since"));
     }
 
     #[test]

@@ -1,11 +1,12 @@
-//! Events that are kept for nodes: sent while no process had the store, and not begun by one since. Owns where they are and
-//! how they are told; does not know why nobody took them.
+//! Events that are kept for nodes: sent while no process had the store, and not begun by one since; or sent to nodes of
+//! other processes that have not taken them in. Owns where they are and how they are told; does not know why.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use happen::EventId;
 use happen::control::{Answer, Client, Request};
+use happen::journal::Journal;
 use happen::store::List;
 
 use crate::failure::Failure;
@@ -51,7 +52,26 @@ pub(crate) async fn kept(store: &Opened, node: Option<&str>) -> Result<BTreeMap<
     }
 }
 
+/// The events that wait for nodes of other processes, by node.
+///
+/// # Errors
+///
+/// What the store says.
+pub(crate) async fn waiting(store: &Opened, journal: &Journal) -> Result<BTreeMap<String, Kept>, Failure> {
+    let outboxes = journal.outboxes().await.map_err(|error| of_store(store.address(), &error))?;
+    let waiting = outboxes.into_iter().map(|outbox| {
+        (outbox.node, Kept { events: outbox.events, since_unix_ms: outbox.since_unix_ms, first: None })
+    });
+    Ok(waiting.collect())
+}
+
 impl Kept {
+    /// In a few words: how many wait, and for how long.
+    pub(crate) fn waiting_text(&self, now_unix_ms: u64) -> String {
+        let age = span(now_unix_ms.saturating_sub(self.since_unix_ms));
+        format!("{} waiting {age}", number(self.events))
+    }
+
     /// In a few words: how many, for how long, and the oldest.
     pub(crate) fn text(&self, now_unix_ms: u64) -> String {
         let age = span(now_unix_ms.saturating_sub(self.since_unix_ms));

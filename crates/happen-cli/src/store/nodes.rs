@@ -9,14 +9,14 @@ use serde_json::{Value as Json, json};
 
 use crate::failure::Failure;
 use crate::output::{Output, number};
-use crate::store::inbox::{INBOX, kept};
+use crate::store::inbox::{INBOX, kept, waiting};
 use crate::store::key::{ENTITY, STATE, escaped, plain};
 use crate::store::moment::Utc;
 use crate::store::opened::Opened;
 use crate::store::table::Listing;
 use crate::store::tail::first;
 use crate::store::upkeep::position_json;
-use crate::store::{Place, now_unix_ms, of_store};
+use crate::store::{Place, journal, now_unix_ms, of_store};
 
 /// `happen ps`.
 #[derive(Debug, Args)]
@@ -34,10 +34,17 @@ pub(crate) struct NodesArguments {
 ///
 /// [`Failure::NotFound`] when the node that was named is not known, [`Failure::Store`] for the rest.
 pub(crate) async fn run(arguments: &NodesArguments, output: &Output) -> Result<(), Failure> {
-    let store = arguments.place.open_to_read().await?;
+    let (store, journal) = journal(&arguments.place).await?;
+    let waiting = waiting(&store, &journal).await?;
     let nodes = match &arguments.node {
         Some(node) => BTreeMap::from([(node.clone(), None)]),
-        None => known(&store).await?,
+        None => {
+            let mut nodes = known(&store).await?;
+            for node in waiting.keys() {
+                nodes.entry(node.clone()).or_insert(None);
+            }
+            nodes
+        }
     };
     let kept = kept(&store, arguments.node.as_deref()).await?;
     let now_unix_ms = now_unix_ms();
@@ -54,6 +61,7 @@ pub(crate) async fn run(arguments: &NodesArguments, output: &Output) -> Result<(
             && last.is_none()
             && flows + dead == 0
             && kept.is_empty()
+            && !waiting.contains_key(node)
             && !has_documents(&store, node).await?
         {
             return Err(Failure::NotFound(format!(
@@ -61,10 +69,14 @@ pub(crate) async fn run(arguments: &NodesArguments, output: &Output) -> Result<(
             )));
         }
         let name = last.as_ref().and_then(|record| first(record, |tag| matches!(tag, Tag::Type(_))));
-        let kept = kept.get(node);
+        let (kept, waiting) = (kept.get(node), waiting.get(node));
         let row = || {
             let at = last.as_ref().map_or_else(String::new, |record| Utc(record.at_unix_ms).short());
-            let kept = kept.map_or_else(String::new, |kept| kept.text(now_unix_ms));
+            let kept = [
+                kept.map(|kept| kept.text(now_unix_ms)),
+                waiting.map(|waiting| waiting.waiting_text(now_unix_ms)),
+            ];
+            let kept = kept.into_iter().flatten().collect::<Vec<_>>().join(", ");
             [node.clone(), number(flows), number(dead), at, name.clone().unwrap_or_default(), kept]
         };
         page.push(row, || {
@@ -78,6 +90,8 @@ pub(crate) async fn run(arguments: &NodesArguments, output: &Output) -> Result<(
                 "last_position": last.as_ref().map_or(Json::Null, |record| position_json(record.position)),
                 "kept": kept.map_or(0, |kept| kept.events),
                 "kept_since": kept.map(|kept| Utc(kept.since_unix_ms).to_string()),
+                "waiting": waiting.map_or(0, |waiting| waiting.events),
+                "waiting_since": waiting.map(|waiting| Utc(waiting.since_unix_ms).to_string()),
                 "kept_first": kept.and_then(|kept| kept.first).map(|event| event.to_string()),
             })
         });

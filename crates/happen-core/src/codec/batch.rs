@@ -67,6 +67,27 @@ impl<'a> WireParcel<'a> {
             Self::Batch(events) => events,
         }
     }
+
+    /// The first event, to be changed.
+    #[must_use]
+    pub fn first_mut(&mut self) -> Option<&mut WireEvent<'a>> {
+        match self {
+            Self::One(event) => Some(event),
+            Self::Batch(events) => events.first_mut(),
+        }
+    }
+
+    /// Appends the bytes of the frame; nothing is appended when it is refused.
+    ///
+    /// # Errors
+    ///
+    /// As [`encode_batch_into`].
+    pub fn encode_into(&self, out: &mut Vec<u8>, bytes_max: usize) -> Result<()> {
+        match self {
+            Self::One(event) => event.encode_into(out, bytes_max),
+            Self::Batch(events) => encode_batch_into(events, out, bytes_max),
+        }
+    }
 }
 
 /// Appends the bytes of a frame with these events; nothing is appended when it is refused.

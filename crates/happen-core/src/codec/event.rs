@@ -82,6 +82,10 @@ pub struct WireEvent<'a> {
     pub purpose: Purpose,
     /// The W3C trace context. Of the way.
     pub trace: Option<WireTrace<'a>>,
+    /// The key by which the event is known when it is sent once more. Of the way.
+    pub key: Option<Cow<'a, str>>,
+    /// Who keeps the event until it is taken in. Of the way.
+    pub handover: Option<Handover>,
     /// The hash, when it was computed.
     pub hash: Option<EventHash>,
     /// The payload's bytes, as they were encoded first.
@@ -140,6 +144,22 @@ pub struct WireTrace<'a> {
     pub state: Cow<'a, str>,
 }
 
+/// Who keeps an event until its node has taken it in, and where the event stands among those that wait for this node.
+///
+/// A node takes in what comes from one space in the order of the positions, each once: one that is not behind the last
+/// it took was there before, and one that comes before its turn is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::exhaustive_structs, reason = "a part of the format")]
+pub struct Handover {
+    /// The identity of the space that keeps the event.
+    pub space: [u8; 16],
+    /// The position of the event in the log of that space; 0 asks for the outcome of an event that was taken in, or will
+    /// be.
+    pub at: u128,
+    /// The position of the event before it that waited for the same node when this one left; 0 when none did.
+    pub after: u128,
+}
+
 /// The ids of the last nodes an event came by, the nearest first; no more than [`PATH_HOPS_MAX`].
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WirePath<'a> {
@@ -152,7 +172,7 @@ fields! {
     Id = "id", Type = "type", At = "at", Root = "root", Causes = "causes", Depth = "depth", Sender = "sender",
     Origin = "origin", Correlation = "corr", SourceId = "source", SourceType = "source_type", User = "user",
     Delegations = "behalf", Metadata = "meta", Path = "_path", Deadline = "_deadline", Purpose = "_for",
-    Trace = "_trace", Hash = "_hash",
+    Trace = "_trace", Key = "_key", Handover = "_handed", Hash = "_hash",
 }
 
 type Read<T> = std::result::Result<T, FrameError>;
@@ -182,6 +202,8 @@ impl<'a> WireEvent<'a> {
             deadline_unix_ms: 0,
             purpose: Purpose::Send,
             trace: None,
+            key: None,
+            handover: None,
             hash: None,
             payload,
         }
@@ -322,6 +344,12 @@ impl<'a> WireEvent<'a> {
         if let Some(trace) = &self.trace {
             fields.texts(Field::Trace.name(), [&*trace.parent, &*trace.state].into_iter());
         }
+        if let Some(key) = &self.key {
+            fields.text(Field::Key.name(), key);
+        }
+        if let Some(handover) = &self.handover {
+            put_bin(fields.field(Field::Handover.name()), &handover.to_bytes());
+        }
         if let Some(hash) = &self.hash {
             put_bin(fields.field(Field::Hash.name()), hash.as_bytes());
         }
@@ -412,6 +440,11 @@ impl<'a> WireEvent<'a> {
                 pair(reader, "the two texts of a trace context")?;
                 self.trace = Some(WireTrace { parent: reader.text()?.into(), state: reader.text()?.into() });
             }
+            Field::Key => self.key = Some(reader.text()?.into()),
+            Field::Handover => {
+                let bytes = reader.fixed_bin("the 48 bytes of a handover")?;
+                self.handover = Some(Handover::from_bytes(&bytes));
+            }
             Field::Hash => self.hash = Some(EventHash::from(reader.fixed_bin("the 32 bytes of a hash")?)),
         }
         Ok(())
@@ -487,6 +520,31 @@ impl<'a> WireDelegation<'a> {
     }
 }
 
+impl Handover {
+    /// Whether the outcome of the event is asked for, and nothing is handed over.
+    #[must_use]
+    pub const fn asks_for_outcome(&self) -> bool {
+        self.at == 0
+    }
+
+    fn to_bytes(self) -> [u8; HANDOVER_BYTES] {
+        let mut bytes = [0; HANDOVER_BYTES];
+        bytes[..16].copy_from_slice(&self.space);
+        bytes[16..32].copy_from_slice(&self.at.to_be_bytes());
+        bytes[32..].copy_from_slice(&self.after.to_be_bytes());
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8; HANDOVER_BYTES]) -> Self {
+        let part = |start: usize| {
+            let mut part = [0; 16];
+            part.copy_from_slice(&bytes[start..start + 16]);
+            part
+        };
+        Self { space: part(0), at: u128::from_be_bytes(part(16)), after: u128::from_be_bytes(part(32)) }
+    }
+}
+
 impl<'a> WirePath<'a> {
     /// The hops, the nearest first.
     #[must_use]
@@ -547,3 +605,6 @@ fn pair(reader: &mut Reader<'_>, wanted: &'static str) -> Read<()> {
         _ => Err(FrameError::new(FrameProblem::Unexpected { wanted }, start)),
     }
 }
+
+/// The bytes of a handover: an identity and two positions.
+const HANDOVER_BYTES: usize = 48;

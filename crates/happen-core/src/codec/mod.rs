@@ -12,7 +12,7 @@ mod reply;
 mod seal;
 
 pub use batch::{WireParcel, encode_batch_into};
-pub use event::{CauseLink, WireDelegation, WireEvent, WirePath, WireTrace, WireUser};
+pub use event::{CauseLink, Handover, WireDelegation, WireEvent, WirePath, WireTrace, WireUser};
 pub use failure::WireError;
 pub use frame::{FORMAT_VERSION, FrameError, FrameProblem, UnknownField};
 pub use record::{PointKind, StepOutcome, WireChange, WireFlow, WirePoint, WireRecord, WireStep};

@@ -43,6 +43,8 @@ pub struct WireReply<'a> {
     pub sequence: u64,
     /// The answer.
     pub outcome: Outcome<'a>,
+    /// The event that came first under the key of the one that is answered, when that is another one: the outcome is its.
+    pub first: Option<EventId>,
     /// Fields of later versions, in the order they came in.
     pub unknown: Vec<UnknownField<'a>>,
 }
@@ -73,7 +75,7 @@ pub enum Outcome<'a> {
 
 fields! {
     To = "to", Is = "is", Sequence = "seq", Type = "type", Code = "code", With = "with", Retry = "retry",
-    Text = "text", Context = "context", Causes = "causes", Node = "node", Event = "event",
+    Text = "text", Context = "context", Causes = "causes", Node = "node", Event = "event", First = "first",
 }
 
 type Read<T> = std::result::Result<T, FrameError>;
@@ -82,7 +84,7 @@ impl<'a> WireReply<'a> {
     /// The reply to this event with this outcome, the first of its replies.
     #[must_use]
     pub const fn new(to: EventId, outcome: Outcome<'a>) -> Self {
-        Self { to, sequence: 0, outcome, unknown: Vec::new() }
+        Self { to, sequence: 0, outcome, first: None, unknown: Vec::new() }
     }
 
     /// Appends the reply's bytes; nothing is appended when it is refused.
@@ -136,6 +138,9 @@ impl<'a> WireReply<'a> {
         if let Outcome::Error(error) = &self.outcome {
             write_error(&mut fields, error);
         }
+        if let Some(first) = self.first {
+            put_bin(fields.field(Field::First.name()), &first.to_bytes());
+        }
         fields.unknown(&self.unknown);
         fields.finish(self.payload());
     }
@@ -167,6 +172,7 @@ impl<'a> WireReply<'a> {
                     Field::Is => is = Is::read(&mut reader)?,
                     Field::Sequence => reply.sequence = reader.number()?,
                     Field::Type => event_type = reader.text()?.into(),
+                    Field::First => reply.first = Some(reader.id()?),
                     other => read_error(&mut error, other, &mut reader)?,
                 }
                 Ok(())
@@ -261,7 +267,7 @@ fn read_error<'a>(error: &mut WireError<'a>, field: Field, reader: &mut Reader<'
         Field::Causes => error.causes = lines(reader)?,
         Field::Node => error.node = Some(reader.text()?.into()),
         Field::Event => error.event = Some(reader.id()?),
-        Field::To | Field::Is | Field::Sequence | Field::Type => {}
+        Field::To | Field::Is | Field::Sequence | Field::Type | Field::First => {}
     }
     Ok(())
 }

@@ -79,7 +79,10 @@ pub(crate) fn any_event() -> impl Strategy<Value = WireEvent<'static>> {
     let purpose =
         prop::sample::select(vec![Purpose::Send, Purpose::Ask, Purpose::Stream, Purpose::Broadcast]);
     let metadata = prop::collection::btree_map("[a-z]{1,9}", any::<i64>(), 0..3);
-    let rest = (purpose, any::<u64>(), metadata, any_unknown(), prop::collection::vec(any::<u8>(), 0..300));
+    let handover = (any::<[u8; 16]>(), any::<u128>(), any::<u128>());
+    let handed = (prop::option::of(any_text()), prop::option::of(handover));
+    let payload = prop::collection::vec(any::<u8>(), 0..300);
+    let rest = (purpose, any::<u64>(), metadata, any_unknown(), payload, handed);
     (who, causes, nodes, source, rest).prop_map(|(who, causes, nodes, source, rest)| {
         let mut event = WireEvent::new(who.0, who.1, who.2, leak(rest.4.into_boxed_slice()));
         event.root = who.3.unwrap_or(who.0);
@@ -105,6 +108,8 @@ pub(crate) fn any_event() -> impl Strategy<Value = WireEvent<'static>> {
             event.metadata = rmp_serde::to_vec(&rest.2).unwrap().into();
         }
         event.unknown = rest.3;
+        event.key = rest.5.0;
+        event.handover = rest.5.1.map(|(space, at, after)| Handover { space, at, after });
         event
     })
 }
@@ -177,9 +182,11 @@ fn any_reply() -> impl Strategy<Value = WireReply<'static>> {
         Just(Outcome::End),
         any_error().prop_map(|error| Outcome::Error(WireError::of(leak(Box::new(error))))),
     ];
-    (any_id(), any::<u64>(), outcome, any_unknown()).prop_map(|(to, sequence, outcome, unknown)| {
+    let rest = (prop::option::of(any_id()), any_unknown());
+    (any_id(), any::<u64>(), outcome, rest).prop_map(|(to, sequence, outcome, (first, unknown))| {
         let mut reply = WireReply::new(to, outcome);
         reply.sequence = sequence;
+        reply.first = first;
         reply.unknown = unknown;
         reply
     })
@@ -215,6 +222,8 @@ proptest! {
     fn envelopes_come_back(mut event in any_event()) {
         // An envelope has no place for these.
         event.hash = None;
+        event.key = None;
+        event.handover = None;
         event.unknown.clear();
         let bare = |cause: &CauseLink<'_>| CauseLink::Bare { id: cause.id() };
         event.cause = event.cause.as_ref().map(bare);
@@ -584,7 +593,10 @@ fn replies() -> Vec<(&'static str, WireReply<'static>)> {
         .at_node("payments")
         .at_event(id(2))
         .context("charging the card");
+    let mut first = WireReply::new(id(2), Outcome::End);
+    first.first = Some(id(1));
     vec![
+        ("reply-first", first),
         ("reply-value", WireReply::new(id(2), value)),
         ("reply-item", item),
         ("reply-end", end),
@@ -593,7 +605,15 @@ fn replies() -> Vec<(&'static str, WireReply<'static>)> {
 }
 
 fn events() -> Vec<(&'static str, WireEvent<'static>)> {
-    vec![("event-smallest", smallest()), ("event-ordinary", ordinary()), ("event-full", full())]
+    let mut handed = ordinary();
+    handed.key = Some("order-7".into());
+    handed.handover = Some(Handover { space: std::array::from_fn(|index| index as u8), at: 42, after: 41 });
+    vec![
+        ("event-smallest", smallest()),
+        ("event-ordinary", ordinary()),
+        ("event-full", full()),
+        ("event-handed-over", handed),
+    ]
 }
 
 fn id_text(number: u64) -> String {

@@ -73,6 +73,7 @@ pub struct Connector {
     access: Access,
     options: Option<ConnectOptions>,
     reconnect_wait_max: Duration,
+    is_patient: bool,
 }
 
 /// What went over a connection since it was made, all its servers together.
@@ -100,7 +101,13 @@ impl Connector {
             access: Access::new(),
             options: None,
             reconnect_wait_max: limits::RECONNECT_DELAY_MAX,
+            is_patient: false,
         }
+    }
+
+    /// The same with a connection that is there at once, and connected as soon as a server can be reached.
+    pub(crate) fn patient(self) -> Self {
+        Self { is_patient: true, ..self }
     }
 
     /// The same to other servers.
@@ -145,9 +152,12 @@ impl Connector {
                 "how to sign in is said by an access or by the options of the client, not by both",
             ));
         }
-        Connection::with(&self.urls, self.reconnect_wait_max, |is_signed_in| match &self.options {
-            Some(options) => Ok(options.clone()),
-            None => self.access.options_unless(is_signed_in),
+        Connection::with(&self.urls, self.reconnect_wait_max, |is_signed_in| {
+            let options = match &self.options {
+                Some(options) => options.clone(),
+                None => self.access.options_unless(is_signed_in)?,
+            };
+            Ok(if self.is_patient { options.retry_on_initial_connect() } else { options })
         })
         .await
     }

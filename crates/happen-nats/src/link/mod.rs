@@ -8,6 +8,7 @@ mod connection;
 mod frame;
 mod joining;
 mod member;
+mod patient;
 mod presence;
 mod pulse;
 mod queue;
@@ -36,6 +37,7 @@ use self::subject::Subjects;
 use self::wire::{Wire, closed, lock};
 
 pub use self::connection::{Connection, Connector, Traffic};
+pub use self::patient::PatientLink;
 
 /// One member's end of a space whose members reach each other over NATS.
 ///

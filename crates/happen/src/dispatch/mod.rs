@@ -90,6 +90,11 @@ impl Want {
         self.with(|along| along.keyed = Some(Arc::clone(keyed)))
     }
 
+    /// Whether the event has a key.
+    pub(crate) fn is_keyed(&self) -> bool {
+        self.along.as_ref().is_some_and(|along| along.keyed.is_some())
+    }
+
     #[cold]
     fn with(mut self, change: impl FnOnce(&mut Along)) -> Self {
         change(self.along.get_or_insert_default());
@@ -285,7 +290,7 @@ fn no_handler(node: &NodeInner, envelope: &Envelope) -> Error {
 }
 
 #[cold]
-fn before_handling(
+pub(crate) fn before_handling(
     node: &NodeInner,
     hooks: &crate::hooks::Hooks,
     event: &dyn ErasedEvent,

@@ -360,7 +360,7 @@ pub(super) fn recipients(
     to: &Whereto,
 ) -> Result<Vec<Arc<StoredFlow>>> {
     match to {
-        Whereto::Kept(_) | Whereto::Away(_) => Ok(Vec::new()),
+        Whereto::Kept(_) | Whereto::Away(_) | Whereto::Waits(_) => Ok(Vec::new()),
         Whereto::Node(node) if !node.is_durable() => Ok(Vec::new()),
         Whereto::Node(node) => {
             let table = node.table.load();
@@ -417,11 +417,12 @@ pub(super) fn flows_for(
 
 impl Durable {
     /// Does what a commit has let leave: flows begin, and events go to those that are not durable.
-    pub(super) fn release(&self, space: &Arc<SpaceInner>, done: super::record::Done) {
+    pub(super) fn release(self: &Arc<Self>, space: &Arc<SpaceInner>, done: super::record::Done) {
         for flow in &done.begun {
             space.remember_sent(flow.event.envelope(), flow.node.key);
         }
         done.begun.iter().for_each(Lanes::enter);
+        self.kept(space, &done.kept);
         for (event, to) in done.leaving {
             self.waiters.offer(space, &event);
             space.leave(&event, &to);

@@ -19,6 +19,15 @@ pub(crate) const SEEN: &str = "seen/";
 /// Events that were sent while no process was there, until the next one takes them.
 pub(crate) const INBOX: &str = "inbox/";
 
+/// How far nodes of other processes have what waits for them here.
+pub(crate) const OUTBOX: &str = "outbox/";
+
+/// Events that nodes of other processes refused.
+pub(crate) const REFUSED: &str = "refused/";
+
+/// How far nodes have taken in what other spaces keep for them.
+pub(crate) const TAKEN: &str = "taken/";
+
 /// Events of histories that happened elsewhere, by their names there.
 pub(crate) const IMPORTED: &str = "imported/";
 

@@ -11,6 +11,7 @@ mod agenda;
 pub(crate) mod beside;
 pub(crate) mod by_hand;
 mod commit;
+mod courier;
 mod hold;
 pub(crate) mod imported;
 pub(crate) mod cron;
@@ -18,6 +19,7 @@ mod document;
 mod flow;
 pub(crate) mod keys;
 mod lane;
+pub(crate) mod outbox;
 mod outside;
 pub(crate) mod owners;
 mod point;
@@ -27,6 +29,7 @@ mod retention;
 pub(crate) mod schedule;
 mod seen;
 mod stage;
+mod taken;
 pub(crate) mod timer;
 mod wait;
 mod whole;
@@ -49,6 +52,7 @@ use crate::space::SpaceInner;
 use crate::sync::{Mutex, lock};
 use commit::{Commits, Ticket};
 use lane::Place;
+use outbox::Outboxes;
 use owners::Owners;
 use record::Done;
 use wait::Waiters;
@@ -59,11 +63,13 @@ pub(crate) use document::{Change, Document, Documents, Staging};
 pub(crate) use flow::StoredFlow;
 pub(crate) use hold::{Control, Debounce, Rate};
 pub(crate) use lane::{Coming, Lanes, check_room};
+pub(crate) use outbox::Reserved;
 pub(crate) use outside::commit as commit_outside;
 pub(crate) use point::{ask, once, sleep};
 pub(crate) use seen::Keyed;
 use seen::Keys;
 pub(crate) use stage::{Stage, Whereto};
+pub(crate) use taken::{NotTaken, TakingIn, outcome, take_in};
 pub(crate) use timer::{
     StoredTimer, cancel as cancel_timer, cancel_staged as cancel_timer_staged, key_of as timer_key,
     list as timers, set as set_timer, stage as stage_timer, whereto,
@@ -77,6 +83,8 @@ pub(crate) struct Durable {
     pub(crate) documents: Documents,
     agenda: Arc<Agenda>,
     keys: Keys,
+    /// What waits for nodes of other processes.
+    pub(crate) outboxes: Outboxes,
     /// Tells the ids of this space from those of others, whatever its nodes are called.
     identity: OnceLock<[u8; 16]>,
     live: Mutex<HashMap<EventId, Vec<Live>>>,
@@ -153,6 +161,7 @@ impl Durable {
             documents: Documents::new(Arc::clone(&store), revisions_max),
             agenda: Arc::default(),
             keys: Keys::default(),
+            outboxes: Outboxes::default(),
             store,
             identity: OnceLock::new(),
             live: Mutex::default(),

@@ -31,6 +31,7 @@ use super::commit::Commits;
 use super::document::is_conflict;
 use super::keys::{INBOX, OWNERS, PROCESSES, name_of, named};
 use super::lane::Lanes;
+use super::outbox::outbox_tag;
 use super::record::event_record;
 use super::stage::Whereto;
 use super::{Durable, accept, by_hand};
@@ -178,6 +179,8 @@ impl StoredOwner {
 pub(super) struct Inboxes {
     nodes: Vec<Arc<str>>,
     documents: Vec<Write>,
+    /// The tag by which it waits here for a node beyond the link.
+    outbox: Option<Tag>,
 }
 
 /// What a process hears that follows the log.
@@ -194,6 +197,7 @@ enum Heard {
 impl Inboxes {
     /// Has a commit keep the event for them: its record, and documents beside others.
     pub(super) fn add_to(self, record: &mut NewRecord, documents: &mut Vec<Write>) {
+        record.tags.extend(self.outbox);
         if self.documents.is_empty() {
             return;
         }
@@ -284,9 +288,12 @@ impl Durable {
 
     /// What a commit has to have so that an event reaches the durable nodes of other processes.
     pub(super) fn inboxes(&self, event: &dyn ErasedEvent, framed: &Framed, to: &Whereto) -> Inboxes {
+        if let Whereto::Waits(node) = to {
+            return Inboxes { outbox: Some(outbox_tag(node)), ..Inboxes::default() };
+        }
         let Some(owners) = &self.owners else { return Inboxes::default() };
         let nodes = match to {
-            Whereto::Node(_) | Whereto::Away(_) => return Inboxes::default(),
+            Whereto::Node(_) | Whereto::Away(_) | Whereto::Waits(_) => return Inboxes::default(),
             Whereto::Kept(node) => vec![Arc::clone(node)],
             Whereto::Everyone => owners.listeners(event.envelope().event_type.as_str()),
         };
@@ -301,7 +308,7 @@ impl Durable {
             past: Past::Dropped,
             replaced: Replaced::Kept,
         };
-        Inboxes { documents: nodes.iter().map(document).collect(), nodes }
+        Inboxes { documents: nodes.iter().map(document).collect(), nodes, outbox: None }
     }
 
     /// Keeps an event for a durable node of another process. Whoever waits is told when it is stored.

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use happen_core::codec::{PointKind, StepOutcome, WireFlow, WireRecord};
 use happen_core::content;
+use happen_core::env::BoxFuture;
 use happen_core::hash::digest;
 use happen_core::limits::RECORD_BYTES_MAX;
 use happen_core::store::{Bytes, Order, Position, Read, Select, Start, Tag};
@@ -18,7 +19,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::oneshot;
 
-use super::Durable;
 use super::accept::recipients;
 use super::flow::StoredFlow;
 use super::lane::Place;
@@ -26,9 +26,12 @@ use super::owners::inbox_tag;
 use super::record::{decode_outcome, encode_outcome, event_record};
 use super::stage::{Point, Stage, Whereto};
 use super::whole::Whole;
+use super::{Durable, courier};
+use crate::config::Delivery;
 use crate::dispatch::{self, Delivered, Joined, Reply, Want};
 use crate::flow::Outcome;
 use crate::limits;
+use crate::link::RESERVED;
 use crate::route::Went;
 use crate::send::Sender;
 use crate::space::SpaceInner;
@@ -132,6 +135,7 @@ async fn commit_question(
     let space = &flow.node.space;
     stage.note(point)?;
     let durable_target = matches!(to, Whereto::Node(node) if node.is_durable());
+    flow.durable().register(to).await?;
     let mut to_us = Some(to_us);
     let done = flow
         .commit_progress(stage, |batch, done| {
@@ -140,6 +144,7 @@ async fn commit_question(
             let mut record = event_record(space, &**event, &framed, &begun)?;
             flow.durable().inboxes(&**event, &framed, to).add_to(&mut record, &mut batch.documents);
             batch.records.push(record);
+            done.keeps(to, &framed);
             for begun in &begun {
                 batch.documents.push(begun.first_write()?);
             }
@@ -200,10 +205,11 @@ fn ask_elsewhere(
                 }
             }
         }
+        Whereto::Waits(name) => answer_from_beyond(flow, event.envelope().id, name, to_us),
         // The question is in the node's inbox, and the answer will be in the log.
         Whereto::Kept(name) => answer_from_log(flow, event.envelope().id, name, to_us),
         Whereto::Away(name) => {
-            let (sender, want) = (Sender::Space(space), (Want::plain(true), true));
+            let (sender, want) = (Sender::Space(space), (Want::plain(true), true, None));
             let mut outcome = Ok(None);
             match space.send_on(sender, name, &**event, want, &mut outcome) {
                 Ok(Went::Away(Some(away))) => {
@@ -239,6 +245,10 @@ async fn attach_to_question(
             answer_from_log(flow, event, name, to_us);
             Ok(true)
         }
+        (Some(event), Whereto::Waits(name)) => {
+            answer_from_beyond(flow, event, name, to_us);
+            Ok(true)
+        }
         _ => Ok(false),
     }
 }
@@ -269,11 +279,34 @@ fn answer_from_log(
     node: &Arc<str>,
     to_us: oneshot::Sender<Outcome>,
 ) {
-    let (flow, node) = (Arc::clone(flow), Arc::clone(node));
-    let env = Arc::clone(&flow.node.space.env);
-    env.spawn(Box::pin(async move {
+    let (of, at) = (Arc::clone(flow), Arc::clone(node));
+    let answered = async move { outcome_in_log(of.durable(), event, &at).await };
+    tell_answer(flow, event, node, to_us, Box::pin(answered));
+}
+
+/// Waits for the outcome of an event that is kept here until a node beyond the link has taken it in.
+fn answer_from_beyond(
+    flow: &Arc<StoredFlow>,
+    event: happen_core::EventId,
+    node: &Arc<str>,
+    to_us: oneshot::Sender<Outcome>,
+) {
+    let (of, at) = (Arc::clone(flow), Arc::clone(node));
+    let answered = async move { Ok(courier::answer(&of, event, &at).await) };
+    tell_answer(flow, event, node, to_us, Box::pin(answered));
+}
+
+/// Tells the answer to who asked, unless that one goes before it is there.
+fn tell_answer(
+    flow: &Arc<StoredFlow>,
+    event: happen_core::EventId,
+    node: &Arc<str>,
+    to_us: oneshot::Sender<Outcome>,
+    mut answered: BoxFuture<'static, Result<Outcome>>,
+) {
+    let node = Arc::clone(node);
+    flow.node.space.env.spawn(Box::pin(async move {
         let mut to_us = to_us;
-        let mut answered = pin!(outcome_in_log(flow.durable(), event, &node));
         let outcome = poll_fn(|task| {
             // Whoever asked may go meanwhile.
             if to_us.poll_closed(task).is_ready() {
@@ -532,18 +565,28 @@ impl Whereto {
     pub(super) fn name(&self) -> &str {
         match self {
             Self::Node(node) => &node.name,
-            Self::Kept(name) | Self::Away(name) => name,
+            Self::Kept(name) | Self::Away(name) | Self::Waits(name) => name,
             Self::Everyone => "",
         }
     }
 
     /// Where a node may be that is not here. Asked once for each event: what its commit did for it and what is done after
-    /// the commit have to agree, whatever is heard of the node meanwhile.
-    pub(crate) fn elsewhere(space: &SpaceInner, node: &str) -> Option<Self> {
+    /// the commit have to agree, whatever is heard of the node meanwhile. How surely it arrives beyond the link is up to
+    /// who sends it.
+    pub(crate) fn elsewhere(space: &Arc<SpaceInner>, delivery: Delivery, node: &str) -> Option<Self> {
         if space.is_remembered_elsewhere(node) {
             return Some(Self::Kept(node.into()));
         }
-        space.may_be_away(node).then(|| Self::Away(node.into()))
+        if !space.may_be_away(node) {
+            return None;
+        }
+        // The others on a shared log take what waits from there, nothing waits for what nobody can have, and which of those
+        // that share their work gets it is decided when it leaves.
+        let waits = space.durable.as_ref().is_some_and(|durable| !durable.is_shared())
+            && delivery != Delivery::AtMostOnce
+            && !node.starts_with(RESERVED)
+            && !space.is_chosen(node);
+        Some(if waits { Self::Waits(node.into()) } else { Self::Away(node.into()) })
     }
 }
 

@@ -32,6 +32,15 @@ pub(super) struct Done {
     pub(super) begun: Vec<Arc<StoredFlow>>,
     /// The events that leave.
     pub(super) leaving: Vec<(Arc<dyn ErasedEvent>, Whereto)>,
+    /// The nodes of other processes that events wait for from now on, and the bytes of each.
+    pub(super) kept: Vec<(Arc<str>, usize)>,
+}
+
+impl Done {
+    /// Notes where an event goes that is kept until its node has it.
+    pub(super) fn keeps(&mut self, to: &Whereto, framed: &Framed) {
+        self.kept.extend(to.waits_for().map(|node| (Arc::clone(node), framed.frame.len())));
+    }
 }
 
 /// What a batch tells beside what its documents make of it.
@@ -75,6 +84,7 @@ impl StoredFlow {
         effects.sent.sort_by_key(|leaving| leaving.ordinal);
         for leaving in &effects.sent {
             sent.push(self.frame_effect(&*leaving.event).map_err(Trouble::Impossible)?);
+            self.durable().register(&leaving.to).await.map_err(Trouble::Store)?;
         }
         let failure = match end {
             End::Failed(error) => self.failure_event(stage, error),
@@ -174,6 +184,7 @@ impl StoredFlow {
                     batch.documents.push(flow.first_write()?);
                 }
                 done.begun.extend(begun);
+                done.keeps(to, framed);
                 done.leaving.push((Arc::clone(event), to.clone()));
             }
             let mut progress = lock(&self.progress);

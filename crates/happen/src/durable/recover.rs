@@ -43,6 +43,7 @@ impl Durable {
     /// [`ErrorKind::Unfit`] when flows do not fit this program, unless those are to be left alone; what the store says.
     pub(crate) async fn recover(self: &Arc<Self>, space: &Arc<SpaceInner>) -> Result<Vec<Resumable>> {
         self.identify(space).await?;
+        self.recover_outboxes().await?;
         self.take_in(space).await?;
         let mut found = Vec::new();
         let mut unfit = Vec::new();
@@ -82,6 +83,7 @@ impl Durable {
     pub(crate) fn start(self: &Arc<Self>, space: &Arc<SpaceInner>) {
         self.started.notify_waiters();
         self.agenda.start(space);
+        self.carry_all(space);
         super::retention::keep_pruning(space);
     }
 

@@ -78,12 +78,17 @@ impl Keyed {
         Arc::new(Self { key: Arc::clone(key), first: OnceLock::new() })
     }
 
+    /// The key itself.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
     /// The event that the key stands for.
     pub(crate) fn first(&self) -> Option<EventId> {
         self.first.get().copied()
     }
 
-    fn stands_for(&self, event: EventId) {
+    pub(crate) fn stands_for(&self, event: EventId) {
         // Told once, by whoever looked the key up.
         self.first.get_or_init(|| event);
     }

@@ -16,6 +16,7 @@ use happen_core::{ErasedEvent, Error, EventId, Result, State};
 use super::document::{Change, Document, Made, Staged, Staging};
 use super::flow::StoredFlow;
 use super::lane::Coming;
+use super::outbox::Reserved;
 use crate::node::NodeInner;
 use crate::sync::{Mutex, lock};
 
@@ -39,6 +40,8 @@ pub(crate) struct Effects {
     pub(super) points: Vec<Point>,
     /// Room that is kept at other nodes for what was sent.
     coming: Vec<(u32, Coming)>,
+    /// Room that is kept for what will wait for nodes of other processes.
+    reserved: Vec<(u32, Reserved)>,
     /// What is done once it is committed: hooks after a change.
     pub(super) after: Vec<Box<dyn FnOnce() + Send>>,
     /// Why the step cannot end well, whatever its function returns.
@@ -59,8 +62,10 @@ pub(crate) enum Whereto {
     Node(Arc<NodeInner>),
     /// To a durable node of another process on the same log: the commit keeps it for that node, wherever it is by then.
     Kept(Arc<str>),
-    /// To a node beyond the link.
+    /// To a node beyond the link, once.
     Away(Arc<str>),
+    /// To a node beyond the link: it waits here until that node has it.
+    Waits(Arc<str>),
     Everyone,
 }
 
@@ -355,9 +360,23 @@ impl Stage {
         })
     }
 
+    /// Keeps the room for what this effect leaves to wait for a node of another process, likewise.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stage::with`].
+    pub(crate) fn reserves(&self, ordinal: u32, reserved: Reserved) -> Result<()> {
+        self.with(|effects| {
+            effects.reserved.push((ordinal, reserved));
+            Ok(())
+        })
+    }
+
     /// What this effect sent has arrived.
     pub(super) fn arrived(&self, ordinal: u32) {
-        lock(&self.effects).coming.retain(|(of, _)| *of != ordinal);
+        let mut effects = lock(&self.effects);
+        effects.coming.retain(|(of, _)| *of != ordinal);
+        effects.reserved.retain(|(of, _)| *of != ordinal);
     }
 
     /// Whom an earlier run of the step has asked something as this effect.

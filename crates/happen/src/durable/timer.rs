@@ -21,6 +21,7 @@ use super::keys::{KEYED_TIMERS, TIMERS, name_of, named};
 use super::outside::{self, Pending};
 use super::record::{Done, tags_of};
 use super::stage::{Stage, Whereto};
+use crate::config::Delivery;
 use crate::dispatch;
 use crate::limits;
 use crate::route::Among;
@@ -271,6 +272,7 @@ pub(super) async fn begin(
     }
     let arriving = arriving(space, &timer.to, &timer.frame.0)?;
     check_taken(space, &*arriving.event, &arriving.to)?;
+    durable.register(&arriving.to).await?;
     let event = arriving.event.envelope().id;
     let mut done = Done::default();
     let add = |batch: &mut Batch, change: WireChange<'_>| {
@@ -327,23 +329,43 @@ fn arriving(space: &Arc<SpaceInner>, to: &str, frame: &[u8]) -> Result<Arriving>
     let hashes = parcel.events().iter().filter_map(|event| Some((event.id, event.hash?))).collect();
     let event = space.event_in(&parcel)?;
     let framed = Framed { frame: frame.to_vec(), hashes };
-    let to = whereto(space, &space.behind_routers(to, &*event, Among::Everywhere)?)?;
+    let sender = parcel.events().first().map_or("", |event| &event.sender);
+    let to = space.behind_routers(to, &*event, Among::Everywhere)?;
+    let to = whereto_by(space, &to, delivery_of(space, sender))?;
     Ok(Arriving { event, framed, to })
 }
 
+/// How surely what a node sends arrives beyond the link.
+fn delivery_of(space: &SpaceInner, sender: &str) -> Delivery {
+    match space.find(sender) {
+        Some(node) => node.table.load().options.delivery,
+        None => space.config.options_for(sender).delivery,
+    }
+}
+
 pub(crate) fn whereto(space: &Arc<SpaceInner>, to: &str) -> Result<Whereto> {
+    whereto_by(space, to, space.config.node_defaults.delivery)
+}
+
+fn whereto_by(space: &Arc<SpaceInner>, to: &str, delivery: Delivery) -> Result<Whereto> {
     match space.find(to) {
         // It is looked for again when the event leaves.
         Some(node) if node.is_shared() => Ok(Whereto::Away(to.into())),
         Some(node) => Ok(Whereto::Node(node)),
-        None => Whereto::elsewhere(space, to)
+        None => Whereto::elsewhere(space, delivery, to)
             .ok_or_else(|| Error::new(ErrorKind::NoSuchNode { node: to.to_owned() })),
     }
 }
 
 /// What keeps a node from an event that is due is told before anything is committed.
 pub(super) fn check_taken(space: &SpaceInner, event: &dyn ErasedEvent, to: &Whereto) -> Result<()> {
-    let Whereto::Node(node) = to else { return Ok(()) };
+    let node = match (to, &space.durable) {
+        (Whereto::Node(node), _) => node,
+        (Whereto::Waits(_), Some(durable)) => {
+            return durable.outboxes.reserve(&space.config.outbox).map(drop);
+        }
+        _ => return Ok(()),
+    };
     debug_assert_eq!(node.space.id, space.id, "a name is looked up in its space");
     let table = node.table.load();
     let mut uncached = None;
@@ -364,6 +386,7 @@ pub(super) async fn accept_with<S: State>(
     change: impl Fn(S) -> Result<S> + Send + Sync + 'static,
     arriving: &Arriving,
 ) -> Result<()> {
+    durable.register(&arriving.to).await?;
     let id = arriving.event.envelope().id;
     let mut done = Done::default();
     let committed = outside::change(durable, document, at, change, |batch, change| {
@@ -385,6 +408,7 @@ pub(super) async fn accept(
     durable: &Arc<Durable>,
     arriving: &Arriving,
 ) -> Result<()> {
+    durable.register(&arriving.to).await?;
     let mut batch = Batch::default();
     let done = add_acceptance(space, &mut batch, None, arriving)?;
     done.begun.iter().for_each(|flow| durable.begun(flow));
@@ -438,7 +462,9 @@ fn add_acceptance(
         set_framed(flow, framed);
         batch.documents.push(flow.first_write()?);
     }
-    Ok(Done { begun, leaving: vec![(Arc::clone(event), to.clone())] })
+    let mut done = Done { begun, leaving: vec![(Arc::clone(event), to.clone())], ..Done::default() };
+    done.keeps(to, framed);
+    Ok(done)
 }
 
 fn set_framed(flow: &StoredFlow, framed: &Framed) {

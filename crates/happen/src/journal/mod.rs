@@ -25,6 +25,7 @@ use happen_core::{Error, ErrorKind, EventId, Result};
 
 use self::walk::Walk;
 use self::web::Branch;
+use crate::durable::outbox::{self, Outbox};
 use crate::limits;
 use crate::trace::{Cut, Trace};
 use crate::tree;
@@ -93,6 +94,19 @@ impl Journal {
     #[must_use]
     pub fn new(store: Arc<dyn Store>) -> Self {
         Self { store }
+    }
+
+    /// What waits for nodes of other processes, see [`Space::outboxes`](crate::Space::outboxes).
+    ///
+    /// # Errors
+    ///
+    /// As [`Journal`] says.
+    ///
+    /// # Cost
+    ///
+    /// Reads what waits.
+    pub async fn outboxes(&self) -> Result<Vec<Outbox>> {
+        outbox::outboxes(&*self.store).await
     }
 
     /// The event with this id; `None` when the log does not have it, or not any more.

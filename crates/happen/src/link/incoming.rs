@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
-use happen_core::codec::{self, Addressee, WireError, WireEvent, WireParcel, WireReply, WireSeal};
+use happen_core::codec::{self, Addressee, Handover, WireError, WireEvent, WireParcel, WireReply, WireSeal};
 use happen_core::event::Purpose;
 use happen_core::hash::{self, HashMismatch};
 use happen_core::link::{CONTROL, Inbound, NodePresence, Notice, Replies};
@@ -15,12 +15,13 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::control::ByHand;
 use crate::dispatch::{self, Delivered, Reply, Want};
-use crate::durable::Spread;
+use crate::durable::{self, Keyed, NotTaken, Spread};
 use crate::flow::Outcome;
 use crate::identity::{Asked, Distrust, Guard, Opened, Trusted};
 use crate::limits;
 use crate::link::{Entrance, Linked, RESERVED};
 use crate::route::Takers;
+use crate::send;
 use crate::space::SpaceInner;
 use crate::stream::Sink;
 use crate::table::Phase;
@@ -29,8 +30,9 @@ use crate::web;
 impl Inbound for Entrance {
     fn post(&self, to: &str, frame: &[u8]) {
         let Some(space) = self.space.upgrade() else { return };
-        let Some(event) = space.admit(space.addressee(to), frame) else { return };
-        let Err(error) = space.bring_in(to, &*event, Want::default(), &mut Ok(None)) else { return };
+        let Some(Arrived { event, key, .. }) = space.admit(space.addressee(to), frame) else { return };
+        let want = key.iter().fold(Want::default(), |want, key| want.known_by(&Keyed::new(key)));
+        let Err(error) = space.bring_in(to, &*event, want, &mut Ok(None)) else { return };
         let broadcast = matches!(event.envelope().purpose, Purpose::Broadcast | Purpose::Stored);
         // Of a node that several share the one was chosen that takes a broadcast; what it listens to is its own affair.
         if !broadcast || !matches!(error.kind(), ErrorKind::NoHandler { .. }) {
@@ -47,6 +49,7 @@ impl Inbound for Entrance {
                 items: 0,
                 bytes_max: happen_core::limits::EVENT_BYTES_MAX,
                 error_bytes_max: happen_core::limits::EVENT_BYTES_MAX,
+                keyed: None,
                 sealing: None,
                 _place: None,
             }),
@@ -55,7 +58,7 @@ impl Inbound for Entrance {
 
     fn publish(&self, frame: &[u8]) {
         let Some(space) = self.space.upgrade() else { return };
-        let Some(event) = space.admit(Addressee::Everyone, frame) else { return };
+        let Some(Arrived { event, .. }) = space.admit(Addressee::Everyone, frame) else { return };
         if !space.is_running() {
             return;
         }
@@ -103,19 +106,26 @@ impl Inbound for Entrance {
     }
 }
 
+/// What came in a frame: an event or a batch, and what is said of it beside.
+struct Arrived {
+    event: Arc<dyn ErasedEvent>,
+    key: Option<Arc<str>>,
+    handover: Option<Handover>,
+}
+
 impl SpaceInner {
-    /// The event or the batch in a frame, when it is to be trusted.
-    fn admit(self: &Arc<Self>, addressee: Addressee<'_>, frame: &[u8]) -> Option<Arc<dyn ErasedEvent>> {
+    /// What is in a frame, when it is to be trusted.
+    fn admit(self: &Arc<Self>, addressee: Addressee<'_>, frame: &[u8]) -> Option<Arrived> {
         self.read_frame(addressee, frame).inspect_err(|error| self.refuse(error)).ok()
     }
 
-    fn read_frame(&self, addressee: Addressee<'_>, frame: &[u8]) -> Result<Arc<dyn ErasedEvent>> {
+    fn read_frame(&self, addressee: Addressee<'_>, frame: &[u8]) -> Result<Arrived> {
         let opened = match self.guard.get() {
             Some(guard) => guard.open(addressee, frame)?,
             // Whoever signs where nobody verifies is heard like everybody else.
             None => Opened { frame: WireSeal::open(frame)?.1, by: None },
         };
-        let parcel = WireParcel::decode(opened.frame, self.config.event_bytes_max)?;
+        let parcel = self.parcel_in(opened.frame)?;
         let known = |id| self.hashes.of(id);
         let first = parcel.events().first().map(|event| &event.event_type);
         for event in parcel.events() {
@@ -141,7 +151,22 @@ impl SpaceInner {
         for event in parcel.events() {
             self.hashes.note(event);
         }
-        Ok(event)
+        let first = parcel.events().first();
+        let key = first.and_then(|event| event.key.as_deref()).map(Arc::from);
+        Ok(Arrived { event, key, handover: first.and_then(|event| event.handover) })
+    }
+
+    /// The parcel in a frame. One that is handed over is larger by what says so.
+    fn parcel_in<'f>(&self, frame: &'f [u8]) -> Result<WireParcel<'f>> {
+        let bytes_max = self.config.event_bytes_max;
+        let too_large = match WireParcel::decode(frame, bytes_max) {
+            Err(error) if matches!(error.kind(), ErrorKind::Oversized { .. }) => error,
+            decoded => return decoded,
+        };
+        match WireParcel::decode(frame, bytes_max + limits::HANDOVER_BYTES) {
+            Ok(parcel) if parcel.events().first().is_some_and(|event| event.handover.is_some()) => Ok(parcel),
+            _ => Err(too_large),
+        }
     }
 
     /// Counts a frame that is not to be trusted, and tells of it in this process alone: an answer to it would be a frame
@@ -162,7 +187,7 @@ impl SpaceInner {
         self.announce("system.refused", told);
     }
 
-    fn bring_in(
+    pub(crate) fn bring_in(
         self: &Arc<Self>,
         to: &str,
         event: &dyn ErasedEvent,
@@ -180,6 +205,10 @@ impl SpaceInner {
             self.remember_arrived(later.envelope(), node.key);
         }
         let mark = self.remember_arrived(event.envelope(), node.key);
+        if want.is_keyed() && !node.is_durable() {
+            self.settle(mark, web::failed("misuse"));
+            return Err(send::unknown_key(to).at_event(id).at_node(to));
+        }
         match dispatch::deliver(&node, &mut self.way(), event, want, outcome) {
             Ok(delivered) => {
                 let what = match &delivered {
@@ -196,7 +225,7 @@ impl SpaceInner {
         }
     }
 
-    fn remember_arrived(&self, envelope: &happen_core::Envelope, to: NodeKey) -> web::Mark {
+    pub(crate) fn remember_arrived(&self, envelope: &happen_core::Envelope, to: NodeKey) -> web::Mark {
         if let Some(name) = envelope.inherited().and_then(|inherited| inherited.correlation.as_ref()) {
             // The root may never come here, so the name leads to what did.
             self.name_correlation(name, envelope.id);
@@ -211,16 +240,17 @@ impl SpaceInner {
             items: 0,
             bytes_max: self.config.event_bytes_max,
             error_bytes_max: self.reply_bytes_max(),
+            keyed: None,
             sealing: self.sealing(to, frame),
             _place: None,
         };
         let taken = self
             .read_frame(self.addressee(to), frame)
             .inspect_err(|error| self.refuse(error))
-            .and_then(|event| {
+            .and_then(|Arrived { event, key, handover }| {
                 let envelope = event.envelope();
-                answers.to = envelope.id;
                 if to.starts_with(CONTROL) {
+                    answers.to = envelope.id;
                     let asked = ByHand::read(&*event)?;
                     if let Some(sealing) = &mut answers.sealing {
                         // Who has the node answers for it.
@@ -229,16 +259,31 @@ impl SpaceInner {
                     return self.asked_by_hand(to, envelope.id, asked).map(Source::Waits);
                 }
                 answers._place = Some(self.place_for_answer().map_err(|error| error.at_event(envelope.id))?);
+                // From here on an error is one of the event, and before one of the way.
+                answers.to = envelope.id;
+                if let Some(handover) = handover {
+                    return self.answer_kept(to, &event, handover);
+                }
+                let keyed = key.as_ref().map(Keyed::new);
+                answers.keyed.clone_from(&keyed);
+                let known = |want: Want| keyed.iter().fold(want, |want, keyed| want.known_by(keyed));
                 let (want, items) = match envelope.purpose {
-                    Purpose::Ask => (Want::plain(true), None),
+                    Purpose::Ask => (known(Want::plain(true)), None),
+                    Purpose::Stream if keyed.is_some() => {
+                        return Err(Error::misuse("a stream is read without an idempotency key"));
+                    }
                     Purpose::Stream => {
                         let (sink, items) = Sink::new();
                         (Want::plain(true).stream_to(sink), Some(items))
                     }
                     // Nobody waits for its outcome, only for its being taken.
                     _ => {
-                        self.bring_in(to, &*event, Want::default(), &mut Ok(None))?;
-                        return Ok(Source::Ended(Ok(None)));
+                        let taken = self.bring_in(to, &*event, known(Want::default()), &mut Ok(None))?;
+                        return Ok(match taken {
+                            // A node that remembers has taken it when it is stored.
+                            Delivered::Later(Some(stored)) => Source::Waits(stored),
+                            Delivered::Now | Delivered::Later(None) => Source::Ended(Ok(None)),
+                        });
                     }
                 };
                 let mut outcome = Ok(None);
@@ -253,6 +298,32 @@ impl SpaceInner {
             });
         answers.source = taken.unwrap_or_else(|error| Source::Ended(Err(error)));
         answers
+    }
+
+    /// The answer to an event that its sender keeps until it is taken in, or to the question what became of it.
+    fn answer_kept(
+        self: &Arc<Self>,
+        to: &str,
+        event: &Arc<dyn ErasedEvent>,
+        handover: Handover,
+    ) -> Result<Source> {
+        let id = event.envelope().id;
+        let node = if to.starts_with(RESERVED) { None } else { self.find(to) };
+        let Some(node) = node.filter(|_| self.is_running()) else {
+            return Err(Error::new(ErrorKind::NoSuchNode { node: to.to_owned() }).at_event(id).at_node(to));
+        };
+        if !handover.asks_for_outcome() {
+            return Ok(Source::Waits(durable::take_in(&node, event, handover)?));
+        }
+        if node.is_durable() {
+            return Ok(Source::Waits(durable::outcome(&node, event)?));
+        }
+        // One that remembers nothing is asked now.
+        let mut outcome = Ok(None);
+        Ok(match self.bring_in(to, &**event, Want::plain(true), &mut outcome)? {
+            Delivered::Later(Some(end)) => Source::Waits(end),
+            Delivered::Now | Delivered::Later(None) => Source::Ended(outcome),
+        })
     }
 
     /// What the replies to this frame are sealed with and for, in a space with an identity.
@@ -332,6 +403,8 @@ struct Answers {
     items: u64,
     bytes_max: usize,
     error_bytes_max: usize,
+    /// What the key of the event, if it has one, stands for in the end.
+    keyed: Option<Arc<Keyed>>,
     sealing: Option<Box<Sealing>>,
     _place: Option<Place>,
 }
@@ -428,8 +501,11 @@ impl Answers {
 
     fn failure(&self, error: &Error) -> Result<Vec<u8>> {
         let mut frame = Vec::new();
-        let mut reply = WireReply::new(self.to, codec::Outcome::Error(WireError::of(error)));
+        // Of what was not taken in, nothing is known here.
+        let to = if error.find_cause::<NotTaken>().is_some() { EventId::MIN } else { self.to };
+        let mut reply = WireReply::new(to, codec::Outcome::Error(WireError::of(error)));
         reply.sequence = self.items;
+        reply.first = self.first();
         reply.encode_into(&mut frame, self.error_bytes_max)?;
         Ok(frame)
     }
@@ -438,8 +514,14 @@ impl Answers {
         let mut frame = Vec::new();
         let mut reply = WireReply::new(self.to, outcome);
         reply.sequence = self.items;
+        reply.first = self.first();
         reply.encode_into(&mut frame, self.bytes_max)?;
         Ok(frame)
+    }
+
+    /// The event that came first under the key of the answered one, when that is another one.
+    fn first(&self) -> Option<EventId> {
+        self.keyed.as_ref().and_then(|keyed| keyed.first()).filter(|first| *first != self.to)
     }
 }
 

@@ -16,6 +16,7 @@ use happen_core::link::{Link, Routing};
 use happen_core::{Error, ErrorKind, Result};
 
 use crate::control::Carried;
+use crate::durable::TakingIn;
 use crate::space::{Space, SpaceInner};
 
 pub use self::hub::{Hub, HubLink};
@@ -38,6 +39,8 @@ pub(crate) struct Linked {
     leaving: Leaving,
     /// What was asked for by hand from elsewhere.
     pub(crate) carried: Carried,
+    /// What others hand over.
+    pub(crate) taking_in: TakingIn,
 }
 
 /// A node of another member of the link.
@@ -65,8 +68,13 @@ impl Space {
     /// [shared](crate::Node::shared) take turns instead, and one of them takes a broadcast. The runtime's events about
     /// nodes and the system stay in their process; `<type>.error` reaches everyone who listens.
     ///
-    /// Over a link, `.await` on a send says that the other side took the event, after one round trip; `forget` does not
-    /// wait. Events are delivered at most once, in order from one sender to one receiver.
+    /// Over a link, `.await` on a send says that the other side took the event, after one round trip; a durable node has
+    /// stored it by then. `forget` does not wait. Events are delivered at most once, in order from one sender to one
+    /// receiver.
+    ///
+    /// In a space with a store of its own, what steps of durable nodes send to a node elsewhere, or ask it, waits in the
+    /// store until that node has it, and is handled there once and in order; see [`Delivery`](crate::Delivery) and
+    /// [`Space::outboxes`]. What they broadcast reaches those elsewhere who are there at that moment.
     ///
     /// # Errors
     ///
@@ -104,6 +112,7 @@ impl Space {
             answering: Arc::default(),
             leaving: Leaving::default(),
             carried: Carried::default(),
+            taking_in: TakingIn::default(),
         };
         inner.link.set(linked).map_err(|_| Error::misuse("a space has one link, and this one has it already"))
     }

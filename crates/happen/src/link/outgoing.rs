@@ -6,32 +6,37 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use happen_core::codec::{self, Addressee, SealHash, WireReply, WireSeal};
+use happen_core::codec::{self, Addressee, Handover, SealHash, WireParcel, WireReply, WireSeal};
 use happen_core::event::Purpose;
 use happen_core::link::Replies;
 use happen_core::payload::Dynamic;
 use happen_core::{ErasedEvent, Error, ErrorKind, EventId, EventType, NodeKey, Result, Value};
 
+use crate::durable::Keyed;
 use crate::flow::Outcome;
 use crate::identity::Asked;
+use crate::limits;
 use crate::link::leaving::{Departure, To};
 use crate::link::{Cause, Linked};
 use crate::route::{Load, Takers, There};
 use crate::send::Sender;
 use crate::space::SpaceInner;
+use crate::wire::Sent;
 
 impl SpaceInner {
-    /// Sends an event to a node elsewhere; `None` when nobody wants to hear of it.
+    /// Sends an event to a node elsewhere, under a key if it has one, of which is told which event it stands for; `None`
+    /// when nobody wants to hear of it.
     pub(crate) fn send_away(
         self: &Arc<Self>,
         sender: Sender<'_>,
         there: &mut There,
         event: &dyn ErasedEvent,
+        keyed: Option<&Arc<Keyed>>,
         wants_replies: bool,
     ) -> Result<Option<Away>> {
         let node = &*there.node;
         let linked = self.linked(node)?;
-        let frame = self.frame(sender, event, None)?;
+        let frame = self.frame(sender, event, Sent { purpose: None, key: keyed.map(|keyed| keyed.key()) })?;
         let to = To::Node { node: Arc::clone(&there.node), member: there.member.clone() };
         if !wants_replies && !self.is_remembered_elsewhere(node) {
             return self.leave_by(linked, to, event, frame).map(|()| None);
@@ -46,16 +51,10 @@ impl SpaceInner {
             None => linked.link.request(node, frame)?,
             Some(member) => linked.link.request_at(member, node, frame)?,
         };
-        let asked = leaf.map(|leaf| Box::new(Asked { leaf, node: node.to_owned() }));
-        Ok(Some(Away {
-            space: Arc::clone(self),
-            event: event.envelope().id,
-            node: self.key_of(node),
-            replies,
-            items: 0,
-            asked,
-            loads: std::mem::take(&mut there.loads),
-        }))
+        let asked = leaf.map(|leaf| Asked { leaf, node: node.to_owned() });
+        let away = self.awaited(event.envelope().id, self.key_of(node), replies, asked);
+        let loads = std::mem::take(&mut there.loads);
+        Ok(Some(Away { keyed: keyed.cloned(), loads, ..away }))
     }
 
     /// Asks a process for something by hand, by the id that its runtime has for it. Whoever may speak for the node has to
@@ -71,18 +70,65 @@ impl SpaceInner {
         event: &dyn ErasedEvent,
     ) -> Result<Away> {
         let linked = self.linked(process)?;
-        let frame = self.frame(Sender::Space(self), event, None)?;
+        let frame = self.frame(Sender::Space(self), event, Sent::default())?;
         self.carry_all();
         let (frame, leaf) = self.sealed(Addressee::Node(process), event, frame)?;
-        Ok(Away {
+        let replies = linked.link.request(process, frame)?;
+        let asked = leaf.map(|leaf| Asked { leaf, node: node.to_owned() });
+        Ok(self.awaited(event.envelope().id, NodeKey(0), replies, asked))
+    }
+
+    /// Hands an event over that is kept here until its node has taken it in, or asks for the outcome of such a one.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot leave: by the link, or because it is too large.
+    pub(crate) fn hand_over(
+        self: &Arc<Self>,
+        to: &str,
+        mut parcel: WireParcel<'_>,
+        handover: Handover,
+    ) -> Result<Away> {
+        let Some(first) = parcel.first_mut() else {
+            return Err(Error::new(ErrorKind::Undecodable { wanted: "event".to_owned() }));
+        };
+        first.handover = Some(handover);
+        let (id, sender) = (first.id, first.sender.clone());
+        let mut frame = Vec::new();
+        parcel.encode_into(&mut frame, self.config.event_bytes_max + limits::HANDOVER_BYTES)?;
+        let linked = self.linked(to)?;
+        // What left before is signed before.
+        self.carry_all();
+        let (frame, leaf) = match self.guard.get() {
+            None => (frame, None),
+            Some(guard) => {
+                let (sealed, leaf) = guard.seal(Addressee::Node(to), &sender, &frame)?;
+                (sealed, Some(leaf))
+            }
+        };
+        let replies = linked.link.request(to, frame)?;
+        let asked = leaf.map(|leaf| Asked { leaf, node: to.to_owned() });
+        Ok(self.awaited(id, self.key_of(to), replies, asked))
+    }
+
+    fn awaited(
+        self: &Arc<Self>,
+        event: EventId,
+        node: NodeKey,
+        replies: Box<dyn Replies>,
+        asked: Option<Asked>,
+    ) -> Away {
+        Away {
             space: Arc::clone(self),
-            event: event.envelope().id,
-            node: NodeKey(0),
-            replies: linked.link.request(process, frame)?,
+            event,
+            node,
+            replies,
             items: 0,
-            asked: leaf.map(|leaf| Box::new(Asked { leaf, node: node.to_owned() })),
-            loads: Default::default(),
-        })
+            keyed: None,
+            was_heard: false,
+            asked: asked.map(Box::new),
+            loads: Vec::new(),
+        }
     }
 
     /// Sends an event to everyone elsewhere who listens, and chooses one for each node that several processes share: gives
@@ -102,7 +148,7 @@ impl SpaceInner {
             return Takers::of_arrival();
         }
         let purpose = stored.then_some(Purpose::Stored);
-        let frame = match self.frame(sender, event, purpose) {
+        let frame = match self.frame(sender, event, Sent { purpose, key: None }) {
             Ok(frame) => frame,
             Err(error) => {
                 self.not_everyone_reached(event, error);
@@ -145,14 +191,9 @@ impl SpaceInner {
         self.depart(linked, Departure { to, by, frame, leaf, event: event.to_shared() })
     }
 
-    fn frame(
-        &self,
-        sender: Sender<'_>,
-        event: &dyn ErasedEvent,
-        purpose: Option<Purpose>,
-    ) -> Result<Vec<u8>> {
+    fn frame(&self, sender: Sender<'_>, event: &dyn ErasedEvent, sent: Sent<'_>) -> Result<Vec<u8>> {
         let causes = |single: &dyn ErasedEvent| Ok(self.causes_from(sender, single));
-        self.frame_for(event, purpose, causes, |_, _| {})
+        self.frame_for(event, sent, causes, |_, _| {})
     }
 
     /// The frame as it leaves: sealed in the name of the sender, if this space has an identity, and then with its leaf.
@@ -202,6 +243,10 @@ pub(crate) struct Away {
     node: NodeKey,
     replies: Box<dyn Replies>,
     items: u64,
+    /// What is told of the event's key.
+    keyed: Option<Arc<Keyed>>,
+    /// Whether the other side has read the event: an end that it told is not one of the way.
+    was_heard: bool,
     /// What the replies have to be sealed for, in a space with an identity.
     asked: Option<Box<Asked>>,
     /// Count the event as under way until its end.
@@ -246,6 +291,24 @@ impl Away {
         }
     }
 
+    /// What the other side says of the event.
+    ///
+    /// # Errors
+    ///
+    /// When it says nothing: the way to it failed, or it could not read the event. Whether it has it is not known then.
+    pub(crate) async fn heard(mut self) -> Result<Outcome> {
+        loop {
+            if let Answered::End(outcome) = poll_fn(|task| self.poll_next(task)).await {
+                return if self.was_heard { Ok(outcome) } else { outcome.map(Ok) };
+            }
+        }
+    }
+
+    /// The key of the event, if it has one, which says in the end which event it stands for.
+    pub(crate) fn keyed(&self) -> Option<Arc<Keyed>> {
+        self.keyed.clone()
+    }
+
     /// The reply in a frame, when it is to be trusted.
     fn open<'f>(&self, frame: &'f [u8]) -> Result<&'f [u8]> {
         match self.space.guard.get().zip(self.asked.as_ref()) {
@@ -262,6 +325,10 @@ impl Away {
         if reply.to != self.event && reply.to != EventId::MIN {
             let what = format!("reading the answer, which is one to event {},", reply.to);
             return Err(Error::new(ErrorKind::Io { what }));
+        }
+        self.was_heard = reply.to == self.event && !matches!(reply.outcome, codec::Outcome::Item { .. });
+        if let Some((keyed, first)) = self.keyed.as_ref().zip(reply.first) {
+            keyed.stands_for(first);
         }
         let failed = matches!(reply.outcome, codec::Outcome::Error(_));
         if !failed && reply.sequence != self.items {

@@ -18,7 +18,7 @@ use self::pick::{Candidate, hash};
 use self::roster::{Roster, Shared};
 use self::router::RouterInner;
 use crate::dispatch::{Delivered, Want};
-use crate::durable::Durable;
+use crate::durable::{Durable, Keyed};
 use crate::flow::Outcome;
 use crate::limits;
 use crate::link::Away;
@@ -149,9 +149,10 @@ impl SpaceInner {
         sender: Sender<'_>,
         to: &str,
         event: &dyn ErasedEvent,
-        (want, wants_replies): (Want, bool),
+        (want, wants_replies, keyed): (Want, bool, Option<Arc<Keyed>>),
         outcome: &mut Outcome,
     ) -> Result<Went> {
+        let want = keyed.iter().fold(want, Want::known_by);
         let mut tried = Vec::new();
         let mut failed = None;
         let error = loop {
@@ -160,7 +161,9 @@ impl SpaceInner {
                 Ok(Leg::There(there)) => there,
                 Err(error) => break failed.unwrap_or(error),
             };
-            if let Some(durable) = self.keeps_for(&there, event) {
+            if keyed.is_none()
+                && let Some(durable) = self.keeps_for(&there, event)
+            {
                 let stored = durable.keep(self, &there.node, event)?;
                 return Ok(Went::Here(Delivered::Later(Some(stored))));
             }
@@ -171,7 +174,8 @@ impl SpaceInner {
                     self.settle(mark, web::WAITING);
                 }
             }
-            match self.send_away(sender, &mut there, event, wants_replies) {
+            let wants_replies = wants_replies || keyed.is_some();
+            match self.send_away(sender, &mut there, event, keyed.as_ref(), wants_replies) {
                 Ok(away) => return Ok(Went::Away(away)),
                 Err(error) if there.moves_on(&error) && tried.len() < limits::ROUTE_TRIES_MAX => {
                     tried.extend(there.member.take());
@@ -256,6 +260,12 @@ impl SpaceInner {
         event: &dyn ErasedEvent,
     ) -> Option<Arc<NodeInner>> {
         self.find(to).or_else(|| self.find(&self.behind_routers(to, event, Among::Here).ok()?))
+    }
+
+    /// Whether it is chosen when an event leaves who gets what is sent to this name: behind a router, or among those that
+    /// share their work.
+    pub(crate) fn is_chosen(self: &Arc<Self>, name: &str) -> bool {
+        self.routes.has_router(name) || self.roster().shared(name).is_some()
     }
 
     /// Where an event goes for a node that is not here, or that several processes share.

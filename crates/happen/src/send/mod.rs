@@ -532,9 +532,13 @@ impl<'s, T: Payload> Sending<'s, T> {
         let sender = self.sender;
         match self.begin(Purpose::Send, Want::plain(false), Told::Back, &mut Ok(None)) {
             Err(error) => Acceptance::now(Err(error)),
-            Ok((event, Begun::Away(Some(away)))) => {
-                Acceptance::later(sender, event, Box::pin(away.outcome()), within)
-            }
+            Ok((event, Begun::Away(Some(away)))) => match away.keyed() {
+                None => Acceptance::later(sender, event, Box::pin(away.outcome()), within),
+                Some(keyed) => {
+                    let answering = Answering::Away(Box::pin(away.outcome()));
+                    Later::<()>::new(sender, event, answering, within).known_by(keyed).into_acceptance()
+                }
+            },
             Ok((event, Begun::Here(Delivered::Later(Some(stored))))) => {
                 let stored = async { stored.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Cancelled))) };
                 Acceptance::later(sender, event, Box::pin(stored), within)
@@ -585,7 +589,12 @@ impl<'s, T: Payload> Sending<'s, T> {
                 self.answered_later(event, Answering::Here(receiver))
             }
             Ok((event, Begun::Away(Some(away)))) => {
-                self.answered_later(event, Answering::Away(Box::pin(away.outcome())))
+                let keyed = away.keyed();
+                let answered = self.answered_later(event, Answering::Away(Box::pin(away.outcome())));
+                match (answered, keyed) {
+                    (Answered::Later(later), Some(keyed)) => Answered::Later(later.known_by(keyed)),
+                    (answered, _) => answered,
+                }
             }
             Ok((event, Begun::Keyed(receiver, keyed))) => {
                 let within = self.extras.as_ref().and_then(|extras| extras.within);
@@ -638,12 +647,7 @@ impl<'s, T: Payload> Sending<'s, T> {
                     return Err(nowhere(sender, parcel, purpose, extras, error));
                 }
                 // Not here, or not here alone.
-                _ => {
-                    if extras.is_some_and(|extras| extras.idempotency_key.is_some()) {
-                        return Err(unknown_key(to.name()));
-                    }
-                    return send_away(sender, to.name(), parcel, (purpose, want, told), extras, outcome);
-                }
+                _ => return send_away(sender, to.name(), parcel, (purpose, want, told), extras, outcome),
             },
         };
         if let Some(key) = extras.and_then(|extras| extras.idempotency_key.as_ref()) {
@@ -773,9 +777,18 @@ fn send_away<T: Payload>(
 ) -> Result<(EventId, Begun)> {
     let space = sender.space();
     space.check_running()?;
+    let keyed = match extras.and_then(|extras| extras.idempotency_key.as_ref()) {
+        None => None,
+        Some(key) => {
+            check_key(&parcel, purpose, key)?;
+            // The process that has the node knows its keys, and is asked itself.
+            Some(Keyed::new(key))
+        }
+    };
     let want = want.held_by(sender.with_cause(held_by));
     let send = |event: &dyn ErasedEvent| -> Result<Begun> {
-        Ok(match space.send_on(sender, to, event, (want, told == Told::Back), outcome)? {
+        let wants = (want, told == Told::Back, keyed.clone());
+        Ok(match space.send_on(sender, to, event, wants, outcome)? {
             Went::Here(delivered) => Begun::Here(delivered),
             Went::Away(away) => Begun::Away(away.map(Box::new)),
         })
@@ -803,20 +816,10 @@ fn bring_keyed<T: Payload>(
     want: Want,
     key: &Arc<str>,
 ) -> Result<(EventId, Begun)> {
-    let payload = match parcel {
-        Parcel::One(payload) if purpose != Purpose::Stream => payload,
-        _ => {
-            return Err(Error::misuse(
-                "an idempotency key belongs to one event and its outcome; send the events of a batch one by one, each with \
-                 a key of its own, and read a stream without one",
-            ));
-        }
-    };
+    check_key(&parcel, purpose, key)?;
+    let Parcel::One(payload) = parcel else { return Err(unknown_parcel()) };
     if !node.is_durable() {
         return Err(unknown_key(&node.name));
-    }
-    if key.is_empty() {
-        return Err(Error::misuse("an idempotency key is empty, and so would be the same for all"));
     }
     let event = stamped(sender, payload, purpose, extras)?;
     let keyed = Keyed::new(key);
@@ -827,11 +830,25 @@ fn bring_keyed<T: Payload>(
     }
 }
 
+/// Whether what is sent can have a key.
 #[cold]
-fn unknown_key(node: &str) -> Error {
+fn check_key<T>(parcel: &Parcel<T>, purpose: Purpose, key: &str) -> Result<()> {
+    if key.is_empty() {
+        return Err(Error::misuse("an idempotency key is empty, and so would be the same for all"));
+    }
+    match parcel {
+        Parcel::One(_) if purpose != Purpose::Stream => Ok(()),
+        _ => Err(Error::misuse(
+            "an idempotency key belongs to one event and its outcome; send the events of a batch one by one, each with a \
+             key of its own, and read a stream without one",
+        )),
+    }
+}
+
+#[cold]
+pub(crate) fn unknown_key(node: &str) -> Error {
     Error::misuse(format!(
-        "an event with an idempotency key was sent to node `{node}`, which is not a durable one of this space and would \
-         forget the key"
+        "an event with an idempotency key was sent to node `{node}`, which is not durable and would forget the key"
     ))
 }
 

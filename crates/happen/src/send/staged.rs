@@ -8,8 +8,9 @@ use happen_core::{Batch, ErasedEvent, Error, ErrorKind, EventId, EventType, Parc
 
 use super::target::To;
 use super::{Begun, Extras, Sender, Told, empty_batch, mixed_batch, resolve, unknown_parcel};
+use crate::config::Delivery;
 use crate::dispatch::{self, Delivered, Want};
-use crate::durable::{self, Coming, Stage, Whereto};
+use crate::durable::{self, Coming, Reserved, Stage, Whereto};
 use crate::flow::FlowInner;
 use crate::route::Among;
 use crate::stamp;
@@ -36,10 +37,12 @@ pub(super) fn begin<T: Payload>(
     let event = stamped(within, parcel, purpose, extras, ordinal)?;
     let id = event.envelope().id;
     let asked = stage.asked(ordinal).filter(|_| purpose == Purpose::Ask);
-    let (whereto, coming) =
-        whereto(within.0, to, &event, asked.as_deref()).map_err(|error| error.at_event(id))?;
-    if let Some(coming) = coming {
-        stage.expects(ordinal, coming)?;
+    let (whereto, room) =
+        whereto(within, to, &event, asked.as_deref()).map_err(|error| error.at_event(id))?;
+    match room {
+        Room::None => {}
+        Room::AtNode(coming) => stage.expects(ordinal, coming)?,
+        Room::InOutbox(reserved) => stage.reserves(ordinal, reserved)?,
     }
     match purpose {
         Purpose::Stream => Err(no_stream().at_event(id)),
@@ -137,11 +140,11 @@ fn stamped<T: Payload>(
 /// Where an event goes, when it will be taken there: what keeps a node from it is told now, and not after the commit. A
 /// question that an earlier run of the step has asked is not asked again, so nothing keeps a node from it.
 fn whereto(
-    sender: Sender<'_>,
+    (sender, flow, _): Within<'_>,
     to: &To<'_>,
     event: &Arc<dyn ErasedEvent>,
     asked: Option<&str>,
-) -> Result<(Whereto, Option<Coming>)> {
+) -> Result<(Whereto, Room)> {
     let space = sender.space();
     let known = asked.is_some();
     let chosen;
@@ -156,11 +159,11 @@ fn whereto(
     };
     match resolve(space, to) {
         // Which process has it is looked for when the event leaves.
-        Ok(node) if node.is_shared() => Ok((Whereto::Away(Arc::clone(&node.name)), None)),
-        Ok(node) if known => Ok((Whereto::Node(node), None)),
+        Ok(node) if node.is_shared() => Ok((Whereto::Away(Arc::clone(&node.name)), Room::None)),
+        Ok(node) if known => Ok((Whereto::Node(node), Room::None)),
         Err(error) if known && matches!(error.kind(), ErrorKind::NoSuchNode { .. }) => {
-            let elsewhere = Whereto::elsewhere(space, to.name());
-            Ok((elsewhere.unwrap_or_else(|| Whereto::Away(to.name().into())), None))
+            let elsewhere = Whereto::elsewhere(space, delivery(flow), to.name());
+            Ok((elsewhere.unwrap_or_else(|| Whereto::Away(to.name().into())), Room::None))
         }
         Ok(node) => {
             let table = node.table.load();
@@ -168,16 +171,37 @@ fn whereto(
             dispatch::admissible(&node, &table, &**event, &mut uncached)
                 .map_err(|error| error.at_node(&node.name))?;
             let coming = match node.is_durable() {
-                true => Some(durable::check_room(&node, &table)?),
-                false => None,
+                true => Room::AtNode(durable::check_room(&node, &table)?),
+                false => Room::None,
             };
             Ok((Whereto::Node(node), coming))
         }
         Err(error) if matches!(error.kind(), ErrorKind::NoSuchNode { .. }) => {
-            Whereto::elsewhere(space, to.name()).map(|to| (to, None)).ok_or(error)
+            let Some(whereto) = Whereto::elsewhere(space, delivery(flow), to.name()) else {
+                return Err(error);
+            };
+            let room = match (&whereto, &space.durable) {
+                (Whereto::Waits(_), Some(durable)) => {
+                    Room::InOutbox(durable.outboxes.reserve(&space.config.outbox)?)
+                }
+                _ => Room::None,
+            };
+            Ok((whereto, room))
         }
         Err(error) => Err(error),
     }
+}
+
+/// How surely what a flow sends arrives beyond the link.
+fn delivery(flow: &FlowInner) -> Delivery {
+    flow.node().table.load().options.delivery
+}
+
+/// The room that is kept for what is sent.
+enum Room {
+    None,
+    AtNode(Coming),
+    InOutbox(Reserved),
 }
 
 #[cold]

@@ -29,6 +29,7 @@ use crate::dispatch::{self, Job, Want};
 #[cfg(feature = "embedded")]
 use crate::durable::OwnedStore;
 use crate::durable::cron::IntoTiming;
+use crate::durable::outbox::Outbox;
 use crate::durable::schedule::{Schedules, Scheduling};
 use crate::durable::timer::Timer;
 use crate::durable::{self, Durable, Spread, Whereto};
@@ -655,6 +656,13 @@ impl Space {
     pub async fn redrive(&self, event: EventId) -> Result<()> {
         let inner = self.inner();
         let missing = || Error::misuse(format!("no dead letter has the event id {event}"));
+        // One that a node elsewhere refused waits for it once more, by a commit.
+        if let Some(durable) = &inner.durable
+            && durable.redrive_refused(inner, event).await?
+        {
+            drop(inner.dead.take(event));
+            return Ok(());
+        }
         let Some(letter) = inner.dead.take(event) else {
             let driven = match &inner.durable {
                 Some(durable) => durable.redrive(inner, event).await?,
@@ -664,7 +672,7 @@ impl Space {
         };
         let result = match inner.find(&letter.node) {
             None => {
-                let (sender, want) = (Sender::Space(inner), (Want::default(), true));
+                let (sender, want) = (Sender::Space(inner), (Want::default(), true, None));
                 match inner.send_on(sender, &letter.node, &*letter.event, want, &mut Ok(None)) {
                     Ok(Went::Away(Some(away))) => away.outcome().await.map(drop),
                     Ok(Went::Here(dispatch::Delivered::Later(Some(stored)))) => {
@@ -682,6 +690,36 @@ impl Space {
             inner.dead.push(letter, inner.config.dead_letters_max);
             error.at_event(event)
         })
+    }
+
+    /// What waits here for nodes of other processes: events that steps of durable nodes have sent to them and that they
+    /// have not taken in yet. Empty without a link, and where several processes share the log.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use happen::{Context, Event, Hub, Space};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// # let folder = tempfile::tempdir().unwrap();
+    /// let edge = Space::open(folder.path()).await?;
+    /// edge.join(Hub::new().link("edge"))?;
+    /// edge.node("meter").on("u64", async |read: Event<u64>, cx: Context| {
+    ///     // Nobody else is there. It is kept, and handed over when somebody comes who has this node.
+    ///     cx.send("hub", *read).await.map(drop)
+    /// });
+    /// edge.start().await?;
+    ///
+    /// edge.send("meter", 42u64).reply::<()>().await?;
+    /// let waiting = edge.outboxes();
+    /// assert_eq!((&*waiting[0].node, waiting[0].events), ("hub", 1));
+    /// # edge.stop().await
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn outboxes(&self) -> Vec<Outbox> {
+        self.inner().durable.as_ref().map(|durable| durable.outboxes.all()).unwrap_or_default()
     }
 
     /// The number of flows that wait for something.
@@ -1137,8 +1175,13 @@ impl SpaceInner {
             Whereto::Kept(name) => {
                 self.remember_sent(envelope, self.key_of(name));
             }
+            // It waits in the log, and a courier is on its way.
+            Whereto::Waits(name) => {
+                let mark = self.remember_sent(envelope, self.key_of(name));
+                self.settle(mark, crate::web::WAITING);
+            }
             Whereto::Away(name) => {
-                let want = (Want::default(), false);
+                let want = (Want::default(), false, None);
                 if let Err(error) = self.send_on(Sender::Space(self), name, &**event, want, &mut Ok(None)) {
                     self.bury(&**event, name, &error);
                 }
