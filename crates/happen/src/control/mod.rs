@@ -112,7 +112,7 @@ pub enum Wait {
     /// Until it is taken; by a durable node, until it is stored.
     #[default]
     Taken,
-    /// Until it is answered, at most [`limits::CONTROL_REPLY_MS`](crate::limits::CONTROL_REPLY_MS).
+    /// Until it is answered, at most [`limits::CONTROL_REPLY_MS`].
     Reply,
 }
 
@@ -432,7 +432,7 @@ pub struct Stats {
     pub flows: u64,
     /// The number of nodes; 0 where no process has the store.
     pub nodes_len: u64,
-    /// The first [`limits::CONTROL_NODES_MAX`](crate::limits::CONTROL_NODES_MAX) nodes, by id.
+    /// The first [`limits::CONTROL_NODES_MAX`] nodes, by id.
     pub nodes: Vec<NodeStats>,
 }
 
