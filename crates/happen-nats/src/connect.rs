@@ -10,9 +10,9 @@ use async_nats::ConnectOptions;
 use happen::env::RealEnv;
 use happen::identity::Identity;
 use happen::{Config, Space};
-use happen_core::env::Env;
 #[cfg(doc)]
 use happen_core::ErrorKind;
+use happen_core::env::Env;
 use happen_core::{Error, Result};
 
 use crate::access::Access;
