@@ -23,8 +23,8 @@ use async_nats::ConnectOptions;
 use async_nats::jetstream::stream;
 use futures_util::FutureExt as _;
 use happen::env::RealEnv;
-use happen::journal::FlowFilter;
-use happen::store::{List, Store};
+use happen::journal::{Entry, FlowFilter};
+use happen::store::{List, Read, Select, Start, Store};
 use happen::{Config, Error, ErrorKind, Space, millis, secs};
 use happen_core::env::{BoxFuture, BoxWork, CoarseClock, Env};
 use happen_nats::{Connection, LinkOptions, NatsLink, NatsStore, NatsStoreOptions};
@@ -424,7 +424,15 @@ async fn round(seed: u64, is_long: bool, done: &mut Vec<String>) {
     let inboxes = List { prefix: "inbox/".into(), after: None, documents_max: 500 };
     assert_eq!(store.list(inboxes).await.unwrap(), [], "something waits in an inbox");
     let known = std::mem::take(&mut *told.lock().unwrap());
-    bank::check(&store, &log, &known.transfers, &effects).await;
+    let checking = bank::check(&store, &log, &known.transfers, &effects);
+    if let Err(panic) = AssertUnwindSafe(checking).catch_unwind().await {
+        let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
+        let words = text.split_whitespace().skip_while(|word| *word != "transfer");
+        if let Some(Ok(id)) = words.skip(1).map(|word| word.trim_matches(',').parse()).next() {
+            eprintln!("{}", history_of(&asking, id).await);
+        }
+        std::panic::resume_unwind(panic);
+    }
     // Those of the bank were looked at.
     log.dead.retain(|key| !key.starts_with("dead/bank/"));
     orders::check(&store, &log, &known.orders, &known.notes).await;
@@ -456,6 +464,32 @@ async fn unended(space: &Space) -> String {
         }
     }
     told
+}
+
+/// What the log has of a transfer, and of what it asked.
+async fn history_of(space: &Space, id: u64) -> String {
+    let mut told = String::new();
+    let mut read = Read::forward(Select::All);
+    loop {
+        let page = space.store().read(read.clone()).await.unwrap();
+        for record in &page.records {
+            let Ok(entry) = Entry::read(record) else { continue };
+            for event in &entry.events {
+                let Ok(json) = event.payload.json() else { continue };
+                let is_its = |name| json.get(name).and_then(serde_json::Value::as_u64) == Some(id);
+                if event.event_type == "transfer.create" && is_its("id") || is_its("transfer") {
+                    let (id, kind, accepted) = (event.id, &event.event_type, &entry.accepted);
+                    let tags = &record.tags;
+                    write!(told, "\n{:?} {id} {kind} {json} {accepted:?} {tags:?}", entry.position).unwrap();
+                    for step in space.journal().steps(event.id).await.unwrap() {
+                        write!(told, "\n    {step:?}").unwrap();
+                    }
+                }
+            }
+        }
+        let Some(next) = page.next else { return told };
+        read = read.start(Start::Position(next));
+    }
 }
 
 /// Sends transfers, orders and notes, one after the other.

@@ -581,13 +581,14 @@ async fn credentials_that_are_taken_back_stop_the_process_that_has_them_and_no_o
         assert!(told.iter().any(|told| told.starts_with("system.store-failed") && says(told)), "{told:?}");
         let refused = process.pay(u64::MAX).await.unwrap_err();
         assert!(!format!("{told:?} {refused:?} {}", refused.chain().join(" ")).contains("s3cret"));
-        let begun = env().monotonic();
+        let env = env();
+        let begun = env.monotonic();
         let late = Nats::at(format!("{with_shop}/shop")).open().await.unwrap_err();
         assert_eq!(late.code(), "io");
-        assert!(env().monotonic() - begun < secs(5), "nobody waits for what will not come");
+        assert!(env.monotonic() - begun < secs(5), "nobody waits for what will not come");
         assert!(!late.chain().join(" ").contains("s3cret") && says(&late.chain().join(" ")), "{late:?}");
         server.reload(&users(shop));
-        until(&env(), "it is told", || process.has_told("system.store-recovered")).await;
+        until(&env, "it is told", || process.has_told("system.store-recovered")).await;
         paying.goes_on(0, 20).await;
     };
     let later = async || Process::open(&with_bank, "later").await;

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use happen::control::{self, Answer, Became, Request, SendEvent, SetState, Wait};
 use happen::store::{List, MemoryStore, Store};
-use happen::{Config, Context, Error, ErrorKind, Event, Hub, Space, Step, done, every, millis, next, secs};
+use happen::{
+    Config, Context, Error, ErrorKind, Event, Hub, Space, Step, done, every, millis, next, secs, with,
+};
 use happen_core::env::Env;
 use happen_testing::{Dies, FaultyStore, Simulator, check_seeds};
 use serde::{Deserialize, Serialize};
@@ -857,10 +859,39 @@ fn what_is_committed_after_all_goes_on_after_all() {
             world.env.sleep(secs(1)).await;
             own.happen_later(millis(0));
             settled(&world, &[&asking, &banking]).await;
+            // What a step asked is asked once, though its commit had failed.
             assert_eq!(counted(&banking, "bank").await, 4);
             assert_eq!(counted(&banking, "orders").await, 1);
             assert_eq!(counted(&banking, "notes").await, 2);
             assert_eq!(counted(&banking, "mails").await, 1);
+        });
+    });
+}
+
+/// The first commit of a flow is the question of its first step: another attempt would ask once more.
+#[test]
+fn a_question_that_is_committed_after_all_is_asked_once() {
+    check_seeds(0..20, |sim| {
+        let world = World::new(&sim);
+        sim.run(async {
+            let own = world.store();
+            let banking = world.process_over(&own);
+            bank(&banking);
+            let store = Arc::clone(&own);
+            let ask = with(store, async |store: Arc<FaultyStore>, order: Event<Create>, cx: Context| {
+                let paid = cx.send("bank", Charge { order: order.id }).reply::<Paid>().await;
+                // The server is back, and has its commit a moment later.
+                store.happen_later(millis(0));
+                paid.map(|paid| Paid::clone(&paid))
+            });
+            banking.node("hasty").attempts(5, millis(10)).on("order.create", ask);
+            banking.start().await.unwrap();
+            own.happen_later(secs(3));
+            let refused = banking.send("hasty", Create { id: 1 }).await.unwrap_err();
+            assert_eq!(refused.code(), "io", "{refused}");
+            world.env.sleep(secs(5)).await;
+            settled(&world, &[&banking]).await;
+            assert_eq!(counted(&banking, "bank").await, 1);
         });
     });
 }

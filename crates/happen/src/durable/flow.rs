@@ -53,6 +53,8 @@ pub(crate) struct StoredFlow {
     pub(super) progress: Mutex<Progress>,
     told: Mutex<Told>,
     cancelled: AtomicBool,
+    /// Why nobody knows whether the log has the flow at all, after a commit inside its first step.
+    pub(super) unstored: OnceLock<Error>,
     interrupt: Notify,
     /// Held while the flow is stored that waits for a place, so that it does not begin meanwhile.
     storing: Arc<tokio::sync::Mutex<()>>,
@@ -159,6 +161,7 @@ impl StoredFlow {
             progress: Mutex::new(progress),
             told: Mutex::default(),
             cancelled: AtomicBool::new(false),
+            unstored: OnceLock::new(),
             interrupt: Notify::new(),
             storing: Arc::default(),
             refused: AtomicBool::new(false),
@@ -623,6 +626,10 @@ impl StoredFlow {
 
     /// Commits what a step did, or that it failed; again until the store has it or says that it never will.
     async fn commit(self: &Arc<Self>, stage: &Arc<Stage>, ended: Result<End>) -> Turn {
+        if let Some(error) = self.unstored.get() {
+            // Another attempt would ask once more what the log may have been asked. If it has the flow, that goes on.
+            return self.refuse_storing(error);
+        }
         let mut effects = stage.close();
         let mut end = ended.unwrap_or_else(|error| self.failed(error));
         let (mut tries, mut failures) = (0, 0);

@@ -297,7 +297,10 @@ impl StoredFlow {
                 match self.look_up(&own, further).await {
                     Ok(committed) => break committed,
                     Err(_) if self.outlast(&error, &mut failures).await => {}
-                    Err(_) => return Err(error),
+                    Err(_) => {
+                        self.unstored.get_or_init(|| error.duplicate());
+                        return Err(error);
+                    }
                 }
             };
             if committed {
@@ -310,6 +313,10 @@ impl StoredFlow {
             match error.kind() {
                 ErrorKind::Conflict { .. } if tries < limits::COMMIT_TRIES_MAX => tries += 1,
                 ErrorKind::Io { .. } if self.outlast(&error, &mut failures).await => {}
+                ErrorKind::Io { .. } => {
+                    self.unstored.get_or_init(|| error.duplicate());
+                    return Err(error);
+                }
                 _ => return Err(error),
             }
             handed = self.push_progress(stage, further)?;

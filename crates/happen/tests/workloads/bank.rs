@@ -238,8 +238,6 @@ pub(crate) async fn check(
         }
     }
     let changed: i64 = accounts.values().map(|account| account.cents - OPENING_CENTS).sum();
-    assert_eq!(changed, 0, "money was made or lost");
-    assert_eq!(tills, 0, "the tills and the accounts say something else");
     let mut posts: BTreeMap<u64, Vec<Kind>> = BTreeMap::new();
     for (transfer, kind) in accounts.values().flat_map(|account| &account.posts) {
         posts.entry(*transfer).or_default().push(*kind);
@@ -287,6 +285,8 @@ pub(crate) async fn check(
         assert_eq!(keys.len(), usize::from(*end != Outcome::Refused), "transfer {id} outside: {keys:?}");
     }
     assert!(posts.is_empty(), "nobody sent these: {posts:?}");
+    assert_eq!(changed, 0, "money was made or lost");
+    assert_eq!(tills, 0, "the tills and the accounts say something else");
 }
 
 /// The transfer with this number, from as many dice as it takes.
