@@ -685,7 +685,8 @@ const REQUESTS: u64 = 60;
 /// So few that each is there at least once.
 const ORDINARY_FAULTS: usize = FAULTS.len();
 const LONG_FAULTS: usize = 3 * FAULTS.len();
-/// Often, so that copies are kept while everything fails.
-const COPY_AFTER_BYTES: u64 = 400_000;
+/// So that a copy is kept while everything fails, and not two while somebody is cut off: who is would have to open the
+/// log anew.
+const COPY_AFTER_BYTES: u64 = 1_000_000;
 /// How often it is looked whether everything has ended: for two minutes.
 const LOOKS_MAX: u32 = 240;
