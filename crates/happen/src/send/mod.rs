@@ -781,6 +781,10 @@ fn send_away<T: Payload>(
         None => None,
         Some(key) => {
             check_key(&parcel, purpose, key)?;
+            // Whoever is chosen the next time would not know it.
+            if space.is_chosen(to) {
+                return Err(unknown_key(to));
+            }
             // The process that has the node knows its keys, and is asked itself.
             Some(Keyed::new(key))
         }
