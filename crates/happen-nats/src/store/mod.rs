@@ -232,9 +232,10 @@ impl NatsStore {
         // As it was found: whatever was acknowledged before this began is in it.
         let last = found.state.last_sequence.max(route.look().await.unwrap_or_default());
         if let Some(domain) = stream::mirrored(&found.config)
+            && found.state.first_sequence != 1
             && snapshots.kept().await?.is_none()
         {
-            // What is let go there does not come here; the copy has it.
+            // What was let go there before this began to follow never comes; the copy has it.
             snapshots
                 .fetch(&Snapshots::new(region::at(&client, domain), &options, replicas)?, &stream)
                 .await?;
