@@ -55,8 +55,9 @@ pub const OPEN_WAIT_MS: u64 = 10_000;
 /// connection is there it tries at once.
 pub const JOIN_AGAIN_MS: u64 = 500;
 
-/// How often a server that follows with nothing to tell says so, in milliseconds. After twice that it is asked anew.
-pub const LOG_HEARTBEAT_MS: u64 = 500;
+/// How often a server that follows with nothing to tell says so, in milliseconds. After twice that it is asked anew, so a
+/// process goes on within a second after its server was killed and is back.
+pub const LOG_HEARTBEAT_MS: u64 = 400;
 
 /// How long a server keeps the reader of a process that has gone, in milliseconds.
 pub const READER_KEPT_MS: u64 = 60_000;
