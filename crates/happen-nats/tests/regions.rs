@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::Client;
+use async_nats::jetstream::stream::{self, External, Source};
 use happen::env::RealEnv;
 use happen::{Error, Event, Space};
 use happen_core::env::{BoxFuture, BoxWork, CoarseClock, Env};
@@ -279,6 +280,39 @@ async fn a_region_that_comes_late_gets_what_the_log_has_let_go() {
         west.log_info().await.unwrap().copied_up_to.unwrap() > before
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_region_follows_a_log_that_began_with_a_backup() {
+    let world = World::start();
+    let folder = tempfile::tempdir().unwrap();
+    let backup = folder.path().join("backup");
+    let other = NatsStoreOptions::new("other", env());
+    let before = NatsStore::open(client(&world.east).await, other).await.unwrap();
+    write(&before, "one").await.unwrap();
+    before.backup(&backup).await.unwrap();
+    NatsStore::restore(client(&world.east).await, options(), &backup).await.unwrap();
+    let east = world.in_east().await;
+    write(&east, "two").await.unwrap();
+    // As whoever died left it who made it, when everything has come that is not in the copy.
+    let context = async_nats::jetstream::new(client(&world.west).await);
+    let external = External { api_prefix: "$JS.east.API".to_owned(), delivery_prefix: None };
+    let east_log = Source { name: "happen_shop".to_owned(), external: Some(external), ..Source::default() };
+    let mirror = stream::Config {
+        name: "happen_shop".to_owned(),
+        discard: stream::DiscardPolicy::New,
+        mirror: Some(east_log),
+        ..stream::Config::default()
+    };
+    context.create_stream(mirror).await.unwrap();
+    until("the log has come", async || {
+        context.get_stream("happen_shop").await.unwrap().cached_info().state.last_sequence > 0
+    })
+    .await;
+    let west = world.in_west().await;
+    assert_eq!(all(&west).await, ["one", "two"]);
+    write(&west, "three").await.unwrap();
+    assert_eq!(all(&west).await, ["one", "two", "three"]);
 }
 
 fn count(space: &Space, handled: &Arc<AtomicU64>) {

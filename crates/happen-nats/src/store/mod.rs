@@ -231,14 +231,9 @@ impl NatsStore {
         let mut route = Route::new(asks.clone(), &options, &found.config)?;
         // As it was found: whatever was acknowledged before this began is in it.
         let last = found.state.last_sequence.max(route.look().await.unwrap_or_default());
-        if let Some(domain) = stream::mirrored(&found.config)
-            && found.state.first_sequence != 1
-            && snapshots.kept().await?.is_none()
-        {
-            // What was let go there before this began to follow never comes; the copy has it.
-            snapshots
-                .fetch(&Snapshots::new(region::at(&client, domain), &options, replicas)?, &stream)
-                .await?;
+        if let Some(domain) = stream::mirrored(&found.config) {
+            let there = Snapshots::new(region::at(&client, domain), &options, replicas)?;
+            snapshots.begin_as(&there, &stream).await?;
         }
         let server = Box::new(Server { stream: stream.clone(), snapshots: snapshots.clone() });
         let (copy, Header { sequence, writers, .. }) = Copy::new(Arc::clone(&env), &snapshots).await?;

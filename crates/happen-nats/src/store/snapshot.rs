@@ -133,18 +133,22 @@ impl Snapshots {
         }
     }
 
-    /// Keeps here the copy that another region has, if it has one.
+    /// Begins with the copy that another region has, if it has one: what its log has let go, or began with, never comes
+    /// here. Where copies have a place already that was done, and nobody is asked.
     ///
     /// # Errors
     ///
     /// As [`Snapshots::load`] and [`Snapshots::save`].
-    pub(crate) async fn fetch(&self, there: &Self, stream: &Stream) -> Result<()> {
+    pub(crate) async fn begin_as(&self, there: &Self, stream: &Stream) -> Result<()> {
+        if self.place().await?.is_some() {
+            return Ok(());
+        }
         let folder = tempfile::tempdir().map_err(|error| failed("make a folder for the copy", &error))?;
         let file = folder.path().join(COPY);
-        if let Some(header) = there.load(&file).await? {
-            self.save(&header, &file, stream).await?;
+        match there.load(&file).await? {
+            Some(header) => self.save(&header, &file, stream).await.map(drop),
+            None => self.objects().await.map(drop),
         }
-        Ok(())
     }
 
     /// Up to which message a copy is kept; none when there is no copy.
