@@ -70,7 +70,7 @@ pub(crate) async fn open(
             Err(error) => error,
         };
         // A server that is alone and a leaf of others says that it is in a cluster, too.
-        if options.replicas.is_none() && is_alone(&error) {
+        if options.replicas.is_none() && is_alone(&error) && wanted.num_replicas > 1 {
             wanted.num_replicas = 1;
             continue;
         }
