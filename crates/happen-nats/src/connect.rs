@@ -134,7 +134,8 @@ fn variable(name: &str) -> Result<Option<String>> {
 pub fn connection(space: &Space) -> Option<Connection> {
     let link = space.link()?;
     let link: &dyn Any = &*link;
-    link.downcast_ref::<NatsLink>().map(|link| link.connection().clone())
+    let joined = link.downcast_ref::<NatsLink>().map(NatsLink::connection);
+    joined.or_else(|| link.downcast_ref::<PatientLink>().map(PatientLink::connection)).cloned()
 }
 
 /// A space on NATS that is about to be opened, with more to say than its address.
@@ -277,7 +278,8 @@ impl Nats {
 
     /// Keeps the store of this process in a folder of its own, instead of the log on NATS that processes share: it works on
     /// while no server can be reached, and also begins without one. What its durable nodes send to nodes of other processes
-    /// waits in the folder until those have it, see [`Space::outboxes`].
+    /// waits in the folder until those have it, see [`Space::outboxes`]. What is said of waiting for servers and of the log,
+    /// as by [`Nats::commit_wait`], has no meaning then.
     ///
     /// # Examples
     ///
@@ -292,6 +294,7 @@ impl Nats {
     /// let edge = Nats::at("nats://localhost:1/shop").folder(&folder).open().await?;
     /// edge.start().await?;
     /// assert!(edge.remote_nodes().is_empty());
+    /// assert!(happen_nats::connection(&edge).is_some());
     /// # edge.stop().await
     /// # }
     /// ```

@@ -59,6 +59,12 @@ impl PatientLink {
         let shared = Shared { connection, env, options, link: Mutex::default(), closing };
         Ok(Arc::new(Self { shared: Arc::new(shared) }))
     }
+
+    /// The connection that it goes over, when there is one.
+    #[must_use]
+    pub fn connection(&self) -> &Connection {
+        &self.shared.connection
+    }
 }
 
 impl Link for PatientLink {
