@@ -4,8 +4,9 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use happen_core::codec::WireRecord;
 use happen_core::content::ContentHasher;
-use happen_core::limits::PAGE_RECORDS_MAX;
+use happen_core::limits::{PAGE_RECORDS_MAX, RECORD_BYTES_MAX};
 use happen_core::store::{
     Content, Document, History, Key, List, Past, Position, Prune, Pruned, Read, Record, Replaced, Select,
     Start, Store, Tag, Until, Write,
@@ -21,9 +22,9 @@ use crate::limits;
 
 /// A plan of what a store forgets: all that is before a time, but what has to stay.
 ///
-/// Records of the events that flows under way and dead letters handle stay, however old they are, and of those that wait
-/// for nodes of other processes. Documents keep what they
-/// say now. It works on any store, whether a space runs on it or not.
+/// Records of the events that flows under way and dead letters handle stay, however old they are, of the questions of these
+/// flows that are not answered, and of what waits for nodes of other processes. Documents keep what they say now. It works
+/// on any store, whether a space runs on it or not.
 ///
 /// # Examples
 ///
@@ -59,7 +60,8 @@ impl Pruning {
     ///
     /// - [`ErrorKind::Misuse`]: more than [`limits::PRUNE_KEPT_MAX`] events from before that time are needed. Let their
     ///   flows end, or name an earlier time.
-    /// - [`ErrorKind::Damaged`]: a flow's document has a key that names no event, so it is not known what has to stay.
+    /// - [`ErrorKind::Damaged`]: a flow's document cannot be read, or has a key that names no event, so it is not known what
+    ///   has to stay.
     /// - What the store says.
     ///
     /// # Cost
@@ -382,6 +384,9 @@ async fn events_named(store: &Arc<dyn Store>) -> Result<Vec<EventId>> {
             for document in &documents {
                 let name = FlowKey::of(&document.key, prefix).ok_or_else(|| nameless(&document.key))?;
                 events.push(name.event);
+                if prefix == FLOWS {
+                    events.extend(unanswered(document)?);
+                }
             }
             after = Some(Key::clone(&last.key));
         }
@@ -389,6 +394,21 @@ async fn events_named(store: &Arc<dyn Store>) -> Result<Vec<EventId>> {
     events.sort_unstable();
     events.dedup();
     Ok(events)
+}
+
+/// The questions that a flow has asked and not had answered: without their records they would be asked again, of a node that
+/// may have answered.
+fn unanswered(flow: &Document) -> Result<Vec<EventId>> {
+    let Some(content) = &flow.content else { return Ok(Vec::new()) };
+    let form = WireRecord::decode(&content.bytes, RECORD_BYTES_MAX).map_err(|_| {
+        let what = format!(
+            "document `{}`: it is no flow of this version, so it is unknown what must be kept; use the program that wrote it",
+            flow.key
+        );
+        Error::new(ErrorKind::Damaged { what })
+    })?;
+    let points = form.step.into_iter().flat_map(|step| step.points);
+    Ok(points.filter(|point| point.result.is_none()).filter_map(|point| point.event).collect())
 }
 
 #[cold]

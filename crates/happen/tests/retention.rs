@@ -11,6 +11,7 @@ use happen::store::{
     Tag, Until, Write,
 };
 use happen::{Config, Context, Event, EventId, Space, limits, secs};
+use happen_core::codec::{StepOutcome, WireRecord, WireStep};
 use happen_core::content::ContentHasher;
 use happen_core::env::Env;
 use happen_testing::Simulator;
@@ -134,25 +135,28 @@ fn a_step_without_its_event_is_forgotten_only_when_its_event_is_as_old_as_what_w
 }
 
 #[test]
-fn a_flow_whose_key_names_no_event_keeps_anything_from_being_forgotten() {
-    let sim = Simulator::new(4);
-    sim.run(async {
-        let store = store(&sim, 3).await;
-        let content = Content { name: "flow".into(), version: 1, bytes: (*b"?").into() };
-        let write = Write {
-            key: "flow/ear/not-an-id/hear".into(),
-            revision: 1,
-            content: Some(content),
-            past: Past::Dropped,
-            replaced: Replaced::Kept,
-        };
-        let batch = Batch { documents: vec![write], ..Batch::default() };
-        store.commit(vec![batch]).await.remove(0).unwrap();
-        let error = Pruning::before(&store, u64::MAX).await.unwrap_err();
-        assert_eq!(error.code(), "damaged");
-        assert!(error.to_string().contains("flow/ear/not-an-id/hear"), "{error}");
-        assert_eq!(log(&store).await.len(), 3);
-    });
+fn a_flow_that_cannot_be_read_or_names_no_event_keeps_anything_from_being_forgotten() {
+    let readable = format!("flow/ear/{}/hear", EventId::from_halves(7, 1).unwrap());
+    for key in ["flow/ear/not-an-id/hear", &readable] {
+        let sim = Simulator::new(4);
+        sim.run(async {
+            let store = store(&sim, 3).await;
+            let content = Content { name: "flow".into(), version: 1, bytes: (*b"?").into() };
+            let write = Write {
+                key: key.into(),
+                revision: 1,
+                content: Some(content),
+                past: Past::Dropped,
+                replaced: Replaced::Kept,
+            };
+            let batch = Batch { documents: vec![write], ..Batch::default() };
+            store.commit(vec![batch]).await.remove(0).unwrap();
+            let error = Pruning::before(&store, u64::MAX).await.unwrap_err();
+            assert_eq!(error.code(), "damaged");
+            assert!(error.to_string().contains(key), "{error}");
+            assert_eq!(log(&store).await.len(), 3);
+        });
+    }
 }
 
 /// Leaves the documents of so many flows, each of an event with a record of its own.
@@ -160,7 +164,10 @@ async fn under_way(store: &Arc<dyn Store>, env: &Arc<dyn Env>, flows: std::ops::
     for flow in flows {
         let event = EventId::from_halves(7, flow as u64 + 1).unwrap();
         let tags = vec![Tag::Event(event), Tag::Type("wait".into())];
-        let content = Content { name: "flow".into(), version: 1, bytes: (*b"?").into() };
+        let step = WireStep::new(event, "ear", "hear", "hear", StepOutcome::Waits);
+        let mut bytes = Vec::new();
+        WireRecord { step: Some(step), ..WireRecord::default() }.encode_into(&mut bytes, 1 << 20).unwrap();
+        let content = Content { name: "flow".into(), version: 1, bytes: bytes.into() };
         let write = Write {
             key: format!("flow/ear/{event}/hear").into(),
             revision: 1,

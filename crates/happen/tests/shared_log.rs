@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use happen::control::{self, Answer, Became, Request, SendEvent, SetState, Wait};
+use happen::retention::Pruning;
 use happen::store::{List, MemoryStore, Store};
 use happen::{
     Config, Context, Error, ErrorKind, Event, Hub, Space, Step, done, every, millis, next, secs, with,
@@ -288,6 +289,93 @@ fn a_process_that_dies_at_any_commit_leaves_everything_to_the_next() {
         }
     }
     assert!(most > 8, "the last commit at which a process died was only the {most}th");
+}
+
+/// A process that asked may be away for so long that the log would forget what it asked and what the answer was.
+#[test]
+fn a_question_is_not_forgotten_before_its_answer_was_taken() {
+    let mut most = 0;
+    for dies in [Dies::Before, Dies::Unheard] {
+        for at in 1..12 {
+            let sim = Simulator::new(at);
+            let world = World::new(&sim);
+            let died = sim.run(async {
+                let store = world.store();
+                let (shopping, banking) = (world.process_over(&store), world.process());
+                shop(&shopping);
+                bank(&banking);
+                office(&banking);
+                banking.start().await.unwrap();
+                store.dies_at(at, dies);
+                let order = async |shopping: &Space| {
+                    let sent = shopping.send("orders", Create { id: 1 }).idempotency_key("order 1").await;
+                    settled_but_for_the_dead(&world).await;
+                    sent.is_ok()
+                };
+                let ordered = shopping.start().await.is_ok() && order(&shopping).await;
+                let died = store.is_dead();
+                assert!(ordered || died);
+                drop(shopping);
+                Pruning::before(&world.log, u64::MAX).await.unwrap().carry_out(&world.log).await.unwrap();
+                let next = world.process();
+                shop(&next);
+                next.start().await.unwrap();
+                assert!(order(&next).await);
+                assert!(world.keys("flow/").await.is_empty() && world.keys("dead/").await.is_empty());
+                assert_eq!(counted(&banking, "bank").await, 1, "died {dies:?} commit {at}");
+                assert_eq!(counted(&banking, "mails").await, 1, "died {dies:?} commit {at}");
+                died
+            });
+            if died {
+                most = most.max(at);
+            }
+        }
+    }
+    assert!(most > 4, "the last commit at which the process died was only the {most}th");
+}
+
+/// What was asked across processes is known by the one that has both nodes afterwards.
+#[test]
+fn a_process_that_takes_all_nodes_over_asks_nothing_again() {
+    let mut most = 0;
+    for dies in [Dies::Before, Dies::Unheard] {
+        for at in 1..12 {
+            let sim = Simulator::new(at);
+            let world = World::new(&sim);
+            let died = sim.run(async {
+                let store = world.store();
+                let (shopping, banking) = (world.process_over(&store), world.process());
+                shop(&shopping);
+                bank(&banking);
+                office(&banking);
+                banking.start().await.unwrap();
+                store.dies_at(at, dies);
+                let order = async |shopping: &Space| {
+                    let sent = shopping.send("orders", Create { id: 1 }).idempotency_key("order 1").await;
+                    settled_but_for_the_dead(&world).await;
+                    sent.is_ok()
+                };
+                let ordered = shopping.start().await.is_ok() && order(&shopping).await;
+                let died = store.is_dead();
+                assert!(ordered || died);
+                drop((shopping, banking));
+                let all = world.process();
+                shop(&all);
+                bank(&all);
+                office(&all);
+                all.start().await.unwrap();
+                assert!(order(&all).await);
+                assert!(world.keys("flow/").await.is_empty() && world.keys("dead/").await.is_empty());
+                assert_eq!(counted(&all, "bank").await, 1, "died {dies:?} commit {at}");
+                assert_eq!(counted(&all, "mails").await, 1, "died {dies:?} commit {at}");
+                died
+            });
+            if died {
+                most = most.max(at);
+            }
+        }
+    }
+    assert!(most > 4, "the last commit at which the process died was only the {most}th");
 }
 
 #[test]
