@@ -368,6 +368,42 @@ fn a_question_of_a_step_survives_whoever_dies_and_is_answered_the_same() {
     assert!(most[0] > 8 && most[1] > 4, "the last commits at which a process died: {most:?}");
 }
 
+/// Nothing waits for what a node sends at most once; it may be set otherwise when its process is begun again.
+#[test]
+fn a_question_that_never_left_and_does_not_wait_is_asked_again() {
+    let mut most = 0;
+    for dies in [Dies::Before, Dies::Unheard] {
+        for at in 1..12 {
+            let sim = Simulator::new(at);
+            let world = World::new(&sim);
+            let died = sim.run(async {
+                let centre = world.centre();
+                centre.start().await;
+                let first = world.edge();
+                first.space.find("shop").unwrap().delivery(Delivery::AtMostOnce);
+                first.store.dies_at(at, dies);
+                if first.space.start().await.is_ok() {
+                    drop(first.space.send("shop", Measure { number: 7 }).idempotency_key("7").await);
+                }
+                world.env.sleep(secs(30)).await;
+                let died = first.store.is_dead();
+                drop(first);
+                let edge = world.edge();
+                edge.start().await;
+                let asked = edge.space.send("shop", Measure { number: 7 });
+                let paid = asked.idempotency_key("7").reply::<Paid>().await.unwrap();
+                assert_eq!(*paid, Paid { number: 7, receipt: 0 }, "{dies:?} {at}");
+                assert_eq!(handled(&world.centre, "bank").await, [7], "{dies:?} {at}");
+                died
+            });
+            if died {
+                most = most.max(at);
+            }
+        }
+    }
+    assert!(most > 4, "the last commit at which the process died was only the {most}th");
+}
+
 #[test]
 fn a_question_waits_while_cut_off_and_its_answer_is_kept_for_who_asked() {
     check_seeds(0..20, |sim| {

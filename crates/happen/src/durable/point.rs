@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use happen_core::codec::{PointKind, StepOutcome, WireFlow, WireRecord};
+use happen_core::codec::{PointKind, StepOutcome, WireRecord};
 use happen_core::content;
 use happen_core::env::BoxFuture;
 use happen_core::hash::digest;
@@ -260,8 +260,8 @@ async fn was_kept(durable: &Durable, event: happen_core::EventId, node: &str) ->
         let read = Read::forward(Select::tag(Tag::Event(event))).start(start);
         let page = durable.store.read(read).await?;
         for record in &page.records {
-            let accepted = WireRecord::decode(&record.bytes, RECORD_BYTES_MAX)?.accepted;
-            if record.tags.contains(&inbox_tag(node)) || accepted.iter().any(|flow| flow.node == node) {
+            let told = WireRecord::decode(&record.bytes, RECORD_BYTES_MAX)?;
+            if record.tags.contains(&inbox_tag(node)) || !begun_at(&told, node).is_empty() {
                 return Ok(true);
             }
         }
@@ -330,15 +330,13 @@ async fn outcome_in_log(durable: &Durable, event: happen_core::EventId, node: &s
     loop {
         for record in watch.next().await? {
             let record = WireRecord::decode(&record.bytes, RECORD_BYTES_MAX)?;
-            let here: Vec<_> = record.accepted.iter().filter(|flow| flow.node == node).collect();
+            let here = begun_at(&record, node);
             if !here.is_empty()
                 && let Some(to_us) = asks.take()
             {
                 let joined = Joined::new(here.len(), Reply::One(to_us));
-                let part = |(index, flow): (usize, &&WireFlow<'_>)| {
-                    (flow.registration.clone().into_owned(), Reply::Part(Arc::clone(&joined), index))
-                };
-                parts = here.iter().enumerate().map(part).collect();
+                let part = |(index, registration)| (registration, Reply::Part(Arc::clone(&joined), index));
+                parts = here.into_iter().enumerate().map(part).collect();
             }
             let Some(step) = record.step.filter(|step| step.flow.node == node) else { continue };
             let outcome = match step.outcome {
@@ -393,17 +391,29 @@ async fn accepted_flows(
     event: happen_core::EventId,
     node: &str,
 ) -> Result<Option<Vec<String>>> {
-    let page =
-        durable.store.read(Read::forward(Select::tag(Tag::Event(event))).at_most(EVENT_RECORDS)).await?;
-    for record in &page.records {
-        let record = WireRecord::decode(&record.bytes, RECORD_BYTES_MAX)?;
-        if !record.event.is_empty() {
-            let here = record.accepted.iter().filter(|flow| flow.node == node);
-            let accepted: Vec<_> = here.map(|flow| flow.registration.clone().into_owned()).collect();
-            return Ok((!accepted.is_empty()).then_some(accepted));
+    let mut start = Start::Edge;
+    loop {
+        let page = durable.store.read(Read::forward(Select::tag(Tag::Event(event))).start(start)).await?;
+        for record in &page.records {
+            let begun = begun_at(&WireRecord::decode(&record.bytes, RECORD_BYTES_MAX)?, node);
+            if !begun.is_empty() {
+                return Ok(Some(begun));
+            }
+        }
+        match page.next {
+            // Before it came to the node it may have been kept for it by another process.
+            Some(next) => start = Start::Position(next),
+            None => return Ok(None),
         }
     }
-    Ok(None)
+}
+
+/// The registrations at a node whose flows begin with a record. One that stored its event itself began with that commit.
+fn begun_at(record: &WireRecord<'_>, node: &str) -> Vec<String> {
+    let alone = record.step.as_ref().filter(|_| !record.event.is_empty() && record.accepted.is_empty());
+    let alone = alone.map(|step| &step.flow).filter(|flow| !flow.registration.is_empty());
+    let here = record.accepted.iter().chain(alone).filter(|flow| flow.node == node);
+    here.map(|flow| flow.registration.clone().into_owned()).collect()
 }
 
 /// What a flow that is not under way any more ended with.
@@ -616,6 +626,3 @@ pub(super) fn diverged_to(stage: &Stage, known: &Point, now: &str) -> Error {
     let what = format!("step `{step}` {now} as its effect {}, where it {before}", known.ordinal);
     Error::new(ErrorKind::Diverged { what })
 }
-
-/// Records of an event that are looked through for the one that has it, which is the first.
-const EVENT_RECORDS: usize = 8;
