@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use happen::identity::{Identity, KeyKind, Seed, Signer, TrustStore, Trusted};
 use happen::store::{List, MemoryStore, Read, Select, Store, Tag};
 use happen::{
-    Config, Context, Delivery, Error, ErrorKind, Event, Hub, OutboxLimits, Space, Step, done, limits, millis,
-    next, secs,
+    Config, Context, Delivery, Error, ErrorKind, Event, Hub, OutboxLimits, Routing, Space, Step, done,
+    limits, millis, next, secs,
 };
 use happen_core::env::Env;
 use happen_core::link::Link;
@@ -891,6 +891,50 @@ fn what_is_handed_over_is_signed_and_whoever_is_not_trusted_yet_waits() {
             assert_eq!(*paid, Paid { number: 4, receipt: 0 });
         });
     });
+}
+
+/// That its receiver is one of several is not known before it is there.
+#[test]
+fn what_waits_for_a_node_that_several_share_reaches_one_of_them_signed_or_not() {
+    for signed in [false, true] {
+        let sim = Simulator::new(5);
+        let world = World::new(&sim);
+        sim.run(async {
+            let pair = |number| KeyPair::from_seed(&Seed::new(KeyKind::User, [number; 32]));
+            let known_as = |space: &Space, own: u8| {
+                let trust = TrustStore::new();
+                for number in (1..=3).filter(|number| *number != own) {
+                    let trusted = Trusted::new(pair(number).public_key()).nodes(["*"]).origins(["*"]);
+                    trust.trust(trusted).unwrap();
+                }
+                if signed {
+                    space.identity(Identity::new(pair(own)).trust(&trust)).unwrap();
+                }
+            };
+            let edge = world.edge();
+            known_as(&edge.space, 1);
+            edge.start().await;
+            edge.measure(1..=3).await;
+            assert_eq!(edge.waiting(), 3);
+            let came = Arc::new(Mutex::new(Vec::new()));
+            let mut sharing = Vec::new();
+            for (own, name) in [(2, "one"), (3, "two")] {
+                let space = Space::in_env(Config::default(), sim.env()).unwrap();
+                space.join(world.hub.link(name)).unwrap();
+                known_as(&space, own);
+                let came = Arc::clone(&came);
+                let note = move |reading: &Event<Reading>, _: &Context| {
+                    came.lock().unwrap().push(reading.number);
+                };
+                space.node("hub").shared(Routing::RoundRobin).on("reading", note);
+                space.start().await.unwrap();
+                sharing.push(space);
+            }
+            until(&world.env, "nothing waits", async || edge.space.outboxes().is_empty()).await;
+            assert_eq!(*came.lock().unwrap(), [1, 2, 3], "signed: {signed}");
+            assert!(edge.space.dead_letters().is_empty(), "{:?}", edge.space.dead_letters());
+        });
+    }
 }
 
 #[test]

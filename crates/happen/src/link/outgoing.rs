@@ -97,16 +97,21 @@ impl SpaceInner {
         let mut frame = Vec::new();
         parcel.encode_into(&mut frame, self.config.event_bytes_max + limits::HANDOVER_BYTES)?;
         let linked = self.linked(to)?;
+        let member = self.instance_elsewhere(to);
         // What left before is signed before.
         self.carry_all();
         let (frame, leaf) = match self.guard.get() {
             None => (frame, None),
             Some(guard) => {
-                let (sealed, leaf) = guard.seal(Addressee::Node(to), &sender, &frame)?;
+                let whom = To::Node { node: to.into(), member: member.clone() };
+                let (sealed, leaf) = guard.seal(whom.addressee(), &sender, &frame)?;
                 (sealed, Some(leaf))
             }
         };
-        let replies = linked.link.request(to, frame)?;
+        let replies = match member {
+            None => linked.link.request(to, frame)?,
+            Some(member) => linked.link.request_at(&member, to, frame)?,
+        };
         let asked = leaf.map(|leaf| Asked { leaf, node: to.to_owned() });
         Ok(self.awaited(id, self.key_of(to), replies, asked))
     }

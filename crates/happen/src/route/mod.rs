@@ -268,6 +268,14 @@ impl SpaceInner {
         self.routes.has_router(name) || self.roster().shared(name).is_some()
     }
 
+    /// Who takes in what waits here for a node that several processes share: always the same one as long as it is there,
+    /// for it alone knows what it has. None of a node that is not shared.
+    pub(crate) fn instance_elsewhere(self: &Arc<Self>, node: &str) -> Option<Arc<str>> {
+        let roster = self.roster();
+        let instances = &roster.shared(node)?.instances;
+        instances.iter().find(|instance| !instance.is_here).map(|instance| Arc::clone(&instance.member))
+    }
+
     /// Where an event goes for a node that is not here, or that several processes share.
     fn instance(
         self: &Arc<Self>,
