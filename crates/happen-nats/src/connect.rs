@@ -278,8 +278,8 @@ impl Nats {
 
     /// Keeps the store of this process in a folder of its own, instead of the log on NATS that processes share: it works on
     /// while no server can be reached, and also begins without one. What its durable nodes send to nodes of other processes
-    /// waits in the folder until those have it, see [`Space::outboxes`]. What is said of waiting for servers and of the log,
-    /// as by [`Nats::commit_wait`], has no meaning then.
+    /// waits in the folder until those have it, see [`Space::outboxes`]. What is said of waiting for servers and of the
+    /// log, as by [`Nats::commit_wait`], has no meaning then.
     ///
     /// # Examples
     ///

@@ -60,8 +60,8 @@ impl Pruning {
     ///
     /// - [`ErrorKind::Misuse`]: more than [`limits::PRUNE_KEPT_MAX`] events from before that time are needed. Let their
     ///   flows end, or name an earlier time.
-    /// - [`ErrorKind::Damaged`]: a flow's document cannot be read, or has a key that names no event, so it is not known what
-    ///   has to stay.
+    /// - [`ErrorKind::Damaged`]: a flow's document cannot be read, or has a key that names no event, so it is not known
+    ///   what has to stay.
     /// - What the store says.
     ///
     /// # Cost
@@ -396,13 +396,14 @@ async fn events_named(store: &Arc<dyn Store>) -> Result<Vec<EventId>> {
     Ok(events)
 }
 
-/// The questions that a flow has asked and not had answered: without their records they would be asked again, of a node that
-/// may have answered.
+/// The questions that a flow has asked and not had answered: without their records they would be asked again, of a node
+/// that may have answered.
 fn unanswered(flow: &Document) -> Result<Vec<EventId>> {
     let Some(content) = &flow.content else { return Ok(Vec::new()) };
     let form = WireRecord::decode(&content.bytes, RECORD_BYTES_MAX).map_err(|_| {
         let what = format!(
-            "document `{}`: it is no flow of this version, so it is unknown what must be kept; use the program that wrote it",
+            "document `{}`: it is no flow of this version, so it is unknown what must be kept; use the program that \
+             wrote it",
             flow.key
         );
         Error::new(ErrorKind::Damaged { what })
