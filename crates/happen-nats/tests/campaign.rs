@@ -15,9 +15,8 @@ use std::io::Write as _;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use async_nats::ConnectOptions;
 use async_nats::jetstream::stream;
@@ -26,9 +25,9 @@ use happen::env::RealEnv;
 use happen::journal::{Entry, FlowFilter};
 use happen::store::{List, Read, Select, Start, Store};
 use happen::{Config, Error, ErrorKind, Space, millis, secs};
-use happen_core::env::{BoxFuture, BoxWork, CoarseClock, Env};
+use happen_core::env::Env;
 use happen_nats::{Connection, LinkOptions, NatsLink, NatsStore, NatsStoreOptions};
-use happen_testing::{NatsCluster, Way};
+use happen_testing::{NatsCluster, SetClock, Way};
 use workloads::orders::{Approved, Note};
 use workloads::{Part, Provider, audit, bank, orders};
 
@@ -583,7 +582,7 @@ fn a_process_to_which_another_test_does_harm() {
     let lines = Arc::new(lines);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let env = Arc::new(SetClock::default());
+        let env = Arc::new(SetClock::over(Arc::new(RealEnv::new())));
         let dice = Arc::clone(&env);
         let provider = Provider(Arc::new(move |key, transfer| {
             if dice.random_u64().is_multiple_of(10) {
@@ -601,7 +600,7 @@ fn a_process_to_which_another_test_does_harm() {
         loop {
             // The clock of this machine is set, by so little that what sleeps is awake when the test looks.
             env.sleep(millis(500 + env.random_u64() % 5_000)).await;
-            env.ahead_ms.store(env.random_u64().cast_signed() % 3_000, Ordering::SeqCst);
+            env.set_ahead(env.random_u64().cast_signed() % 3_000);
             // A copy that fell behind what is kept of the log gives nothing more: its process ends, and is started again.
             if let Err(error) = space.store().documents(vec!["any".into()]).await {
                 eprintln!("part {part} ends: {}", error.chain().join(": "));
@@ -629,45 +628,6 @@ async fn try_open(env: &Arc<dyn Env>, url: &str, name: &str) -> happen::Result<S
     let space = Space::with_store(Config::default(), Arc::clone(env), Arc::new(store))?;
     space.join(NatsLink::new(&connection, Arc::clone(env), LinkOptions::new(SPACE, name))?)?;
     Ok(space)
-}
-
-/// Real surroundings with a wall clock that can be set.
-#[derive(Debug, Default)]
-struct SetClock {
-    real: RealEnv,
-    ahead_ms: AtomicI64,
-    /// Stands, so that whoever reads it asks for the time.
-    coarse: Arc<CoarseClock>,
-}
-
-impl Env for SetClock {
-    fn unix_ms(&self) -> u64 {
-        self.real.unix_ms().saturating_add_signed(self.ahead_ms.load(Ordering::SeqCst))
-    }
-
-    fn monotonic(&self) -> Duration {
-        self.real.monotonic()
-    }
-
-    fn clock(&self) -> &Arc<CoarseClock> {
-        &self.coarse
-    }
-
-    fn fill_random(&self, bytes: &mut [u8]) {
-        self.real.fill_random(bytes);
-    }
-
-    fn spawn(&self, task: BoxFuture<'static, ()>) {
-        self.real.spawn(task);
-    }
-
-    fn spawn_blocking(&self, work: BoxWork) {
-        self.real.spawn_blocking(work);
-    }
-
-    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
-        self.real.sleep(time)
-    }
 }
 
 const SPACE: &str = "campaign";

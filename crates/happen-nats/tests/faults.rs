@@ -4,20 +4,19 @@
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use async_nats::ConnectOptions;
 use async_nats::jetstream::stream;
 use happen::env::RealEnv;
 use happen::{Config, Context, Event, Space, millis, secs};
-use happen_core::env::{BoxFuture, BoxWork, CoarseClock, Env};
+use happen_core::env::Env;
 use happen_core::store::{Read, Select, Start};
 use happen_nats::{Connection, LinkOptions, Nats, NatsLink, NatsStore, NatsStoreOptions};
 use happen_testing::link::until;
 use happen_testing::{
-    ImageDisk, NatsCluster, NatsServer, NatsSetup, SmallDisk, TestDisk, Way, unwritten_pages,
+    ImageDisk, NatsCluster, NatsServer, NatsSetup, SetClock, SmallDisk, TestDisk, Way, unwritten_pages,
 };
 use serde::{Deserialize, Serialize};
 
@@ -382,45 +381,6 @@ async fn a_full_disk_under_the_server_refuses_and_loses_nothing() {
     assert_eq!(*paying.refusals[0].lock().unwrap(), BTreeSet::from(["io"]));
 }
 
-/// Real surroundings with a wall clock that can be set.
-#[derive(Debug, Default)]
-struct SetClock {
-    real: RealEnv,
-    ahead_ms: AtomicI64,
-    /// Stands, so that whoever reads it asks for the time.
-    coarse: Arc<CoarseClock>,
-}
-
-impl Env for SetClock {
-    fn unix_ms(&self) -> u64 {
-        self.real.unix_ms().checked_add_signed(self.ahead_ms.load(Ordering::SeqCst)).unwrap()
-    }
-
-    fn monotonic(&self) -> Duration {
-        self.real.monotonic()
-    }
-
-    fn clock(&self) -> &Arc<CoarseClock> {
-        &self.coarse
-    }
-
-    fn fill_random(&self, bytes: &mut [u8]) {
-        self.real.fill_random(bytes);
-    }
-
-    fn spawn(&self, task: BoxFuture<'static, ()>) {
-        self.real.spawn(task);
-    }
-
-    fn spawn_blocking(&self, work: BoxWork) {
-        self.real.spawn_blocking(work);
-    }
-
-    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
-        self.real.sleep(time)
-    }
-}
-
 async fn in_env(env: &Arc<dyn Env>, url: &str) -> Space {
     let connection = Connection::open(url, ConnectOptions::new()).await.unwrap();
     let options = NatsStoreOptions::new("shop", Arc::clone(env));
@@ -436,13 +396,13 @@ async fn in_env(env: &Arc<dyn Env>, url: &str) -> Space {
 async fn a_clock_that_is_set_while_payments_are_made_loses_none_and_changes_no_order() {
     let server = NatsServer::start();
     let url = server.url();
-    let clock = Arc::new(SetClock::default());
+    let clock = Arc::new(SetClock::over(Arc::new(RealEnv::new())));
     let set = in_env(&(Arc::clone(&clock) as Arc<dyn Env>), &url).await;
     let (set, other) = (Process::start(set, "set").await, Process::open(&url, "other").await);
     let paying = Paying::into(2);
     let harm = async || {
         for days in [1, -1, 400, -400, 20 * 365, 0] {
-            clock.ahead_ms.store(days * 24 * 3_600_000, Ordering::SeqCst);
+            clock.set_ahead(days * 24 * 3_600_000);
             paying.goes_on(0, 20).await;
             paying.goes_on(1, 20).await;
         }

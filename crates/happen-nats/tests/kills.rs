@@ -112,14 +112,14 @@ fn a_process_that_another_test_kills() {
     let url = std::env::var(URL).unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let space = loop {
-            // The server may be away just now, and whoever looks after a process would start it again.
-            if let Ok(space) = at(&url).open().await {
+        // The server may be away just now, and whoever looks after a process would start it again.
+        let _running = loop {
+            let Ok(space) = at(&url).open().await else { continue };
+            build(&space, &role);
+            if space.start().await.is_ok() {
                 break space;
             }
         };
-        build(&space, &role);
-        space.start().await.unwrap();
         std::future::pending::<()>().await;
     });
 }

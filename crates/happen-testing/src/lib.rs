@@ -14,6 +14,7 @@ mod migrations;
 mod nats_server;
 mod panic_text;
 mod seeds;
+mod set_clock;
 mod simulator;
 pub mod store_contract;
 mod way;
@@ -26,5 +27,6 @@ pub use nats_server::{
     NatsCluster, NatsServer, NatsSetup, RouteTo, find_nats_server_program, nats_server_program,
 };
 pub use seeds::{SeedOutcome, check_seeds};
+pub use set_clock::SetClock;
 pub use simulator::{RunError, RunErrorKind, Simulator};
 pub use way::Way;

@@ -380,7 +380,7 @@ fn a_question_that_never_left_and_does_not_wait_is_asked_again() {
                 let centre = world.centre();
                 centre.start().await;
                 let first = world.edge();
-                first.space.find("shop").unwrap().delivery(Delivery::AtMostOnce);
+                let _ = first.space.find("shop").unwrap().delivery(Delivery::AtMostOnce);
                 first.store.dies_at(at, dies);
                 if first.space.start().await.is_ok() {
                     drop(first.space.send("shop", Measure { number: 7 }).idempotency_key("7").await);

@@ -115,14 +115,8 @@ fn a_step_without_its_event_is_forgotten_only_when_its_event_is_as_old_as_what_w
         let unix_ms = sim.env().unix_ms();
         for (made_unix_ms, is_whole) in [(all[1].at_unix_ms, true), (unix_ms + 60_000, false)] {
             let event = happen_core::id::IdBlock::new(7).next_id(made_unix_ms);
-            let step = happen_core::codec::WireStep::new(
-                event,
-                "ear",
-                "hear",
-                "hear",
-                happen_core::codec::StepOutcome::End,
-            );
-            let record = happen_core::codec::WireRecord { step: Some(step), ..Default::default() };
+            let step = WireStep::new(event, "ear", "hear", "hear", StepOutcome::End);
+            let record = WireRecord { step: Some(step), ..Default::default() };
             let mut bytes = Vec::new();
             record.encode_into(&mut bytes, 1 << 20).unwrap();
             let tags = vec![Tag::Event(event), Tag::Node("ear".into())];
