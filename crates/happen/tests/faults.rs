@@ -795,6 +795,50 @@ fn a_step_that_saw_a_change_which_was_not_committed_makes_its_own_anew() {
     }
 }
 
+/// The way of a store that has a commit a moment after it failed, and the clock.
+type Later = (Arc<FaultyStore>, Arc<dyn Env>);
+
+async fn put_one_there(later: Later, _: Event<Job>, cx: Context) -> happen::Result<Step> {
+    cx.state::<Left>().set(|_| Left { count: 1 })?;
+    next_with(take_the_last, later)
+}
+
+async fn take_the_last((store, env): Later, _: Event<Job>, cx: Context) -> happen::Result<Step> {
+    let left = cx.state::<Left>();
+    if left.get(|left| left.count) == 0 {
+        cx.send("worker", Part { number: 0 }).await?;
+        return done("nothing is left".to_owned());
+    }
+    left.set(|left| Left { count: left.count - 1 })?;
+    store.happen_later(millis(30));
+    let (back, clock) = (Arc::clone(&store), Arc::clone(&env));
+    env.spawn(Box::pin(async move {
+        clock.sleep(millis(10)).await;
+        back.happen_later(millis(0));
+    }));
+    cx.send("worker", Part { number: 1 }).await?;
+    done("taken".to_owned())
+}
+
+/// A commit failed, and happens while its step waits to try again: what the step is then shown is its own doing.
+#[test]
+fn a_step_whose_commit_happens_after_all_does_not_decide_anew_on_what_it_did() {
+    let world = World::new(1);
+    let later = (Arc::clone(&world.store), world.sim.env());
+    world.sim.run(async {
+        let space = world.space();
+        worker(&space);
+        let node = space.node("node");
+        node.on("job", with(later.clone(), put_one_there)).step(with(later, take_the_last));
+        space.start().await.unwrap();
+        let told = space.send("node", Job { number: 1 }).reply::<String>().await.unwrap();
+        assert_eq!(*told, "taken");
+        space.settled(secs(60)).await.unwrap();
+        assert_eq!(done_by(&space, "worker"), ["1"]);
+        assert_eq!(node.state::<Left>().get(|left| left.count), 0);
+    });
+}
+
 fn fails_at_first(
     attempts: &Arc<AtomicU32>,
 ) -> impl Fn(&Event<Job>, &Context) -> happen::Result<()> + Send + Sync + use<> {

@@ -15,6 +15,7 @@ use happen_core::store::{Batch, Committed, Condition, Key, Store};
 use happen_core::{Error, ErrorKind, Result};
 use tokio::sync::{oneshot, watch};
 
+use super::keys::NOWHERE;
 use super::whole::Whole;
 use crate::limits;
 use crate::sync::{Mutex, lock};
@@ -105,9 +106,11 @@ impl Commits {
     ///
     /// # Errors
     ///
-    /// As [`Commits::commit`]; a batch without effect is refused by no store.
+    /// As [`Commits::commit`].
     pub(super) async fn pass(self: &Arc<Self>) -> Result<()> {
-        self.commit(Batch::default()).await.map(drop)
+        let mut batch = Batch::default();
+        batch.conditions.push(Condition::Revision { key: NOWHERE.into(), revision: 0 });
+        self.commit(batch).await.map(drop)
     }
 
     /// Finds out whether a batch was refused because of the fence. What was refused is in the log before this looks.

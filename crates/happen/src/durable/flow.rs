@@ -664,7 +664,7 @@ impl StoredFlow {
                     self.durable().forget(&done);
                     return self.refuse_storing(&error);
                 }
-                match self.resync(stage).await {
+                match self.resync(stage, &error).await {
                     Ok(known) => break known,
                     Err(_) if self.outlast(&error, &mut failures).await => {}
                     Err(_) => {

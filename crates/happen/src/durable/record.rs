@@ -294,7 +294,7 @@ impl StoredFlow {
                 if self.durable().is_stopping() || matches!(error.kind(), ErrorKind::Closed { .. }) {
                     return Err(error);
                 }
-                match self.look_up(&own, further).await {
+                match self.look_up(&own, further, &error).await {
                     Ok(committed) => break committed,
                     Err(_) if self.outlast(&error, &mut failures).await => {}
                     Err(_) => {
@@ -323,8 +323,21 @@ impl StoredFlow {
         }
     }
 
-    /// Whether the log has what was to be committed, and how far the flow is by the store.
-    async fn look_up(&self, own: &Bytes, further: &Batch) -> Result<bool> {
+    /// Waits until a commit that failed is in the store or never will be. One that happened later would have the step
+    /// decide anew on what it has done itself.
+    async fn pass_doubt(&self, error: &Error) -> Result<()> {
+        let ErrorKind::Io { .. } = error.kind() else { return Ok(()) };
+        let passed = self.durable().commits.pass().await;
+        if passed.is_err() {
+            // Whether to wait for the store depends on what it has.
+            self.reread().await?;
+        }
+        passed
+    }
+
+    /// Whether the log has what was to be committed with this error, and how far the flow is by the store.
+    async fn look_up(&self, own: &Bytes, further: &Batch, error: &Error) -> Result<bool> {
+        self.pass_doubt(error).await?;
         let question = further.records.first().and_then(|record| record.tags.first());
         let committed = match question {
             Some(tag) => {
@@ -355,8 +368,9 @@ impl StoredFlow {
         }
     }
 
-    /// What the store knows of this step.
-    pub(super) async fn resync(self: &Arc<Self>, stage: &Stage) -> Result<Known> {
+    /// What the store knows of this step, whose commit ended with this error.
+    pub(super) async fn resync(self: &Arc<Self>, stage: &Stage, error: &Error) -> Result<Known> {
+        self.pass_doubt(error).await?;
         if self.has_record_of(stage).await? {
             return Ok(Known::Committed);
         }
