@@ -19,9 +19,12 @@ use happen_core::link::{Inbound, NodePresence, Replies};
 use happen_nats::{Connection, LinkOptions, NatsLink};
 use happen_testing::NatsServer;
 use happen_testing::link::{Probe, next_reply, until};
+use tokio::sync::Semaphore;
 
 /// Events on their way at once in the flood: a reader of any queue would keep the sender from running ahead further.
 const AHEAD: u64 = 8_000;
+/// After how many of them their sender looks whether there is room.
+const TOGETHER: u64 = 100;
 /// Requests in flight.
 const IN_FLIGHT: u64 = 64;
 const BATCH: usize = 100;
@@ -32,23 +35,54 @@ fn payload() -> String {
 
 struct Parts {
     here: Space,
-    came: Arc<AtomicU64>,
+    came: Arc<Came>,
     raw_here: Client,
     raw_there: Client,
     frame: Bytes,
     events: u64,
     hub_here: Space,
     link_here: Arc<NatsLink>,
-    taken: Arc<Counter>,
+    taken: Arc<Came>,
+}
+
+/// What came of a flood. Its sender waits here, as the bare client's sender waits for its connection.
+#[derive(Debug)]
+struct Came {
+    count: AtomicU64,
+    ahead: Semaphore,
+}
+
+impl Default for Came {
+    fn default() -> Self {
+        Self { count: AtomicU64::new(0), ahead: Semaphore::new(AHEAD as usize) }
+    }
+}
+
+impl Came {
+    fn one(&self) {
+        if (self.count.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(TOGETHER) {
+            self.ahead.add_permits(TOGETHER as usize);
+        }
+    }
+
+    /// Waits until so many may leave.
+    async fn room(&self) {
+        self.ahead.acquire_many(TOGETHER as u32).await.expect("a place").forget();
+    }
+
+    /// Waits until all that may leave have come.
+    async fn all(&self) {
+        drop(self.ahead.acquire_many(AHEAD as u32).await.expect("all places"));
+    }
 }
 
 /// A member that counts what it gets.
 #[derive(Debug, Default)]
-struct Counter(AtomicU64);
+struct Counter(Arc<Came>);
 
 impl Inbound for Counter {
     fn post(&self, _: &str, _: &[u8]) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.one();
     }
 
     fn request(&self, _: &str, frame: &[u8]) -> Box<dyn Replies> {
@@ -80,11 +114,12 @@ async fn main() {
     let env: Arc<dyn Env> = Arc::new(RealEnv::new());
     let here = space(&server, &env, "here").await;
     let there = space(&server, &env, "there").await;
-    let came = Arc::new(AtomicU64::new(0));
+    let came = Arc::new(Came::default());
     let count = Arc::clone(&came);
     there.node("sink").on("string", move |_: &Event<String>, _: &Context| {
-        count.fetch_add(1, Ordering::Relaxed);
+        count.one();
     });
+    there.node("taker").on("string", |_: &Event<String>, _: &Context| ());
     there.node("echo").on("string", |text: &Event<String>, _: &Context| text.payload().clone());
     there.node("stream").on("u64", async |items: Event<u64>, cx: Context| -> happen::Result<_> {
         for item in 0..*items.payload() {
@@ -99,7 +134,7 @@ async fn main() {
     let options = LinkOptions::new("bench", "probe");
     let stranger = NatsLink::new(&connection, Arc::clone(&env), options).expect("names");
     stranger.attach(Arc::clone(&probe) as _).await.expect("a place");
-    until(&env, "all are known", || here.remote_nodes().len() == 4).await;
+    until(&env, "all are known", || here.remote_nodes().len() == 5).await;
     here.send("probe", payload()).forget();
     until(&env, "a frame came", || !probe.frames().is_empty()).await;
     let frame = Bytes::from(probe.frames().remove(0));
@@ -114,14 +149,14 @@ async fn main() {
     });
     let count = Arc::clone(&came);
     hub_there.node("sink").on("string", move |_: &Event<String>, _: &Context| {
-        count.fetch_add(1, Ordering::Relaxed);
+        count.one();
     });
     hub_here.start().await.expect("a start");
     hub_there.start().await.expect("a start");
-    let taken = Arc::new(Counter::default());
+    let taken = Arc::new(Came::default());
     let link_here = link(&server, &env, "link-here").await;
     let link_there = link(&server, &env, "link-there").await;
-    link_there.attach(Arc::clone(&taken) as _).await.expect("a place");
+    link_there.attach(Arc::new(Counter(Arc::clone(&taken)))).await.expect("a place");
     link_here.attach(Arc::new(Counter::default())).await.expect("a place");
     until(&env, "the links know each other", || {
         link_here.peers().iter().any(|peer| peer.name == "link-there")
@@ -204,6 +239,21 @@ fn rate(count: u64, took: Duration) -> f64 {
     count as f64 / took.as_secs_f64()
 }
 
+/// Sends from a task of its own, as the bare client does.
+async fn flooded(events: u64, mut send: impl FnMut() + Send + 'static, came: &Arc<Came>) -> f64 {
+    let begun = Instant::now();
+    let room = Arc::clone(came);
+    let sending = tokio::spawn(async move {
+        for _ in 0..events / TOGETHER {
+            room.room().await;
+            (0..TOGETHER).for_each(|_| send());
+        }
+        room.all().await;
+    });
+    sending.await.expect("a sender");
+    rate(events / TOGETHER * TOGETHER, begun.elapsed())
+}
+
 fn p50(mut times: Vec<Duration>) -> f64 {
     times.sort();
     times[times.len() / 2].as_secs_f64() * 1e6
@@ -236,35 +286,15 @@ impl Parts {
     }
 
     async fn frame_flood(&self) -> f64 {
-        let taken = &self.taken.0;
-        taken.store(0, Ordering::Relaxed);
-        let begun = Instant::now();
-        for sent in 0..self.events {
-            while sent - taken.load(Ordering::Relaxed) >= AHEAD {
-                tokio::task::yield_now().await;
-            }
-            self.link_here.post("counter", self.frame.to_vec()).expect("room");
-        }
-        while taken.load(Ordering::Relaxed) < self.events {
-            tokio::task::yield_now().await;
-        }
-        rate(self.events, begun.elapsed())
+        let (link, frame, taken) = (Arc::clone(&self.link_here), self.frame.clone(), Arc::clone(&self.taken));
+        flooded(self.events, move || link.post("counter", frame.to_vec()).expect("room"), &taken).await
     }
 
     async fn flood_from(&self, here: &Space) -> f64 {
-        self.came.store(0, Ordering::Relaxed);
-        let begun = Instant::now();
-        for sent in 0..self.events {
-            while sent - self.came.load(Ordering::Relaxed) >= AHEAD {
-                tokio::task::yield_now().await;
-            }
-            here.send("sink", payload()).forget();
-        }
-        while self.came.load(Ordering::Relaxed) < self.events {
-            tokio::task::yield_now().await;
-        }
+        let (space, payload, came) = (here.clone(), payload(), Arc::clone(&self.came));
+        let rate = flooded(self.events, move || space.send("sink", payload.clone()).forget(), &came).await;
         assert!(here.dead_letters().is_empty());
-        rate(self.events, begun.elapsed())
+        rate
     }
 
     async fn raw_alone(&self) -> f64 {
@@ -308,10 +338,10 @@ impl Parts {
         let each = self.events / 4 / IN_FLIGHT;
         let begun = Instant::now();
         let tasks = (0..IN_FLIGHT).map(|_| {
-            let here = self.here.clone();
+            let (here, payload) = (self.here.clone(), payload());
             tokio::spawn(async move {
                 for _ in 0..each {
-                    here.send("echo", payload()).reply::<String>().await.expect("a reply");
+                    here.send("echo", payload.clone()).reply::<String>().await.expect("a reply");
                 }
             })
         });
@@ -344,9 +374,9 @@ impl Parts {
         let begun = Instant::now();
         for _ in 0..count {
             if batch == 1 {
-                self.here.send("sink", payload()).await.expect("taken");
+                self.here.send("taker", payload()).await.expect("taken");
             } else {
-                self.here.send("sink", vec![payload(); batch]).await.expect("taken");
+                self.here.send("taker", vec![payload(); batch]).await.expect("taken");
             }
         }
         rate(count * batch as u64, begun.elapsed())

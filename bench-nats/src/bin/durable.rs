@@ -82,11 +82,15 @@ async fn main() {
 
     let (mut raws, mut steps, mut aparts) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..rounds {
-        raws.push(measure(operations, |number| raw_batch(&raw, connection.client(), round * 1_000_000 + number)).await);
+        raws.push(
+            measure(operations, |number| raw_batch(&raw, connection.client(), round * 1_000_000 + number))
+                .await,
+        );
         steps.push(measure(operations, |number| step(&local, number)).await);
         aparts.push(apart(&sender, &handled, operations).await);
     }
-    let rate = |rounds: &[Round], index: usize| median(rounds.iter().map(|round| round.rates[index]).collect());
+    let rate =
+        |rounds: &[Round], index: usize| median(rounds.iter().map(|round| round.rates[index]).collect());
     println!("{servers} servers, sync_interval always, {operations} operations a round, {rounds} rounds");
     println!("| in flight | raw batch of 4 | durable step | ratio |");
     println!("|---|---|---|---|");
@@ -130,7 +134,9 @@ async fn apart(sender: &Space, handled: &AtomicU64, operations: u64) -> f64 {
     let begun = Instant::now();
     let mut sending = FuturesUnordered::new();
     for number in 0..operations {
-        sending.push(async move { sender.send("work", Job { number, text: text() }).await.expect("it is stored") });
+        sending.push(async move {
+            sender.send("work", Job { number, text: text() }).await.expect("it is stored")
+        });
         if sending.len() >= 128 {
             sending.next().await;
         }

@@ -143,7 +143,10 @@ async fn back() {
         by_link.push(sink);
         by_log.push(keeper);
     }
-    assert_eq!((came.load(Ordering::SeqCst), kept.load(Ordering::SeqCst)), (ROUNDS as u64, ROUNDS as u64 + 1));
+    assert_eq!(
+        (came.load(Ordering::SeqCst), kept.load(Ordering::SeqCst)),
+        (ROUNDS as u64, ROUNDS as u64 + 1)
+    );
     assert!(here.dead_letters().is_empty());
     told("handled again by the link, after the server accepts connections", by_link);
     told("handled again by the log, after the server accepts connections", by_log);
