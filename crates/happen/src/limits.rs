@@ -209,7 +209,7 @@ pub const ROUTE_TRIES_MAX: usize = 8;
 pub const ROUTERS_NESTED_MAX: usize = 8;
 
 /// Hashes of events that crossed a link or were asked for, so that effects can tell the hashes of their causes; about
-/// 150 bytes each. Effects mostly follow at once, so few of the newest are ever needed.
+/// 70 bytes each. Effects mostly follow at once, so few of the newest are ever needed.
 pub const LINK_HASHES_MAX: usize = 16_384;
 
 /// Batches that one call brings to a store. As many as flows of some nodes may run at once; a larger group would make

@@ -2,8 +2,6 @@
 //! effect tell the hash of its cause.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 
 use happen_core::codec::{CauseLink, WireEvent};
 use happen_core::hash::{EventHash, HashMismatch, hash_event};
@@ -20,12 +18,16 @@ use crate::wire::Framed;
 pub(crate) struct Hashes(Mutex<Noted>);
 
 /// Written one behind the other, and around: what is new replaces what is oldest, and nothing is moved or freed.
+///
+/// Every event that leaves or comes is noted, and few are looked for. So the index has nothing that had to be kept up when
+/// an event is replaced: an entry that leads to another event by now is passed over, and gives way to newer ones.
 #[derive(Debug, Default)]
 struct Noted {
-    by_event: HashMap<EventId, u32>,
     hashed: Vec<Hashed>,
     /// Where the oldest stands once all places are taken.
     oldest: usize,
+    /// By the ids of the events; none before the first.
+    buckets: Vec<Bucket>,
 }
 
 /// A hash, and what it was computed over beside the event itself.
@@ -36,24 +38,64 @@ struct Hashed {
     causes: Box<[Cause]>,
 }
 
+/// Where events stand whose ids have some bits in common; the newest of them, where there are many.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(align(64))]
+struct Bucket {
+    entries: [Entry; BUCKET_ENTRIES],
+    /// Which entry is written next.
+    next: u8,
+}
+
+/// Where an event stands, and other bits of its id, so that few others are looked at.
+#[derive(Debug, Clone, Copy, Default)]
+struct Entry {
+    place: u16,
+    tag: u16,
+}
+
+/// Twice as many as there are events for each bucket, so that hardly any is pushed out of one before its time.
+const BUCKET_ENTRIES: usize = 15;
+const BUCKETS: usize = 2_048;
+const _: () =
+    assert!(BUCKETS * BUCKET_ENTRIES > limits::LINK_HASHES_MAX * 3 / 2 && limits::LINK_HASHES_MAX <= 1 << 16);
+
+/// The bucket of an event, and the tag that it has there.
+fn place_of(event: EventId) -> (usize, u16) {
+    let (high, low) = event.to_halves();
+    // What differs between the ids of one block are counters and the time, which the product spreads over its upper bits.
+    let mixed = (high.rotate_left(32) ^ low).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    ((mixed >> 53) as usize % BUCKETS, (mixed >> 37) as u16)
+}
+
 impl Noted {
     fn of(&self, event: EventId) -> Option<&Hashed> {
-        self.hashed.get(*self.by_event.get(&event)? as usize)
+        let (bucket, tag) = place_of(event);
+        let found = self.buckets.get(bucket)?.entries.iter().filter(|entry| entry.tag == tag);
+        found
+            .filter_map(|entry| self.hashed.get(usize::from(entry.place)))
+            .find(|hashed| hashed.event == event)
     }
 
     fn note(&mut self, hashed: Hashed) {
+        if self.of(hashed.event).is_some() {
+            return;
+        }
+        if self.buckets.is_empty() {
+            self.buckets = vec![Bucket::default(); BUCKETS];
+        }
+        let (bucket, tag) = place_of(hashed.event);
         let place = if self.hashed.len() < limits::LINK_HASHES_MAX { self.hashed.len() } else { self.oldest };
-        match self.by_event.entry(hashed.event) {
-            Entry::Occupied(_) => return,
-            Entry::Vacant(vacant) => vacant.insert(place as u32),
-        };
         match self.hashed.get_mut(place) {
             Some(oldest) => {
-                self.by_event.remove(&std::mem::replace(oldest, hashed).event);
+                *oldest = hashed;
                 self.oldest = (place + 1) % limits::LINK_HASHES_MAX;
             }
             None => self.hashed.push(hashed),
         }
+        let Bucket { entries, next } = &mut self.buckets[bucket];
+        entries[usize::from(*next)] = Entry { place: place as u16, tag };
+        *next = (*next + 1) % BUCKET_ENTRIES as u8;
     }
 }
 
@@ -244,31 +286,63 @@ pub(crate) fn set_causes<'a>(event: &mut WireEvent<'a>, causes: &'a [Cause]) {
 
 #[cfg(test)]
 mod tests {
+    use happen_core::hash::digest;
+    use happen_core::id::IdBlock;
+
     use super::*;
+
+    fn noted(hashes: &Hashes, id: EventId, byte: u8) {
+        let mut event = WireEvent::new(id, "e", 1, &[]);
+        event.hash = Some([byte; 32].into());
+        hashes.note(&event);
+    }
+
+    fn places(hashes: &Hashes) -> usize {
+        lock(&hashes.0).hashed.len()
+    }
 
     #[test]
     fn the_newest_hashes_are_kept_up_to_a_limit() {
         let hashes = Hashes::default();
-        let id = |number| EventId::from_halves(1, number).unwrap();
-        let note = |number: u64, byte: u8| {
-            let mut event = WireEvent::new(id(number), "e", 1, &[]);
-            event.hash = Some([byte; 32].into());
-            hashes.note(&event);
-        };
-        for number in 0..limits::LINK_HASHES_MAX as u64 {
-            note(number, 1);
+        let mut block = IdBlock::new(7);
+        let ids: Vec<_> = (0..limits::LINK_HASHES_MAX as u64 + 1)
+            .map(|at| block.next_id(1_795_000_000_000 + at / 200))
+            .collect();
+        let (last, kept) = ids.split_last().unwrap();
+        for id in kept {
+            noted(&hashes, *id, 1);
         }
         // An event that is told twice keeps its first hash and its place.
-        note(0, 2);
-        assert_eq!(hashes.of(id(0)), Some([1; 32].into()));
-        note(u64::MAX, 3);
-        assert_eq!(hashes.of(id(0)), None);
-        assert_eq!(hashes.of(id(1)), Some([1; 32].into()));
-        assert_eq!(hashes.of(id(u64::MAX)), Some([3; 32].into()));
-        let noted = lock(&hashes.0);
-        assert_eq!(
-            (noted.by_event.len(), noted.hashed.len()),
-            (limits::LINK_HASHES_MAX, limits::LINK_HASHES_MAX)
-        );
+        noted(&hashes, kept[1], 2);
+        assert_eq!(places(&hashes), limits::LINK_HASHES_MAX);
+        noted(&hashes, *last, 3);
+        assert_eq!(places(&hashes), limits::LINK_HASHES_MAX);
+        assert_eq!(hashes.of(kept[0]), None);
+        assert_eq!(hashes.of(kept[1]), Some([1; 32].into()));
+        assert_eq!(hashes.of(*last), Some([3; 32].into()));
+        // What is long gone is not found by what is left of it.
+        assert!(ids.iter().all(|id| hashes.of(EventId::derived(1, *id, 3, 9)).is_none()));
+    }
+
+    #[test]
+    fn hardly_any_hash_is_forgotten_before_its_time() {
+        let derived =
+            |at: u64| EventId::derived(at / 50, EventId::MIN, at as u32 % 7, digest(&[&at.to_le_bytes()]));
+        let mut blocks = [1u64, 1 << 41, 0x155_5555_5555].map(IdBlock::new);
+        let mut of_blocks = |at: u64| blocks[at as usize % 3].next_id(1_795_000_000_000 + at / 3);
+        for id in [&mut { derived } as &mut dyn FnMut(u64) -> EventId, &mut of_blocks] {
+            let hashes = Hashes::default();
+            let all: Vec<_> = (0..limits::LINK_HASHES_MAX as u64 * 4).map(id).collect();
+            all.iter().for_each(|id| noted(&hashes, *id, 1));
+            let newest = &all[all.len() - limits::LINK_HASHES_MAX..];
+            let lost = newest.iter().filter(|id| hashes.of(**id).is_none()).count();
+            assert!(
+                lost * 100 < limits::LINK_HASHES_MAX,
+                "{lost} of {} are forgotten",
+                limits::LINK_HASHES_MAX
+            );
+            let (_, half) = newest.split_at(newest.len() / 2);
+            assert!(half.iter().all(|id| hashes.of(*id).is_some()), "one of the newest is forgotten");
+        }
     }
 }
