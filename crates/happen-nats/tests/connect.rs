@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use happen::env::RealEnv;
+use happen::global::LargeValue;
 use happen::{Context, Event, Space, Step, done, next, secs};
 use happen_core::env::Env;
 use happen_nats::{Connect, Connection, Nats};
@@ -35,6 +36,12 @@ struct Paid {
 #[state("sum", version = 1)]
 struct Sum {
     cents: u64,
+}
+
+#[derive(happen::Event, Clone, Debug, Serialize, Deserialize)]
+#[event("scan")]
+struct Scan {
+    image: LargeValue,
 }
 
 async fn check(order: Event<Create>, cx: Context) -> happen::Result<Step> {
@@ -177,4 +184,27 @@ async fn a_second_process_stands_by_and_goes_on_when_the_first_has_gone() {
     assert_eq!(second.send("bank", Charge { cents: 30 }).reply::<Paid>().await.unwrap().cents, 30);
     assert_eq!(sum(&second, "bank"), 60);
     second.stop().await.unwrap();
+}
+
+/// A value of many parts, and the reference to it by the link, which is faster than the log.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_value_is_there_before_the_reference_to_it_arrives() {
+    let server = NatsServer::start();
+    let url = format!("{}/large", server.url());
+    let (writing, reading) = (Space::connect(&url).await.unwrap(), Space::connect(&url).await.unwrap());
+    let scans = reading.node("scans").ephemeral();
+    scans.on("scan", async |scan: Event<Scan>, cx: Context| -> happen::Result<u64> {
+        let image = cx.global().large(&scan.image).await?;
+        Ok(image.map_or(0, |image| image.iter().map(|byte| u64::from(*byte)).sum()))
+    });
+    writing.start().await.unwrap();
+    reading.start().await.unwrap();
+    until(async || writing.remote_nodes().iter().any(|node| node.id == "scans")).await;
+    for len in [1usize, 3 << 20, 20 << 20] {
+        let image = writing.global().put_large(&vec![3; len]).await.unwrap();
+        let sum = writing.send("scans", Scan { image }).reply::<u64>().await.unwrap();
+        assert_eq!(*sum, 3 * len as u64);
+    }
+    writing.stop().await.unwrap();
+    reading.stop().await.unwrap();
 }

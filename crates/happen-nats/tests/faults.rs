@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use async_nats::ConnectOptions;
 use async_nats::jetstream::stream;
 use happen::env::RealEnv;
+use happen::global::LargeValue;
 use happen::{Config, Context, Event, Space, millis, secs};
 use happen_core::env::Env;
 use happen_core::store::{Read, Select, Start};
@@ -598,3 +599,50 @@ const OPENS_MAX: usize = 4;
 
 /// How often the power is lost in one test.
 const POWER_CUTS: usize = 3;
+
+#[derive(happen::Event, Clone, Debug, Serialize, Deserialize)]
+#[event("scan")]
+struct Scan {
+    image: LargeValue,
+}
+
+/// What came by the link speaks of what is not in the log as far as this process has read it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_is_behind_the_log_reads_what_it_was_told_of_by_the_link() {
+    let server = NatsServer::start();
+    let way = Way::to(server.port());
+    let env: Arc<dyn Env> = Arc::new(RealEnv::new());
+    let writing = in_env(&env, &server.url()).await;
+    // The log comes by a way that stands still, and the link by another one.
+    let log = Connection::open(&way.url(), ConnectOptions::new()).await.unwrap();
+    let store = NatsStore::open(log.client().clone(), NatsStoreOptions::new("shop", Arc::clone(&env))).await;
+    let reading = Space::with_store(Config::default(), Arc::clone(&env), Arc::new(store.unwrap())).unwrap();
+    let direct = Connection::open(&server.url(), ConnectOptions::new()).await.unwrap();
+    let options = LinkOptions::new("shop", "reading");
+    reading.join(NatsLink::new(&direct, Arc::clone(&env), options).unwrap()).unwrap();
+    reading.node("scans").ephemeral().on(
+        "scan",
+        async |scan: Event<Scan>, cx: Context| -> happen::Result<u64> {
+            let image = cx.global().large(&scan.image).await?;
+            Ok(image.map_or(0, |image| image.len() as u64))
+        },
+    );
+    writing.start().await.unwrap();
+    reading.start().await.unwrap();
+    until(&env, "the node is known", || writing.remote_nodes().iter().any(|node| node.id == "scans")).await;
+    way.cut();
+    let image = writing.global().put_large(&vec![3; 3 << 20]).await.unwrap();
+    let asked = writing.send("scans", Scan { image: image.clone() }).reply::<u64>();
+    let healed = async || {
+        env.sleep(millis(500)).await;
+        way.heal();
+    };
+    assert_eq!(*tokio::join!(asked, healed()).0.unwrap(), 3 << 20);
+    way.cut();
+    writing.global().set("stock", &7u64).await.unwrap();
+    assert_eq!(reading.global().get::<u64>("stock").await.unwrap(), None);
+    tokio::join!(reading.catch_up(), healed()).0.unwrap();
+    assert_eq!(reading.global().get::<u64>("stock").await.unwrap(), Some(7));
+    assert!(writing.global().delete_large(&image).await.unwrap());
+    assert_eq!(reading.global().large(&image).await.unwrap(), None);
+}

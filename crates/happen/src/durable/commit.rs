@@ -15,7 +15,6 @@ use happen_core::store::{Batch, Committed, Condition, Key, Store};
 use happen_core::{Error, ErrorKind, Result};
 use tokio::sync::{oneshot, watch};
 
-use super::keys::NOWHERE;
 use super::whole::Whole;
 use crate::limits;
 use crate::sync::{Mutex, lock};
@@ -108,9 +107,7 @@ impl Commits {
     ///
     /// As [`Commits::commit`].
     pub(super) async fn pass(self: &Arc<Self>) -> Result<()> {
-        let mut batch = Batch::default();
-        batch.conditions.push(Condition::Revision { key: NOWHERE.into(), revision: 0 });
-        self.commit(batch).await.map(drop)
+        self.commit(without_effect()).await.map(drop)
     }
 
     /// Finds out whether a batch was refused because of the fence. What was refused is in the log before this looks.
@@ -238,6 +235,15 @@ fn fenced() -> Error {
         what: "the space, whose nodes another process has taken over,".to_owned(),
     })
 }
+
+/// A batch that changes nothing and is refused by no store. What is committed behind others shows that those were.
+pub(super) fn without_effect() -> Batch {
+    let conditions = vec![Condition::Revision { key: NOWHERE.into(), revision: 0 }];
+    Batch { conditions, ..Batch::default() }
+}
+
+/// A document that nobody writes.
+const NOWHERE: &str = "nowhere";
 
 /// The revision of a fence that stands.
 const FENCE_REVISION: u64 = 1;

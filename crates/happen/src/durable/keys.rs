@@ -43,9 +43,6 @@ pub(crate) const SCHEDULES: &str = "schedule/";
 /// What is told of records that were forgotten.
 pub(crate) const ANCHOR: &str = "anchor/log";
 
-/// A document that nobody writes, for a condition that always holds.
-pub(crate) const NOWHERE: &str = "nowhere";
-
 /// Which process has which durable node, in a log that several write.
 pub(crate) const OWNERS: &str = "owner/";
 

@@ -1,5 +1,6 @@
 //! Changes of documents from outside of steps: of a durable node's state, with a record that says so, and of the
-//! runtime's own documents, with what belongs to them. Each is a commit of its own.
+//! runtime's own documents, with what belongs to them; and the empty one that shows how far the log is read. Each is a
+//! commit of its own.
 
 use std::sync::Arc;
 
@@ -9,10 +10,11 @@ use happen_core::store::{Batch, NewRecord, Tag};
 use happen_core::{Error, Result, State};
 
 use super::Durable;
-use super::commit::Ticket;
+use super::commit::{Ticket, without_effect};
 use super::document::{Applied, Document, Staged, Staging, is_conflict};
 use crate::limits;
 use crate::node::NodeInner;
+use crate::space::{Space, SpaceInner};
 
 /// Commits what was staged for documents of one node.
 ///
@@ -39,6 +41,51 @@ pub(crate) async fn commit(node: &Arc<NodeInner>, mut documents: Vec<Box<dyn Sta
             }
             Err(error) => return Err(error),
         }
+    }
+}
+
+impl Space {
+    /// Waits until this process can read whatever was committed before the call, by whichever process.
+    ///
+    /// Over a log that several processes write each reads what it has of it, which is behind by as long as an entry takes
+    /// to come, or longer after it was cut off. Who was told of something by another way than the log, and reads what it
+    /// says now, waits for it here first. Elsewhere there is nothing to wait for.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`](happen_core::ErrorKind::Io) when the log cannot be reached; otherwise as the store says.
+    ///
+    /// # Cost
+    ///
+    /// An empty commit, in a log that several processes write.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// # let space = happen::Space::memory();
+    /// space.catch_up().await?;
+    /// let stock = space.global().get::<u64>("stock").await?;
+    /// # assert!(stock.is_none());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn catch_up(&self) -> Result<()> {
+        self.inner().catch_up().await
+    }
+}
+
+impl SpaceInner {
+    pub(crate) async fn catch_up(&self) -> Result<()> {
+        let store = self.store();
+        if store.is_shared() {
+            // What is committed now stands behind all that was, and this process has read as far when it is told.
+            for result in store.commit(vec![without_effect()]).await {
+                result?;
+            }
+        }
+        Ok(())
     }
 }
 

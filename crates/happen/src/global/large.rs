@@ -178,13 +178,19 @@ impl Global {
     ///
     /// # Cost
     ///
-    /// Memory for the value and some parts of it.
+    /// Memory for the value and some parts of it; that of [`Space::catch_up`](crate::Space::catch_up) when it is not there.
     pub async fn large(&self, value: &LargeValue) -> Result<Option<Vec<u8>>> {
         pure::check("read global state")?;
         value.check()?;
         check_size(usize::try_from(value.bytes).unwrap_or(usize::MAX))?;
         let store = self.space.store();
-        let Some(manifest) = manifest(&*store, &value.id).await? else { return Ok(None) };
+        let mut found = manifest(&*store, &value.id).await?;
+        if found.is_none() {
+            // The reference may have come by another way than the log, which is not read as far here.
+            self.space.catch_up().await?;
+            found = manifest(&*store, &value.id).await?;
+        }
+        let Some(manifest) = found else { return Ok(None) };
         if (manifest.bytes, &manifest.hash) != (value.bytes, &value.hash) {
             return Err(damaged(&value.id, "its manifest does not fit the reference"));
         }
