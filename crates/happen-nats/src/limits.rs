@@ -8,6 +8,11 @@ use std::time::Duration;
 /// whoever writes more than this at once is told so.
 pub const ENTRY_BYTES_MAX: usize = 64 << 20;
 
+/// From how many bytes on an entry of the log is compressed, when that takes an eighth of it away.
+///
+/// A commit of one small step has fewer; what a few steps write together has much in common.
+pub const ENTRY_PACKED_BYTES_MIN: usize = 1_024;
+
 /// How many bytes of batches go into one message of the log, unless a single batch has more: 256 KiB.
 ///
 /// What waits while messages are on their way leaves together. A server takes a mebibyte, and copies a message several

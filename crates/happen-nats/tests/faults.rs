@@ -17,7 +17,7 @@ use happen_core::store::{Read, Select, Start};
 use happen_nats::{Connection, LinkOptions, Nats, NatsLink, NatsStore, NatsStoreOptions};
 use happen_testing::link::until;
 use happen_testing::{
-    ImageDisk, NatsCluster, NatsServer, NatsSetup, SetClock, SmallDisk, TestDisk, Way, unwritten_pages,
+    ImageDisk, NatsCluster, NatsServer, NatsSetup, SetClock, SmallDisk, TestDisk, Way, noise, unwritten_pages,
 };
 use serde::{Deserialize, Serialize};
 
@@ -504,7 +504,7 @@ async fn a_server_that_takes_small_messages_only_keeps_large_commits_whole() {
     let server = NatsServer::with("max_payload: 16384");
     let process = Process::open(&server.url(), "till").await;
     let other = Process::open(&server.url(), "other").await;
-    let large = |id| Pay { id, note: "x".repeat(200_000) };
+    let large = |id| Pay { id, note: noise(id, 200_000) };
     for id in 0..5 {
         process.space.send("till", large(id)).await.unwrap();
     }

@@ -16,7 +16,7 @@ use happen_core::store::{
 };
 use happen_core::{Error, ErrorKind};
 use happen_nats::{NatsStore, NatsStoreOptions, limits};
-use happen_testing::{NatsCluster, NatsServer};
+use happen_testing::{NatsCluster, NatsServer, noise};
 
 const SPACE: &str = "log";
 
@@ -150,13 +150,30 @@ async fn whoever_waits_for_nothing_keeps_the_order_all_the_same() {
 async fn what_is_larger_than_a_message_arrives_whole() {
     let server = NatsServer::start();
     let store = open(&server.url()).await;
-    let text = "x".repeat(3 << 20);
+    let text = noise(1, 3 << 20);
     let batch = Batch { records: vec![record("a", &text), record("a", &text[1..])], ..Batch::default() };
     let committed = store.commit(vec![one("a", "before"), batch, one("a", "behind")]).await;
     assert!(committed.iter().all(Result::is_ok));
     let other = open(&server.url()).await;
     let sizes: Vec<_> = has(&other, 4).await.iter().map(|record| record.bytes.len()).collect();
     assert_eq!(sizes, [6, 3 << 20, (3 << 20) - 1, 6]);
+}
+
+/// What is written together has much in common.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_repeats_takes_less_of_the_log_than_it_says() {
+    let server = NatsServer::start();
+    let store = open(&server.url()).await;
+    let texts: Vec<_> =
+        (0..200).map(|number| format!("a payment of {number} cents into the same account")).collect();
+    let committed = store.commit(texts.iter().map(|text| one("a", text)).collect()).await;
+    assert!(committed.iter().all(Result::is_ok));
+    let context = async_nats::jetstream::new(client(&server.url()).await);
+    let stream = context.get_stream(format!("happen_{SPACE}")).await.unwrap();
+    let bytes = stream.get_info().await.unwrap().state.bytes;
+    let said: usize = texts.iter().map(String::len).sum();
+    assert!(bytes < said as u64 / 2, "{bytes} bytes for {said}");
+    assert_eq!(self::texts(&has(&open(&server.url()).await, 200).await), texts);
 }
 
 #[tokio::test]
@@ -416,7 +433,7 @@ async fn a_full_account_refuses_and_takes_again_when_there_is_room() {
     context.create_stream(config(10_000)).await.unwrap();
     let wait = Duration::from_millis(300);
     let store = NatsStore::open(client(&server.url()).await, options().commit_wait(wait)).await.unwrap();
-    let text = "x".repeat(3_000);
+    let text = noise(1, 3_000);
     let mut taken = 0;
     let error = loop {
         match store.commit(vec![one("a", &text)]).await.remove(0) {
@@ -481,7 +498,7 @@ async fn a_store_that_is_closed_says_so() {
 async fn write_much(stores: &[&NatsStore], count: usize) -> Vec<String> {
     let mut written = Vec::new();
     for number in 0..count {
-        let text = format!("{number:01000}");
+        let text = noise(number as u64, 1_000);
         assert!(stores[number % stores.len()].commit(vec![one("a", &text)]).await.remove(0).is_ok());
         written.push(text);
     }

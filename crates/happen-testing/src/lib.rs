@@ -12,6 +12,7 @@ mod faulty_store;
 pub mod link;
 mod migrations;
 mod nats_server;
+mod noise;
 mod panic_text;
 mod seeds;
 mod set_clock;
@@ -26,6 +27,7 @@ pub use migrations::Migrations;
 pub use nats_server::{
     NatsCluster, NatsServer, NatsSetup, RouteTo, find_nats_server_program, nats_server_program,
 };
+pub use noise::noise;
 pub use seeds::{SeedOutcome, check_seeds};
 pub use set_clock::SetClock;
 pub use simulator::{RunError, RunErrorKind, Simulator};

@@ -8,8 +8,10 @@ use happen_core::store::{
     Batch, Condition, Content, Key, NewRecord, Past, Position, Prune, Replaced, Select, Tag, Write,
 };
 use happen_core::{EventId, Result};
+use lz4_flex::block;
 
 use crate::bytes::{Put, Take, unreadable};
+use crate::limits;
 
 /// One entry of the log.
 #[derive(Debug, Clone)]
@@ -106,6 +108,35 @@ pub(crate) fn prune_bytes(standing: Standing, prune: &Prune) -> Vec<u8> {
     bytes
 }
 
+/// The entry as it travels and is kept: compressed, where that is worth it. Events of one kind have much in common.
+pub(crate) fn packed(entry: Vec<u8>) -> Vec<u8> {
+    let (standing, inside) = entry.split_at(STANDING_BYTES.min(entry.len()));
+    let Ok(length) = u32::try_from(inside.len()) else { return entry };
+    if inside.len() < limits::ENTRY_PACKED_BYTES_MIN {
+        return entry;
+    }
+    let mut bytes = standing.to_vec();
+    bytes.put_u8(PACKED);
+    bytes.put_u32(length);
+    bytes.extend(block::compress(inside));
+    if bytes.len() <= entry.len() - entry.len() / 8 { bytes } else { entry }
+}
+
+/// What was packed.
+fn unpacked(mut take: Take<'_>) -> Result<Vec<u8>> {
+    let length = take.u32()? as usize;
+    let block = take.rest();
+    // No more than so many bytes come from one, so nobody has much memory taken by few bytes.
+    if length > limits::ENTRY_BYTES_MAX || length > block.len().saturating_mul(UNPACKED_RATIO_MAX) {
+        return Err(unreadable("a packed entry says that it has more bytes than it can have"));
+    }
+    let mut inside = vec![0; length];
+    match block::decompress_into(block, &mut inside) {
+        Ok(bytes) if bytes == length => Ok(inside),
+        _ => Err(unreadable("a packed entry is not what was packed")),
+    }
+}
+
 impl Entry {
     /// # Errors
     ///
@@ -114,12 +145,25 @@ impl Entry {
         let mut take = Take::new(bytes);
         let standing = Standing { sequence: take.u64()?, digest: take.array()? };
         let entry = match take.u8()? {
+            PACKED => {
+                let inside = unpacked(take)?;
+                let mut take = Take::new(&inside);
+                let kind = take.u8()?;
+                Self::read(kind, take)?
+            }
+            kind => Self::read(kind, take)?,
+        };
+        Ok((standing, entry))
+    }
+
+    fn read(kind: u8, mut take: Take<'_>) -> Result<Self> {
+        let entry = match kind {
             COMMIT => Self::Commit(take.list(batch)?),
             PRUNE => Self::Prune(prune(&mut take)?),
             kind => return Err(unreadable(&format!("an entry of kind {kind} is not known"))),
         };
         take.end()?;
-        Ok((standing, entry))
+        Ok(entry)
     }
 }
 
@@ -269,16 +313,25 @@ fn write(take: &mut Take<'_>) -> Result<Write> {
 
 const COMMIT: u8 = 0;
 const PRUNE: u8 = 1;
+const PACKED: u8 = 2;
+
+const STANDING_BYTES: usize = 8 + size_of::<Digest>();
 
 /// Where the number of batches stands: behind the standing and the kind.
-const COUNT_AT: usize = 8 + size_of::<Digest>() + 1;
+const COUNT_AT: usize = STANDING_BYTES + 1;
+
+/// A byte of LZ4 stands for no more than these.
+const UNPACKED_RATIO_MAX: usize = 255;
 
 /// What a commit of a step takes, about.
 const COMMIT_BYTES: usize = 2_048;
 
 #[cfg(test)]
 mod tests {
+    use super::super::message::Message;
     use super::*;
+
+    const FORMAT: &str = include_str!("../../../../docs/format.md");
 
     fn batches() -> Vec<Batch> {
         let id = |byte| EventId::from_bytes([byte; 16]).unwrap();
@@ -303,7 +356,7 @@ mod tests {
                             Tag::Sender("shop".into()),
                             Tag::Declared("größer".into()),
                         ],
-                        bytes: [9; 300].into(),
+                        bytes: [9; 30].into(),
                     },
                     NewRecord { tags: Vec::new(), bytes: [].into() },
                 ],
@@ -356,9 +409,98 @@ mod tests {
         assert_eq!(format!("{entry:?}"), format!("{:?}", Entry::Prune(pruning())));
     }
 
+    /// An entry whose inside has so many bytes.
+    fn of_bytes(inside: usize) -> Vec<u8> {
+        let batch = |bytes: usize| Batch {
+            records: vec![NewRecord { tags: Vec::new(), bytes: vec![7; bytes].into() }],
+            ..Batch::default()
+        };
+        let entry = |bytes| {
+            let (mut entry, mut of_batch) = (CommitBytes::new(standing()), BatchBytes::default());
+            of_batch.push(&batch(bytes));
+            entry.push(&of_batch);
+            entry.finish()
+        };
+        let around = entry(0).len() - STANDING_BYTES;
+        entry(inside - around)
+    }
+
+    #[test]
+    fn the_documentation_shows_entries_as_they_are() {
+        let message =
+            |number, body: Vec<u8>| Message { writer: [1; 16], number, more: false, body: &body }.encode();
+        let vectors = [
+            ("log-commit", message(1, commit())),
+            ("log-pruning", message(2, prune_bytes(standing(), &pruning()))),
+        ];
+        let mut lacking = String::new();
+        for (name, bytes) in vectors {
+            let vector = shown(name, &bytes);
+            if !FORMAT.contains(&vector) {
+                lacking += &format!("{vector}\n\n");
+            }
+        }
+        // Another program may pack it otherwise.
+        let Some(found) = FORMAT.split_once("```message log-packed\n") else {
+            panic!("{lacking}{}", shown("log-packed", &message(3, packed(of_bytes(2_000)))))
+        };
+        let digits: String = found.1.split("```").next().unwrap().split_whitespace().collect();
+        let bytes: Vec<u8> = (0..digits.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap())
+            .collect();
+        let read = Message::decode(&bytes).unwrap();
+        assert_eq!(read.body[STANDING_BYTES], PACKED);
+        let [read, kept] =
+            [read.body, &of_bytes(2_000)].map(|body| format!("{:?}", Entry::decode(body).unwrap()));
+        assert_eq!(read, kept);
+        assert!(lacking.is_empty(), "docs/format.md lacks\n{lacking}");
+    }
+
+    fn shown(name: &str, bytes: &[u8]) -> String {
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let lines: Vec<_> =
+            hex.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+        format!("```message {name}\n{}\n```", lines.join("\n"))
+    }
+
+    #[test]
+    fn only_what_is_large_enough_and_becomes_smaller_is_packed() {
+        let min = limits::ENTRY_PACKED_BYTES_MIN;
+        for (inside, is_packed) in [(min - 1, false), (min, true), (min + 1, true)] {
+            let entry = of_bytes(inside);
+            let packed = packed(entry.clone());
+            assert_eq!(packed != entry, is_packed, "{inside}");
+            assert_eq!(packed[STANDING_BYTES] == PACKED, is_packed, "{inside}");
+            let [read, kept] = [&packed, &entry].map(|bytes| format!("{:?}", Entry::decode(bytes).unwrap()));
+            assert_eq!(read, kept);
+        }
+        let mut noise = of_bytes(min);
+        let digits = blake3::Hasher::new().finalize_xof();
+        std::io::Read::read_exact(&mut { digits }, &mut noise[STANDING_BYTES..]).unwrap();
+        assert_eq!(packed(noise.clone()), noise);
+    }
+
+    #[test]
+    fn what_is_packed_takes_no_more_memory_than_an_entry_may_have() {
+        let mut bytes = Vec::new();
+        put_standing(&mut bytes, standing());
+        bytes.put_u8(PACKED);
+        for length in [limits::ENTRY_BYTES_MAX + 1, 64 * UNPACKED_RATIO_MAX + 1] {
+            let mut bytes = bytes.clone();
+            bytes.put_u32(u32::try_from(length).unwrap());
+            bytes.extend([0; 64]);
+            assert_eq!(Entry::decode(&bytes).unwrap_err().code(), "damaged");
+        }
+        // Nothing is packed twice.
+        let inside = packed(of_bytes(5_000)).split_off(STANDING_BYTES);
+        let again = [&bytes[..], &(inside.len() as u32).to_le_bytes(), &block::compress(&inside)].concat();
+        assert_eq!(Entry::decode(&again).unwrap_err().code(), "damaged");
+    }
+
     #[test]
     fn whatever_is_cut_or_changed_is_read_or_refused() {
-        for whole in [commit(), prune_bytes(standing(), &pruning())] {
+        for whole in [commit(), prune_bytes(standing(), &pruning()), packed(of_bytes(5_000))] {
             for length in 0..whole.len() {
                 assert!(Entry::decode(&whole[..length]).is_err(), "{length} of {}", whole.len());
             }

@@ -20,7 +20,7 @@ use happen_core::{Error, ErrorKind, Result};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::copy::Copy;
-use super::entry::{BatchBytes, CommitBytes, prune_bytes};
+use super::entry::{BatchBytes, CommitBytes, packed, prune_bytes};
 use super::follower::News;
 use super::message::{HEADER_BYTES, Message, WriterId};
 use super::region::{self, Route};
@@ -214,6 +214,7 @@ impl Writer {
         let own = self.copy.own();
         let room =
             self.context.client().max_payload().clamp(HEADER_BYTES * 2, PAYLOAD_BYTES_MAX) - HEADER_BYTES;
+        let entry = packed(entry);
         let mut parts = entry.chunks(room).peekable();
         let mut messages = Vec::with_capacity(1);
         while let Some(body) = parts.next() {
