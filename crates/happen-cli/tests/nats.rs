@@ -12,7 +12,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 
 use happen::identity::{Identity, Signer as _, TrustStore};
-use happen::{Context, Error, Event, Space, secs};
+use happen::{BalanceOptions, Config, Context, Error, Event, Space, secs};
 use happen_ed25519::KeyPair;
 use happen_nats::{Connect, Nats};
 use happen_testing::NatsServer;
@@ -399,6 +399,18 @@ fn a_process_that_signs_does_only_what_an_operator_asks() {
     let asked = shop.lines(&["flows", "ls"])[0]["event"].as_str().unwrap().to_owned();
     let told = failure(&by("operator", &["flows", "cancel", &asked]), 1);
     assert!(told.contains("may not change anything of node `office` by hand"), "{told}");
+    // Figures are told of the nodes that somebody operates.
+    let told = by("operator", &["balance", "--json"]);
+    let told: Json = serde_json::from_slice(&told.stdout).unwrap();
+    let nodes: Vec<_> =
+        told["nodes"].as_array().unwrap().iter().map(|node| (&node["node"], &node["place"])).collect();
+    assert!(nodes.contains(&(&json!("mill"), &json!("here"))), "{nodes:?}");
+    assert!(!nodes.contains(&(&json!("office"), &json!("here"))), "{nodes:?}");
+    for output in [by("clerk", &["balance"]), shop.run(&["balance"])] {
+        assert!(failure(&output, 1).starts_with("1 of 1 processes did not tell"));
+        let told = String::from_utf8(output.stdout).unwrap();
+        assert!(told.contains("  did not tell: "), "{told}");
+    }
     // The environment says it as well.
     let mut command =
         command(&shop.url, &["state", "set", "mill/ledger", "{ \"count\": 41 }", "--revision", "1"]);
@@ -768,6 +780,100 @@ fn a_doctor_looks_at_server_log_and_processes() {
     let found = of(&["--quick", "--monitor", "http://127.0.0.1:9"]);
     assert!(found("sync").starts_with("warn http://127.0.0.1:9 did not tell"), "{}", found("sync"));
 }
+#[test]
+fn how_nodes_keep_up_is_told_over_all_processes() {
+    let shop = Shop::new();
+    let process = Process::start(&shop.url);
+    let mill = shop.node("mill")["process"].as_str().unwrap().to_owned();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    // A second process, with a node that keeps nothing: of what waits there no log says anything.
+    let barn = runtime.block_on(async {
+        let config = Config { balance: Some(BalanceOptions::default()), drain_ms: 1, ..Config::default() };
+        let barn = Nats::at(&shop.url).config(config).member("barn").open().await.unwrap();
+        barn.node("hay").ephemeral().serial().on("load", |_: Event, _: Context| std::future::pending::<()>());
+        barn.node("rats").on("grain", |_: &Event, _: &Context| {});
+        barn.start().await.unwrap();
+        barn.find("rats").unwrap().stop();
+        for load in 0..5 {
+            barn.send("hay", Event::new("load", json!(load))).await.unwrap();
+        }
+        barn.send("rats", Event::new("grain", json!(1))).await.unwrap();
+        barn
+    });
+    let told = || shop.lines(&["balance"]).remove(0);
+    let node = |told: &Json, name: &str| {
+        let nodes = told["nodes"].as_array().unwrap();
+        nodes.iter().find(|node| node["node"] == name).cloned().unwrap_or_default()
+    };
+    shop.until(|| !told()["findings"].as_array().unwrap().is_empty());
+    let all = told();
+    assert_eq!(
+        (&all["findings"][0]["event"], &all["findings"][0]["process"]),
+        (&json!("node.down"), &json!("barn"))
+    );
+    assert_eq!(all["findings"][0]["nodes"], json!(["rats"]));
+    let hay = node(&all, "hay");
+    assert_eq!((&hay["process"], &hay["waiting"], &hay["active"]), (&json!("barn"), &json!(4), &json!(1)));
+    // What only its process counts.
+    assert_eq!(
+        (&node(&all, "smith")["process"], &node(&all, "smith")["place"]),
+        (&json!(mill), &json!("here"))
+    );
+    assert_eq!(all["nodes_len"], 6);
+    let processes: BTreeMap<_, _> = all["processes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|told| (told["process"].as_str().unwrap(), (told["is_watched"].clone(), told["error"].clone())))
+        .collect();
+    assert_eq!(
+        processes,
+        BTreeMap::from([("barn", (json!(true), Json::Null)), (&*mill, (json!(false), Json::Null))])
+    );
+    let text = shop.text(&["balance"]);
+    assert!(
+        text.starts_with("node.down  node-failure  for ") && text.contains("  by barn  rats\n"),
+        "{text}"
+    );
+    let line = text.lines().find(|line| line.starts_with("hay ")).unwrap();
+    assert!(line.contains("  4  ") && line.ends_with("  barn"), "{line}");
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    assert_eq!(
+        shop.text(&["balance", "--node", "mill"]).lines().last().unwrap().split_whitespace().next(),
+        Some("mill")
+    );
+    failure(&shop.run(&["balance", "--node", "stable"]), 4);
+
+    // One of which nothing is heard is named, and its nodes are shown as the log has them.
+    process.signal("-STOP");
+    let output = shop.run(&["balance", "--json"]);
+    assert!(failure(&output, 1).starts_with("1 of 2 processes did not tell"), "{output:?}");
+    let all: Json = serde_json::from_slice(&output.stdout).unwrap();
+    let silent = all["processes"].as_array().unwrap().iter().find(|told| told["process"] != "barn").unwrap();
+    assert_eq!(silent["error"]["code"], "closed");
+    assert_eq!(
+        (&node(&all, "mill")["process"], &node(&all, "mill")["is_taken"]),
+        (&Json::Null, &json!(false))
+    );
+    assert_eq!(node(&all, "hay")["waiting"], 4);
+    let text = String::from_utf8(shop.run(&["balance"]).stdout).unwrap();
+    assert!(
+        text.lines().next().unwrap().contains("  did not tell: it has `mill`, `office`, `smith`, "),
+        "{text}"
+    );
+    process.signal("-CONT");
+    shop.until(|| shop.run(&["balance"]).status.success());
+    process.stop();
+    let all = told();
+    assert_eq!(all["processes"].as_array().unwrap().len(), 1, "one that said that it goes is not missed");
+    assert_eq!(
+        (&node(&all, "mill")["process"], &node(&all, "mill")["is_taken"]),
+        (&Json::Null, &json!(false))
+    );
+    // What hangs is given up.
+    drop(runtime.block_on(barn.stop()));
+}
+
 
 #[test]
 fn a_server_that_syncs_late_or_has_no_jetstream_is_told() {
