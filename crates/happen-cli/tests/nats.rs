@@ -639,6 +639,21 @@ fn a_region_takes_over_by_hand() {
         let output = happen(url, &["region", "show", "--json"]);
         serde_json::from_slice::<Json>(&output.stdout).unwrap()
     };
+    // What a doctor says of the region of an address: the verdict, the words, and what to do.
+    let doctor = |url: &str| {
+        let output = happen(url, &["doctor", "--quick", "--json"]);
+        let told = serde_json::from_slice::<Json>(&output.stdout).unwrap();
+        let checks = told["checks"].as_array().unwrap();
+        let check =
+            checks.iter().find(|check| check["check"] == "region").unwrap_or_else(|| panic!("{told}"));
+        let text = |name: &str| check[name].as_str().unwrap().to_owned();
+        (format!("{} {}", text("verdict"), text("found")), text("advice"))
+    };
+    assert_eq!(doctor(&in_east).0, "ok these servers write the log, and took it over from nobody");
+    assert_eq!(
+        doctor(&in_west).0,
+        "ok these servers follow region `east`, which writes the log and answers; 0 messages behind it"
+    );
     assert_eq!(show(&in_east)["stands"], "written");
     assert_eq!((&show(&in_west)["stands"], &show(&in_west)["of"]), (&json!("mirrored"), &json!("east")));
     let told = failure(&happen(&in_west, &["region", "take-over", "--lost"]), 1);
@@ -646,9 +661,43 @@ fn a_region_takes_over_by_hand() {
     east.kill();
     let told = failure(&happen(&in_west, &["region", "take-over"]), 1);
     assert!(told.contains("to go on without what it has"), "{told}");
+    let (found, advice) = doctor(&in_west);
+    assert!(
+        found.starts_with(
+            "warn these servers follow region `east`, which writes the log and does not answer; "
+        ),
+        "{found}"
+    );
+    assert!(advice.contains("`happen region take-over --lost`"), "{advice}");
     let output = happen(&in_west, &["region", "take-over", "--lost"]);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(show(&in_west)["stands"], "written");
+    let (found, advice) = doctor(&in_west);
+    assert!(
+        found
+            .starts_with("warn these servers write the log in place of region `east`, which does not answer"),
+        "{found}"
+    );
+    assert!(advice.contains("it seals the log in `east`"), "{advice}");
+    // It comes back, is told by whoever opens the log, and then takes nothing more.
+    east.restart();
+    let mut last = String::new();
+    for _ in 0..100 {
+        last = doctor(&in_west).0;
+        if last
+            == "ok these servers write the log in place of region `east`, which is sealed and takes nothing more"
+        {
+            break;
+        }
+        assert!(
+            last.contains("does not answer") || last.starts_with("fail ") && last.ends_with("there is lost"),
+            "{last}"
+        );
+    }
+    assert!(last.starts_with("ok "), "{last}");
+    let (found, advice) = doctor(&in_east);
+    assert!(found.starts_with("fail sealed at message "), "{found}");
+    assert!(advice.contains("`mirror_of`"), "{advice}");
     let told = failure(&happen("", &["region", "show", "--store", "./folder"]), 2);
     assert!(told.contains("regions are those of NATS servers"), "{told}");
 }
@@ -731,55 +780,6 @@ fn nodes_are_told_over_all_processes() {
     assert_eq!(shop.node("mill")["stands"], "silent");
 }
 
-#[test]
-fn a_doctor_looks_at_server_log_and_processes() {
-    let monitor = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let server = NatsServer::with(&format!("http: \"{monitor}\""));
-    let shop = Shop { url: format!("{}/shop", server.url()), _server: server };
-    let process = Process::start(&shop.url);
-    shop.send("mill", "grain", "1");
-    shop.until(|| shop.node("mill")["kept"] == 0);
-    let of = |arguments: &[&str]| {
-        let told = shop.lines(&[&["doctor"], arguments].concat()).remove(0);
-        assert_eq!(told["folder"], shop.url);
-        let checks = told["checks"].as_array().unwrap().clone();
-        move |name: &str| {
-            let check =
-                checks.iter().find(|check| check["check"] == name).unwrap_or_else(|| panic!("{name}"));
-            format!("{} {}", check["verdict"].as_str().unwrap(), check["found"].as_str().unwrap())
-        }
-    };
-    let monitor = format!("http://{monitor}");
-    let found = of(&["--monitor", &monitor]);
-    assert!(found("server").starts_with("ok alone 2."), "{}", found("server"));
-    assert_eq!(found("jetstream"), "ok on");
-    assert!(found("stream").starts_with("ok happen_shop, "), "{}", found("stream"));
-    assert!(found("replicas").starts_with("ok 1 of 1 up to date"), "{}", found("replicas"));
-    assert!(found("copy").starts_with("ok none yet"), "{}", found("copy"));
-    assert_eq!(found("sync"), "ok alone syncs every write");
-    assert_eq!(found("refused"), "ok no message of the log was refused");
-    assert_eq!(found("processes"), "ok 1 there, with 3 durable nodes");
-    assert_eq!(found("kept events"), "ok none");
-    assert!(found("integrity").starts_with("ok "), "{}", found("integrity"));
-    assert!(found("last commit").starts_with("ok "), "{}", found("last commit"));
-    // Messages that are none of Happen's.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let client = async_nats::connect(shop.url.trim_end_matches("/shop")).await.unwrap();
-        client.publish("happen.shop.log", "rubbish".into()).await.unwrap();
-        client.flush().await.unwrap();
-    });
-    drop(process);
-    let found = of(&["--quick"]);
-    assert!(found("sync").starts_with("warn not known"), "{}", found("sync"));
-    assert!(found("refused").starts_with("warn 1 message "), "{}", found("refused"));
-    assert!(
-        found("processes")
-            .starts_with("warn none with durable nodes is there; nothing is heard of that with `mill`")
-    );
-    let found = of(&["--quick", "--monitor", "http://127.0.0.1:9"]);
-    assert!(found("sync").starts_with("warn http://127.0.0.1:9 did not tell"), "{}", found("sync"));
-}
 #[test]
 fn how_nodes_keep_up_is_told_over_all_processes() {
     let shop = Shop::new();
@@ -874,6 +874,55 @@ fn how_nodes_keep_up_is_told_over_all_processes() {
     drop(runtime.block_on(barn.stop()));
 }
 
+#[test]
+fn a_doctor_looks_at_server_log_and_processes() {
+    let monitor = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let server = NatsServer::with(&format!("http: \"{monitor}\""));
+    let shop = Shop { url: format!("{}/shop", server.url()), _server: server };
+    let process = Process::start(&shop.url);
+    shop.send("mill", "grain", "1");
+    shop.until(|| shop.node("mill")["kept"] == 0);
+    let of = |arguments: &[&str]| {
+        let told = shop.lines(&[&["doctor"], arguments].concat()).remove(0);
+        assert_eq!(told["folder"], shop.url);
+        let checks = told["checks"].as_array().unwrap().clone();
+        move |name: &str| {
+            let check =
+                checks.iter().find(|check| check["check"] == name).unwrap_or_else(|| panic!("{name}"));
+            format!("{} {}", check["verdict"].as_str().unwrap(), check["found"].as_str().unwrap())
+        }
+    };
+    let monitor = format!("http://{monitor}");
+    let found = of(&["--monitor", &monitor]);
+    assert!(found("server").starts_with("ok alone 2."), "{}", found("server"));
+    assert_eq!(found("jetstream"), "ok on");
+    assert!(found("stream").starts_with("ok happen_shop, "), "{}", found("stream"));
+    assert!(found("replicas").starts_with("ok 1 of 1 up to date"), "{}", found("replicas"));
+    assert!(found("copy").starts_with("ok none yet"), "{}", found("copy"));
+    assert_eq!(found("sync"), "ok alone syncs every write");
+    assert_eq!(found("refused"), "ok no message of the log was refused");
+    assert_eq!(found("processes"), "ok 1 there, with 3 durable nodes");
+    assert_eq!(found("kept events"), "ok none");
+    assert!(found("integrity").starts_with("ok "), "{}", found("integrity"));
+    assert!(found("last commit").starts_with("ok "), "{}", found("last commit"));
+    // Messages that are none of Happen's.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let client = async_nats::connect(shop.url.trim_end_matches("/shop")).await.unwrap();
+        client.publish("happen.shop.log", "rubbish".into()).await.unwrap();
+        client.flush().await.unwrap();
+    });
+    drop(process);
+    let found = of(&["--quick"]);
+    assert!(found("sync").starts_with("warn not known"), "{}", found("sync"));
+    assert!(found("refused").starts_with("warn 1 message "), "{}", found("refused"));
+    assert!(
+        found("processes")
+            .starts_with("warn none with durable nodes is there; nothing is heard of that with `mill`")
+    );
+    let found = of(&["--quick", "--monitor", "http://127.0.0.1:9"]);
+    assert!(found("sync").starts_with("warn http://127.0.0.1:9 did not tell"), "{}", found("sync"));
+}
 
 #[test]
 fn a_server_that_syncs_late_or_has_no_jetstream_is_told() {
