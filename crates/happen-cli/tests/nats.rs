@@ -12,7 +12,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 
 use happen::identity::{Identity, Signer as _, TrustStore};
-use happen::{Context, Error, Event, Space, secs};
+use happen::{BalanceOptions, Config, Context, Error, Event, Space, secs};
 use happen_ed25519::KeyPair;
 use happen_nats::{Connect, Nats};
 use happen_testing::NatsServer;
@@ -399,6 +399,18 @@ fn a_process_that_signs_does_only_what_an_operator_asks() {
     let asked = shop.lines(&["flows", "ls"])[0]["event"].as_str().unwrap().to_owned();
     let told = failure(&by("operator", &["flows", "cancel", &asked]), 1);
     assert!(told.contains("may not change anything of node `office` by hand"), "{told}");
+    // Figures are told of the nodes that somebody operates.
+    let told = by("operator", &["balance", "--json"]);
+    let told: Json = serde_json::from_slice(&told.stdout).unwrap();
+    let nodes: Vec<_> =
+        told["nodes"].as_array().unwrap().iter().map(|node| (&node["node"], &node["place"])).collect();
+    assert!(nodes.contains(&(&json!("mill"), &json!("here"))), "{nodes:?}");
+    assert!(!nodes.contains(&(&json!("office"), &json!("here"))), "{nodes:?}");
+    for output in [by("clerk", &["balance"]), shop.run(&["balance"])] {
+        assert!(failure(&output, 1).starts_with("1 of 1 processes did not tell"));
+        let told = String::from_utf8(output.stdout).unwrap();
+        assert!(told.contains("  did not tell: "), "{told}");
+    }
     // The environment says it as well.
     let mut command =
         command(&shop.url, &["state", "set", "mill/ledger", "{ \"count\": 41 }", "--revision", "1"]);
@@ -627,6 +639,21 @@ fn a_region_takes_over_by_hand() {
         let output = happen(url, &["region", "show", "--json"]);
         serde_json::from_slice::<Json>(&output.stdout).unwrap()
     };
+    // What a doctor says of the region of an address: the verdict, the words, and what to do.
+    let doctor = |url: &str| {
+        let output = happen(url, &["doctor", "--quick", "--json"]);
+        let told = serde_json::from_slice::<Json>(&output.stdout).unwrap();
+        let checks = told["checks"].as_array().unwrap();
+        let check =
+            checks.iter().find(|check| check["check"] == "region").unwrap_or_else(|| panic!("{told}"));
+        let text = |name: &str| check[name].as_str().unwrap().to_owned();
+        (format!("{} {}", text("verdict"), text("found")), text("advice"))
+    };
+    assert_eq!(doctor(&in_east).0, "ok these servers write the log, and took it over from nobody");
+    assert_eq!(
+        doctor(&in_west).0,
+        "ok these servers follow region `east`, which writes the log and answers; 0 messages behind it"
+    );
     assert_eq!(show(&in_east)["stands"], "written");
     assert_eq!((&show(&in_west)["stands"], &show(&in_west)["of"]), (&json!("mirrored"), &json!("east")));
     let told = failure(&happen(&in_west, &["region", "take-over", "--lost"]), 1);
@@ -634,9 +661,43 @@ fn a_region_takes_over_by_hand() {
     east.kill();
     let told = failure(&happen(&in_west, &["region", "take-over"]), 1);
     assert!(told.contains("to go on without what it has"), "{told}");
+    let (found, advice) = doctor(&in_west);
+    assert!(
+        found.starts_with(
+            "warn these servers follow region `east`, which writes the log and does not answer; "
+        ),
+        "{found}"
+    );
+    assert!(advice.contains("`happen region take-over --lost`"), "{advice}");
     let output = happen(&in_west, &["region", "take-over", "--lost"]);
     assert!(output.status.success(), "{output:?}");
     assert_eq!(show(&in_west)["stands"], "written");
+    let (found, advice) = doctor(&in_west);
+    assert!(
+        found
+            .starts_with("warn these servers write the log in place of region `east`, which does not answer"),
+        "{found}"
+    );
+    assert!(advice.contains("it seals the log in `east`"), "{advice}");
+    // It comes back, is told by whoever opens the log, and then takes nothing more.
+    east.restart();
+    let mut last = String::new();
+    for _ in 0..100 {
+        last = doctor(&in_west).0;
+        if last
+            == "ok these servers write the log in place of region `east`, which is sealed and takes nothing more"
+        {
+            break;
+        }
+        assert!(
+            last.contains("does not answer") || last.starts_with("fail ") && last.ends_with("there is lost"),
+            "{last}"
+        );
+    }
+    assert!(last.starts_with("ok "), "{last}");
+    let (found, advice) = doctor(&in_east);
+    assert!(found.starts_with("fail sealed at message "), "{found}");
+    assert!(advice.contains("`mirror_of`"), "{advice}");
     let told = failure(&happen("", &["region", "show", "--store", "./folder"]), 2);
     assert!(told.contains("regions are those of NATS servers"), "{told}");
 }
@@ -717,6 +778,100 @@ fn nodes_are_told_over_all_processes() {
     assert_eq!(shop.node("clock"), Json::Null);
     drop(Process::start(&shop.url));
     assert_eq!(shop.node("mill")["stands"], "silent");
+}
+
+#[test]
+fn how_nodes_keep_up_is_told_over_all_processes() {
+    let shop = Shop::new();
+    let process = Process::start(&shop.url);
+    let mill = shop.node("mill")["process"].as_str().unwrap().to_owned();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    // A second process, with a node that keeps nothing: of what waits there no log says anything.
+    let barn = runtime.block_on(async {
+        let config = Config { balance: Some(BalanceOptions::default()), drain_ms: 1, ..Config::default() };
+        let barn = Nats::at(&shop.url).config(config).member("barn").open().await.unwrap();
+        barn.node("hay").ephemeral().serial().on("load", |_: Event, _: Context| std::future::pending::<()>());
+        barn.node("rats").on("grain", |_: &Event, _: &Context| {});
+        barn.start().await.unwrap();
+        barn.find("rats").unwrap().stop();
+        for load in 0..5 {
+            barn.send("hay", Event::new("load", json!(load))).await.unwrap();
+        }
+        barn.send("rats", Event::new("grain", json!(1))).await.unwrap();
+        barn
+    });
+    let told = || shop.lines(&["balance"]).remove(0);
+    let node = |told: &Json, name: &str| {
+        let nodes = told["nodes"].as_array().unwrap();
+        nodes.iter().find(|node| node["node"] == name).cloned().unwrap_or_default()
+    };
+    shop.until(|| !told()["findings"].as_array().unwrap().is_empty());
+    let all = told();
+    assert_eq!(
+        (&all["findings"][0]["event"], &all["findings"][0]["process"]),
+        (&json!("node.down"), &json!("barn"))
+    );
+    assert_eq!(all["findings"][0]["nodes"], json!(["rats"]));
+    let hay = node(&all, "hay");
+    assert_eq!((&hay["process"], &hay["waiting"], &hay["active"]), (&json!("barn"), &json!(4), &json!(1)));
+    // What only its process counts.
+    assert_eq!(
+        (&node(&all, "smith")["process"], &node(&all, "smith")["place"]),
+        (&json!(mill), &json!("here"))
+    );
+    assert_eq!(all["nodes_len"], 6);
+    let processes: BTreeMap<_, _> = all["processes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|told| (told["process"].as_str().unwrap(), (told["is_watched"].clone(), told["error"].clone())))
+        .collect();
+    assert_eq!(
+        processes,
+        BTreeMap::from([("barn", (json!(true), Json::Null)), (&*mill, (json!(false), Json::Null))])
+    );
+    let text = shop.text(&["balance"]);
+    assert!(
+        text.starts_with("node.down  node-failure  for ") && text.contains("  by barn  rats\n"),
+        "{text}"
+    );
+    let line = text.lines().find(|line| line.starts_with("hay ")).unwrap();
+    assert!(line.contains("  4  ") && line.ends_with("  barn"), "{line}");
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    assert_eq!(
+        shop.text(&["balance", "--node", "mill"]).lines().last().unwrap().split_whitespace().next(),
+        Some("mill")
+    );
+    failure(&shop.run(&["balance", "--node", "stable"]), 4);
+
+    // One of which nothing is heard is named, and its nodes are shown as the log has them.
+    process.signal("-STOP");
+    let output = shop.run(&["balance", "--json"]);
+    assert!(failure(&output, 1).starts_with("1 of 2 processes did not tell"), "{output:?}");
+    let all: Json = serde_json::from_slice(&output.stdout).unwrap();
+    let silent = all["processes"].as_array().unwrap().iter().find(|told| told["process"] != "barn").unwrap();
+    assert_eq!(silent["error"]["code"], "closed");
+    assert_eq!(
+        (&node(&all, "mill")["process"], &node(&all, "mill")["is_taken"]),
+        (&Json::Null, &json!(false))
+    );
+    assert_eq!(node(&all, "hay")["waiting"], 4);
+    let text = String::from_utf8(shop.run(&["balance"]).stdout).unwrap();
+    assert!(
+        text.lines().next().unwrap().contains("  did not tell: it has `mill`, `office`, `smith`, "),
+        "{text}"
+    );
+    process.signal("-CONT");
+    shop.until(|| shop.run(&["balance"]).status.success());
+    process.stop();
+    let all = told();
+    assert_eq!(all["processes"].as_array().unwrap().len(), 1, "one that said that it goes is not missed");
+    assert_eq!(
+        (&node(&all, "mill")["process"], &node(&all, "mill")["is_taken"]),
+        (&Json::Null, &json!(false))
+    );
+    // What hangs is given up.
+    drop(runtime.block_on(barn.stop()));
 }
 
 #[test]

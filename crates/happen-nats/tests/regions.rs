@@ -223,7 +223,15 @@ async fn a_region_that_is_lost_is_given_up_and_comes_back_as_a_follower() {
     assert_eq!(watch.next().await.unwrap().len(), 1);
     let region = world.west_region().await;
     assert_eq!(region.take_over(Former::Lost).await.unwrap_err().code(), "misuse", "it answers");
+    let other = async || {
+        let other = region.look_at_other().await.unwrap().unwrap();
+        assert_eq!(other.domain, "east");
+        other.place
+    };
+    assert_eq!(other().await, Some(LogPlace::Written { epoch: 1, sequence: 1 }));
+    assert_eq!(world.east_region().await.look_at_other().await.unwrap(), None, "it knows of no other");
     world.east.kill();
+    assert_eq!(other().await, None);
     assert_eq!(region.take_over(Former::Answers).await.unwrap_err().code(), "io");
     let taken = region.take_over(Former::Lost).await.unwrap();
     assert_eq!(taken.sequence, 1);
@@ -238,13 +246,17 @@ async fn a_region_that_is_lost_is_given_up_and_comes_back_as_a_follower() {
     until("the east has heard of it", async || matches!(returned.look().await, Ok(LogPlace::Sealed { .. })))
         .await;
     assert_eq!(returned.look().await.unwrap(), LogPlace::Sealed { sequence: 1 });
+    assert_eq!(other().await, Some(LogPlace::Sealed { sequence: 1 }));
     drop(east);
     // It begins anew as one that follows.
     let context = async_nats::jetstream::new(client(&world.east).await);
     context.delete_stream("happen_shop").await.unwrap();
+    assert_eq!(other().await, Some(LogPlace::Absent));
     let follows = NatsStore::open(client(&world.east).await, options().mirror_of("west")).await.unwrap();
     write(&follows, "three").await.unwrap();
     assert_eq!(all(&follows).await, ["one", "two", "three"]);
+    let theirs = other().await;
+    assert!(matches!(&theirs, Some(LogPlace::Mirrored { domain, .. }) if domain == "west"), "{theirs:?}");
     // And takes it over again.
     assert!(returned.take_over(Former::Answers).await.unwrap().epoch > 2);
     write(&follows, "four").await.unwrap();

@@ -590,3 +590,11 @@ pub const BALANCE_NAMED_MAX: usize = 100;
 /// Events in the inbox of one node that are counted at a look: enough to tell that it falls behind, and few enough to be
 /// read every second.
 pub const BALANCE_INBOX_MAX: usize = 256;
+
+/// Milliseconds that a process has to tell over the link how its nodes keep up. It looks at counters and at its log's copy,
+/// which takes one some milliseconds that has a thousand nodes; one that is this late has other troubles, and whoever looks
+/// on is shown that.
+pub const BALANCE_ASK_MS: u64 = 3_000;
+
+/// Processes that are asked at once for that. Each may answer with as much as an event has, so these are some 64 MiB.
+pub const BALANCE_ASKED_MAX: usize = 64;

@@ -2,19 +2,24 @@
 //! and is done there once. What the requests do is in `control.rs`. In virtual time.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{self, Poll};
+use std::time::Duration;
 
+use happen::balance::{BalanceReport, FlowPattern, NodePlace, ProcessBalance};
 use happen::control::{
     self, Answer, FlowBecame, FlowsOf, Letters, LettersByHand, Mode, OfSchedule, Redrive, Request,
     ScheduleAct, SetState,
 };
 use happen::identity::{Identity, KeyKind, Seed, Signer, TrustStore, Trusted};
 use happen::store::{List, MemoryStore, Store};
-use happen::{Config, Context, Error, ErrorKind, Event, EventId, Hub, Link, Space, limits, secs};
+use happen::{
+    BalanceOptions, Config, Context, Error, ErrorKind, Event, EventId, Hub, Link, Space, limits, millis, secs,
+};
 use happen_core::env::{BoxFuture, Env};
-use happen_core::link::{CONTROL, Inbound, Peer, Replies};
+use happen_core::link::{CONTROL, Inbound, NodePresence, Peer, Replies};
 use happen_ed25519::KeyPair;
 use happen_testing::Simulator;
 use serde::{Deserialize, Serialize};
@@ -31,6 +36,8 @@ struct World {
     env: Arc<dyn Env>,
     hub: Hub,
     log: Arc<dyn Store>,
+    /// Of the processes.
+    config: Config,
     /// Whether mills grind.
     broken: Arc<AtomicU32>,
 }
@@ -39,13 +46,20 @@ impl World {
     fn new(sim: &Simulator) -> Self {
         let env = sim.env();
         let log = Arc::new(MemoryStore::new(Arc::clone(&env)).shared());
-        Self { hub: Hub::in_env(Arc::clone(&env)), env, log, broken: Arc::default() }
+        let hub = Hub::in_env(Arc::clone(&env));
+        Self { hub, env, log, config: Config::default(), broken: Arc::default() }
+    }
+
+    /// One whose processes watch their balance.
+    fn watched(sim: &Simulator) -> Self {
+        let config = Config { balance: Some(BalanceOptions::default()), ..Config::default() };
+        Self { config, ..Self::new(sim) }
     }
 
     /// A process with a mill, an office and a smithy whose names begin so.
     async fn process(&self, name: &str, identity: Option<Identity>) -> Space {
         let space =
-            Space::with_store(Config::default(), Arc::clone(&self.env), Arc::clone(&self.log)).unwrap();
+            Space::with_store(self.config.clone(), Arc::clone(&self.env), Arc::clone(&self.log)).unwrap();
         space.join(self.hub.link(name)).unwrap();
         if let Some(identity) = identity {
             space.identity(identity).unwrap();
@@ -223,6 +237,259 @@ fn what_is_asked_by_hand_is_done_by_the_processes_that_have_the_nodes() {
     }
 }
 
+/// The nodes that a process says it has, or why it says nothing.
+type Own<'t> = Result<Vec<&'t str>, &'static str>;
+
+/// What each process told of its own nodes: their names.
+fn own(told: &[ProcessBalance]) -> Vec<(&str, Own<'_>)> {
+    fn of(told: &ProcessBalance) -> Own<'_> {
+        let report = told.report.as_ref().map_err(Error::code)?;
+        let own = report.nodes.iter().filter(|node| node.place == NodePlace::Here);
+        Ok(own.map(|node| node.node.as_str()).collect())
+    }
+    told.iter().map(|told| (told.process.as_str(), of(told))).collect()
+}
+
+/// The nodes of which something was found, each once.
+fn named(report: &BalanceReport) -> Vec<&str> {
+    let named: BTreeSet<_> = report.findings.iter().flat_map(|finding| &finding.nodes).collect();
+    named.into_iter().map(String::as_str).collect()
+}
+
+#[test]
+fn how_the_nodes_of_all_processes_keep_up_is_told_by_each() {
+    let sim = Simulator::new(13);
+    sim.run(async {
+        let world = World::watched(&sim);
+        let (a, b) = (world.process("a", None).await, world.process("b", None).await);
+        // One that keeps nothing, of which no log says anything.
+        let env = Arc::clone(&world.env);
+        b.node("b-bell").ephemeral().serial().on("ring", move |_: Event, _: Context| {
+            let env = Arc::clone(&env);
+            async move { env.sleep(secs(1)).await }
+        });
+        let operator = world.operator(world.hub.link("operator"), None).await;
+        // A member without nodes has nothing to tell, and one without the log is not asked by hand.
+        let idle = world.operator(world.hub.link("idle"), None).await;
+        let apart = world.operator(world.hub.link("c-apart"), None).await;
+        apart.node("lamp").on("light", |_: &Event, _: &Context| {});
+        b.find("b-smith").unwrap().stop();
+        for number in 0..30 {
+            for node in ["b-bell", "b-smith"] {
+                b.send(node, Event::new(if node == "b-bell" { "ring" } else { "iron" }, json!(number)))
+                    .await
+                    .unwrap();
+            }
+        }
+        world.env.sleep(millis(8_500)).await;
+
+        let told = operator.balance_reports().await;
+        let nodes_of_b = vec!["b-bell", "b-mill", "b-office", "b-smith"];
+        assert_eq!(
+            own(&told),
+            [
+                ("a", Ok(vec!["a-mill", "a-office", "a-smith"])),
+                ("b", Ok(nodes_of_b.clone())),
+                ("c-apart", Err("misuse")),
+            ]
+        );
+        let report = told[1].report.as_ref().unwrap();
+        // What only its process knows: what waits there, and how fast it is worked off.
+        let bell = report.node("b-bell").unwrap();
+        assert!((18..=24).contains(&bell.waiting) && bell.active == 1, "{bell:?}");
+        let handled = bell.rates.as_ref().unwrap().handled_per_s;
+        assert!((0.8..=1.2).contains(&handled), "{bell:?}");
+        let down = report.findings.iter().find(|finding| finding.pattern == FlowPattern::NodeFailure);
+        assert_eq!(down.unwrap().nodes, ["b-smith"]);
+        let report = told[0].report.as_ref().unwrap();
+        assert!(report.is_watched && report.node("a-mill").unwrap().rates.is_some());
+        // A process that has nodes tells of itself, too.
+        let told = a.balance_reports().await;
+        assert_eq!(own(&told)[0], ("a", Ok(vec!["a-mill", "a-office", "a-smith"])));
+        assert_eq!(own(&told)[1], ("b", Ok(nodes_of_b)));
+        assert_eq!(told.len(), 3);
+        b.stop().await.unwrap();
+        assert_eq!(own(&operator.balance_reports().await).len(), 2, "one that went is asked no more");
+        let alone = Space::in_env(Config::default(), Arc::clone(&world.env)).unwrap();
+        assert!(alone.balance_reports().await.is_empty());
+        alone.node("lamp").on("light", |_: &Event, _: &Context| {});
+        assert_eq!(own(&alone.balance_reports().await), [("", Ok(vec!["lamp"]))]);
+        for space in [apart, idle, operator, a] {
+            space.stop().await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_process_that_does_not_tell_in_time_is_named_and_holds_up_no_other() {
+    let sim = Simulator::new(15);
+    sim.run(async {
+        let world = World::new(&sim);
+        let (a, b) = (world.process("a", None).await, world.process("b", None).await);
+        let lossy = Arc::new(Lossy::new(&world, "operator"));
+        let operator = world.operator(Arc::clone(&lossy) as Arc<dyn Link>, None).await;
+        let (at_a, at_b) = (operator_sees(&world, "a"), operator_sees(&world, "b"));
+        let took = async || {
+            let begun = world.env.monotonic();
+            let told = operator.balance_reports().await;
+            ((world.env.monotonic() - begun).as_millis() as u64, told)
+        };
+        let nodes = |name: &str| ["mill", "office", "smith"].map(|node| format!("{name}-{node}"));
+        let max = limits::BALANCE_ASK_MS;
+        for (late, comes) in [(max - 1, true), (max, true), (max + 1, false)] {
+            lossy.late.lock().unwrap().insert(at_a.clone(), millis(late));
+            let (took, told) = took().await;
+            let of_a = if comes { Ok(nodes("a").to_vec()) } else { Err("timed-out") };
+            let (of_a, nodes) =
+                (of_a.as_ref().map(|nodes| nodes.iter().map(String::as_str).collect()), nodes("b"));
+            assert_eq!(
+                own(&told),
+                [("a", of_a.map_err(|code| *code)), ("b", Ok(nodes.iter().map(String::as_str).collect()))],
+                "{late}"
+            );
+            assert_eq!(took, late.min(max));
+        }
+        // Both at once.
+        lossy.late.lock().unwrap().insert(at_b, secs(3_600));
+        let (took, told) = took().await;
+        assert_eq!(own(&told), [("a", Err("timed-out")), ("b", Err("timed-out"))]);
+        assert_eq!(took, max);
+        // One whose way breaks is not asked again, for somebody looks on.
+        lossy.late.lock().unwrap().clear();
+        lossy.lost.store(1, Ordering::SeqCst);
+        let told = operator.balance_reports().await;
+        assert_eq!(own(&told).iter().filter(|(_, told)| *told == Err("closed")).count(), 1);
+        for space in [operator, b, a] {
+            space.stop().await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn so_many_processes_are_asked_at_once_and_the_others_after_them() {
+    let sim = Simulator::new(17);
+    sim.run(async {
+        let world = World::new(&sim);
+        let max = limits::BALANCE_ASKED_MAX;
+        for (len, rounds) in [(max - 1, 1), (max, 1), (max + 1, 2)] {
+            let mut lossy = Lossy::new(&world, &format!("operator-{len}"));
+            let node = |id: String| NodePresence { id, handles: Vec::new(), share: None };
+            lossy.silent = (0..len)
+                .map(|number| Peer {
+                    name: format!("{number:04}"),
+                    nodes: vec![node(format!("{CONTROL}silent-{number}")), node(format!("node-{number}"))],
+                })
+                .collect();
+            let lossy = Arc::new(lossy);
+            let operator = world.operator(Arc::clone(&lossy) as Arc<dyn Link>, None).await;
+            let begun = world.env.monotonic();
+            let told = operator.balance_reports().await;
+            assert_eq!(world.env.monotonic() - begun, millis(rounds * limits::BALANCE_ASK_MS));
+            assert_eq!(own(&told).iter().filter(|(_, told)| *told == Err("timed-out")).count(), len);
+            assert_eq!(lossy.most_waiting.load(Ordering::SeqCst) as usize, len.min(max));
+            assert_eq!(lossy.waiting.load(Ordering::SeqCst), 0, "nobody waits for them any more");
+            operator.stop().await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_report_has_as_many_nodes_as_there_is_room_for_and_says_how_many_there_are() {
+    let sim = Simulator::new(19);
+    sim.run(async {
+        let mut world = World::watched(&sim);
+        world.config.event_bytes_max = 8_192;
+        let a = world.process("a", None).await;
+        for number in 0..100 {
+            a.node(format!("many-{number:03}")).ephemeral().on("u32", |_: &Event<u32>, _: &Context| {});
+        }
+        world.env.sleep(secs(5)).await;
+        let operator = world.operator(world.hub.link("operator"), None).await;
+        let told = operator.balance_reports().await;
+        let report = told[0].report.as_ref().unwrap();
+        assert_eq!(report.nodes_len, 103);
+        assert!((5..50).contains(&report.nodes.len()), "{}", report.nodes.len());
+        assert_eq!(report.nodes[0].node, "a-mill");
+        for space in [operator, a] {
+            space.stop().await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn where_keys_are_trusted_figures_are_told_to_who_operates_nodes_and_of_those_alone() {
+    const SHOP: u8 = 1;
+    const OPERATOR: u8 = 2;
+    const CLERK: u8 = 3;
+    const MILLER: u8 = 4;
+    const STRANGER: u8 = 5;
+    let sim = Simulator::new(21);
+    sim.run(async {
+        let public = |number| key(number).public_key();
+        let trust = TrustStore::new();
+        trust.trust(Trusted::new(public(SHOP)).nodes(["a-*", "b-*", ""])).unwrap();
+        trust.trust(Trusted::new(public(OPERATOR)).nodes([""]).operates(["a-*"])).unwrap();
+        trust.trust(Trusted::new(public(MILLER)).nodes([""]).operates(["*-mill"])).unwrap();
+        trust.trust(Trusted::new(public(CLERK)).nodes(["*"])).unwrap();
+        let identity = |number| Identity::new(key(number)).trust(&trust);
+        let world = World::watched(&sim);
+        let a = world.process("a", Some(identity(SHOP))).await;
+        let b = world.process("b", Some(identity(SHOP).accept_unsigned())).await;
+        let refused = Arc::new(Mutex::new(Vec::<Json>::new()));
+        for space in [&a, &b] {
+            let push = Arc::clone(&refused);
+            space.on("system.refused", move |told: &Event, _: &Context| {
+                push.lock().unwrap().push(told.get("distrust").cloned().unwrap_or_default());
+            });
+        }
+        for name in ["a-mill", "a-office"] {
+            a.find(name).unwrap().stop();
+            a.send(name, Event::new(if name == "a-mill" { "grain" } else { "ask" }, json!(1))).await.unwrap();
+        }
+        world.env.sleep(secs(8)).await;
+        let by = async |name: &str, identity| {
+            let operator = world.operator(world.hub.link(name), identity).await;
+            let told = operator.balance_reports().await;
+            operator.stop().await.unwrap();
+            told
+        };
+
+        let told = by("operator", Some(identity(OPERATOR))).await;
+        let of_a = ["a-mill", "a-office", "a-smith"];
+        assert_eq!(own(&told), [("a", Ok(of_a.to_vec())), ("b", Err("untrusted"))]);
+        let report = told[0].report.as_ref().unwrap();
+        assert_eq!(named(report), ["a-mill", "a-office"]);
+        assert_eq!(std::mem::take(&mut *refused.lock().unwrap()), [json!("not-operator")]);
+
+        let told = by("miller", Some(identity(MILLER))).await;
+        assert_eq!(own(&told), [("a", Ok(vec!["a-mill"])), ("b", Ok(vec!["b-mill"]))]);
+        let report = told[0].report.as_ref().unwrap();
+        assert!(report.nodes.iter().all(|node| node.node.ends_with("-mill")), "{report:?}");
+        assert_eq!(named(report), ["a-mill"]);
+        assert!(report.findings.iter().all(|finding| finding.nodes_len == 1), "{report:?}");
+        assert_eq!(refused.lock().unwrap().len(), 0);
+
+        for (name, identity, why) in [
+            ("clerk", Some(identity(CLERK)), "not-operator"),
+            ("stranger", Some(identity(STRANGER)), "unknown-key"),
+            // Also where unsigned events are taken.
+            ("nobody", None, "unsigned"),
+        ] {
+            let told = by(name, identity).await;
+            assert_eq!(own(&told), [("a", Err("untrusted")), ("b", Err("untrusted"))], "{name}");
+            assert_eq!(std::mem::take(&mut *refused.lock().unwrap()), [json!(why), json!(why)], "{name}");
+        }
+        // An answer counts when it is signed by who speaks for the nodes.
+        let theirs = TrustStore::new();
+        theirs.trust(Trusted::new(public(SHOP)).nodes(["b-*"])).unwrap();
+        let told = by("doubts", Some(Identity::new(key(MILLER)).trust(&theirs))).await;
+        assert_eq!(own(&told), [("a", Err("untrusted")), ("b", Ok(vec!["b-mill"]))]);
+        for space in [b, a] {
+            space.stop().await.unwrap();
+        }
+    });
+}
+
 #[test]
 fn dead_letters_of_many_nodes_begin_anew_page_by_page_each_at_its_process() {
     let sim = Simulator::new(3);
@@ -268,12 +535,64 @@ fn dead_letters_of_many_nodes_begin_anew_page_by_page_each_at_its_process() {
     });
 }
 
-/// A link over which the answers to so many requests are lost that were done.
+/// A link over which the answers to so many requests are lost that were done, those of some come late, and some members
+/// never answer.
 #[derive(Debug)]
 struct Lossy {
     link: Arc<dyn Link>,
+    env: Arc<dyn Env>,
     lost: Arc<AtomicU32>,
     asked: AtomicU32,
+    late: Mutex<BTreeMap<String, Duration>>,
+    silent: Vec<Peer>,
+    /// Requests that wait for those.
+    waiting: Arc<AtomicU32>,
+    most_waiting: AtomicU32,
+}
+
+impl Lossy {
+    fn new(world: &World, name: &str) -> Self {
+        Self {
+            link: world.hub.link(name),
+            env: Arc::clone(&world.env),
+            lost: Arc::default(),
+            asked: AtomicU32::new(0),
+            late: Mutex::default(),
+            silent: Vec::new(),
+            waiting: Arc::default(),
+            most_waiting: AtomicU32::new(0),
+        }
+    }
+}
+
+struct LateAnswer {
+    replies: Box<dyn Replies>,
+    late: Option<BoxFuture<'static, ()>>,
+}
+
+impl Replies for LateAnswer {
+    fn poll_next(&mut self, task: &mut task::Context<'_>) -> Poll<Option<happen::Result<Vec<u8>>>> {
+        if let Some(late) = &mut self.late {
+            task::ready!(late.as_mut().poll(task));
+            self.late = None;
+        }
+        self.replies.poll_next(task)
+    }
+}
+
+/// One that never comes.
+struct NoAnswer(Arc<AtomicU32>);
+
+impl Replies for NoAnswer {
+    fn poll_next(&mut self, _: &mut task::Context<'_>) -> Poll<Option<happen::Result<Vec<u8>>>> {
+        Poll::Pending
+    }
+}
+
+impl Drop for NoAnswer {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 struct LostAnswer {
@@ -311,11 +630,19 @@ impl Link for Lossy {
     }
 
     fn request(&self, to: &str, frame: Vec<u8>) -> happen::Result<Box<dyn Replies>> {
+        if self.silent.iter().any(|peer| peer.nodes.iter().any(|node| node.id == to)) {
+            let waiting = self.waiting.fetch_add(1, Ordering::SeqCst) + 1;
+            self.most_waiting.fetch_max(waiting, Ordering::SeqCst);
+            return Ok(Box::new(NoAnswer(Arc::clone(&self.waiting))));
+        }
         let replies = self.link.request(to, frame)?;
         if !to.starts_with(CONTROL) {
             return Ok(replies);
         }
         self.asked.fetch_add(1, Ordering::SeqCst);
+        if let Some(late) = self.late.lock().unwrap().get(to) {
+            return Ok(Box::new(LateAnswer { replies, late: Some(self.env.sleep(*late)) }));
+        }
         let lose = |left: u32| left.checked_sub(1);
         match self.lost.fetch_update(Ordering::SeqCst, Ordering::SeqCst, lose) {
             Ok(_) => Ok(Box::new(LostAnswer { replies, is_over: false })),
@@ -340,7 +667,7 @@ impl Link for Lossy {
     }
 
     fn peers(&self) -> Vec<Peer> {
-        self.link.peers()
+        self.link.peers().into_iter().chain(self.silent.iter().cloned()).collect()
     }
 
     fn revision(&self) -> u64 {
@@ -360,8 +687,7 @@ fn what_is_asked_by_hand_is_done_once_however_often_its_answer_is_lost() {
         let a = world.process("a", None).await;
         let node = a.find("a-mill").unwrap();
         a.schedule("daily", "0 3 * * *", &node, Event::new("grain", json!(1))).await.unwrap();
-        let link = world.hub.link("operator");
-        let lossy = Arc::new(Lossy { link, lost: Arc::default(), asked: AtomicU32::new(0) });
+        let lossy = Arc::new(Lossy::new(&world, "operator"));
         let operator = world.operator(Arc::clone(&lossy) as Arc<dyn Link>, None).await;
         let ask = async |request| control::carry_out_among(&operator, &world.log, request).await;
 
@@ -426,7 +752,7 @@ fn where_keys_are_trusted_only_an_operator_is_obeyed_and_only_for_its_nodes() {
         let world = World::new(&sim);
         let a = world.process("a", Some(identity(SHOP))).await;
         let b = world.process("b", Some(identity(SHOP).accept_unsigned())).await;
-        let refused = Arc::new(std::sync::Mutex::new(Vec::<Json>::new()));
+        let refused = Arc::new(Mutex::new(Vec::<Json>::new()));
         let (push, from_b) = (Arc::clone(&refused), Arc::clone(&refused));
         a.on("system.refused", move |told: &Event, _: &Context| {
             push.lock().unwrap().push(told.get("distrust").cloned().unwrap_or_default());

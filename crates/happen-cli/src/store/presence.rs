@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use happen::balance::ProcessBalance;
 use happen::control::{self, Answer, Became, NodeOwner, Request, SendEvent, SentByHand, Wait};
 use happen::store::Store;
 use happen::{Dynamic, Error, EventType, Space};
@@ -110,6 +111,11 @@ impl Presence {
     /// As [`control::carry_out_among`].
     pub(crate) async fn carry_out(&self, log: &Arc<dyn Store>, request: Request) -> Result<Answer, Error> {
         control::carry_out_among(&self.space, log, request).await
+    }
+
+    /// What each process tells of how its nodes keep up.
+    pub(crate) async fn balance(&self) -> Vec<ProcessBalance> {
+        self.space.balance_reports().await
     }
 
     /// Leaves.

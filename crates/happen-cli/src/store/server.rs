@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use happen::control::{self, NodeOwner};
-use happen_nats::{LogInfo, limits};
+use happen_nats::{Address, LogInfo, LogPlace, LogRegion, OtherRegion, limits};
 use serde_json::Value as Json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -48,6 +48,12 @@ pub(crate) async fn checks(store: &Opened, monitors: &[String]) -> (Vec<Check>, 
         }
         Err(error) => checks.push(Check::broken("stream", &of_store(store.address(), &error))),
     }
+    checks.push(match regions(store, client).await {
+        Ok((here, other)) => {
+            region(&here, other.as_ref().map(|other| (other.domain.as_str(), other.place.as_ref())))
+        }
+        Err(failure) => Check::broken("region", &failure),
+    });
     if monitors.is_empty() {
         checks.push(Check::warn(
             "sync",
@@ -126,6 +132,121 @@ fn copy(log: &LogInfo) -> Check {
         None => {
             Check::ok(NAME, format!("none yet; one is kept after {} MiB", limits::COPY_AFTER_BYTES >> 20))
         }
+    }
+}
+
+/// What these servers do with the log, and what the other region does that they know of.
+async fn regions(
+    store: &Opened,
+    client: &async_nats::Client,
+) -> Result<(LogPlace, Option<OtherRegion>), Failure> {
+    let Address::Nats { space, .. } = store.address() else { return Ok((LogPlace::Absent, None)) };
+    let failed = |error| of_store(store.address(), &error);
+    let region = LogRegion::new(client.clone(), store.reach().log(space)?);
+    let here = region.look().await.map_err(failed)?;
+    Ok((here, region.look_at_other().await.map_err(failed)?))
+}
+
+/// What is said of these servers, from what they do and what the other region does, if they know of one and it answers.
+fn region(here: &LogPlace, other: Option<(&str, Option<&LogPlace>)>) -> Check {
+    const NAME: &str = "region";
+    let (domain, there) = other.unwrap_or_default();
+    match (here, there) {
+        (LogPlace::Mirrored { domain, sequence, behind }, there) => mirror(domain, *sequence, *behind, there),
+        (LogPlace::Written { .. }, _) if other.is_none() => {
+            Check::ok(NAME, "these servers write the log, and took it over from nobody")
+        }
+        (LogPlace::Written { .. }, None) => Check::warn(
+            NAME,
+            format!(
+                "these servers write the log in place of region `{domain}`, which does not answer: it may not know \
+                 yet, and take what is lost"
+            ),
+            format!(
+                "keep a process of this space running here: it seals the log in `{domain}` as soon as that answers"
+            ),
+        ),
+        (LogPlace::Written { epoch, .. }, Some(LogPlace::Written { epoch: theirs, .. }))
+            if theirs < epoch =>
+        {
+            Check::fail(
+                NAME,
+                format!(
+                    "these servers write the log in place of region `{domain}`, which is not sealed yet: what is committed \
+                     there is lost"
+                ),
+                format!("keep a process of this space running here: it seals the log in `{domain}`"),
+            )
+        }
+        (LogPlace::Written { .. }, Some(LogPlace::Written { .. })) => Check::fail(
+            NAME,
+            format!(
+                "region `{domain}` has taken the log over from these servers, which are not sealed yet: what is committed \
+                 here is lost"
+            ),
+            format!("stop the processes here, and keep one running in `{domain}`: it seals the log here"),
+        ),
+        (LogPlace::Written { .. }, Some(there)) => {
+            let there = match there {
+                LogPlace::Sealed { .. } => "is sealed and takes nothing more",
+                LogPlace::Mirrored { .. } => "follows now",
+                _ => "has no log now",
+            };
+            Check::ok(
+                NAME,
+                format!("these servers write the log in place of region `{domain}`, which {there}"),
+            )
+        }
+        (LogPlace::Sealed { sequence }, _) => Check::fail(
+            NAME,
+            format!(
+                "sealed at message {}: another region has taken the log over, and nothing is written here",
+                number(*sequence)
+            ),
+            "keep what you need with `happen store backup`, remove the stream here with `nats stream rm`, and open the \
+             space with `mirror_of` the region that writes",
+        ),
+        _ => Check::fail(NAME, "these servers have no log", "name the address of those that have it"),
+    }
+}
+
+/// What is said of servers that follow a region, from what those do that they follow.
+fn mirror(domain: &str, sequence: u64, behind: u64, there: Option<&LogPlace>) -> Check {
+    const NAME: &str = "region";
+    let follows = format!("these servers follow region `{domain}`");
+    let anew = "remove the stream here with `nats stream rm`, and open the space with `mirror_of` the region that writes";
+    match there {
+        Some(LogPlace::Written { sequence: theirs, .. }) => {
+            let behind = theirs.saturating_sub(sequence);
+            let found = format!(
+                "{follows}, which writes the log and answers; {} behind it",
+                count_of(behind, "message")
+            );
+            match behind < BEHIND_WARN {
+                true => Check::ok(NAME, found),
+                false => Check::warn(
+                    NAME,
+                    found,
+                    "look again: when it grows, the way between the regions is too slow or broken",
+                ),
+            }
+        }
+        None => Check::warn(
+            NAME,
+            format!(
+                "{follows}, which writes the log and does not answer; {} behind it when it was last heard of",
+                count_of(behind, "message")
+            ),
+            "bring it back, or the way to it: until then nothing is committed here. If it is lost, give it up with `happen \
+             region take-over --lost`",
+        ),
+        Some(LogPlace::Sealed { .. }) => {
+            Check::fail(NAME, format!("{follows}, from which another one has taken the log over"), anew)
+        }
+        Some(LogPlace::Mirrored { domain: further, .. }) => {
+            Check::fail(NAME, format!("{follows}, which follows region `{further}` itself"), anew)
+        }
+        Some(_) => Check::fail(NAME, format!("{follows}, which has no log any more"), anew),
     }
 }
 
@@ -246,6 +367,9 @@ async fn processes(store: &Opened) -> Result<(Check, Holder, Registered), Failur
     Ok((check, holder, Registered::These(registered)))
 }
 
+/// Messages by which a region may be behind the one that it follows. On their way are some hundred between distant ones
+/// that write as fast as they can; with more, somebody who takes over loses what takes seconds to come.
+const BEHIND_WARN: u64 = 1_000;
 /// Bytes of what a server tells: some forty kilobytes of a large one.
 const ANSWER_BYTES_MAX: u64 = 4 << 20;
 /// How long a monitoring address may take to answer.
@@ -289,6 +413,45 @@ mod tests {
         assert_eq!(of(1, 1, true), Verdict::Warn);
         assert_eq!(of(3, 2, true), Verdict::Warn);
         assert_eq!(of(3, 3, true), Verdict::Ok);
+    }
+
+    #[test]
+    fn the_region_of_a_log_is_judged_by_what_it_and_the_other_one_do() {
+        let written = |epoch, sequence| LogPlace::Written { epoch, sequence };
+        let mirrored =
+            |domain: &str, sequence| LogPlace::Mirrored { domain: domain.to_owned(), sequence, behind: 7 };
+        let sealed = || LogPlace::Sealed { sequence: 5 };
+        let mirror = |there: Option<LogPlace>| {
+            let check = mirror("east", 1_000, 7, there.as_ref());
+            (check.verdict, check.found)
+        };
+        let ahead = |messages| mirror(Some(written(1, 1_000 + messages))).0;
+        let around = [BEHIND_WARN - 1, BEHIND_WARN, BEHIND_WARN + 1].map(ahead);
+        assert_eq!(around, [Verdict::Ok, Verdict::Warn, Verdict::Warn]);
+        let (verdict, found) = mirror(None);
+        assert_eq!(verdict, Verdict::Warn);
+        assert!(found.contains("does not answer; 7 messages behind"), "{found}");
+        for there in [sealed(), mirrored("west", 9), LogPlace::Absent] {
+            assert_eq!(mirror(Some(there.clone())).0, Verdict::Fail, "{there:?}");
+        }
+        let of = |here: LogPlace, other: Option<Option<LogPlace>>| {
+            let check = region(&here, other.as_ref().map(|there| ("east", there.as_ref())));
+            (check.verdict, check.found)
+        };
+        assert_eq!(of(written(1, 5), None).0, Verdict::Ok);
+        assert_eq!(of(written(2, 5), Some(None)).0, Verdict::Warn);
+        for there in [sealed(), mirrored("west", 9), LogPlace::Absent] {
+            assert_eq!(of(written(2, 5), Some(Some(there.clone()))).0, Verdict::Ok, "{there:?}");
+        }
+        for (theirs, says) in [(1, "there is lost"), (2, "here is lost"), (3, "here is lost")] {
+            let (verdict, found) = of(written(2, 5), Some(Some(written(theirs, 9))));
+            assert_eq!(verdict, Verdict::Fail);
+            assert!(found.ends_with(says), "{found}");
+        }
+        assert_eq!(of(mirrored("east", 5), Some(None)).0, Verdict::Warn);
+        assert_eq!(of(mirrored("east", 5), Some(Some(written(1, 5)))).0, Verdict::Ok);
+        assert_eq!(of(sealed(), None).0, Verdict::Fail);
+        assert_eq!(of(LogPlace::Absent, None).0, Verdict::Fail);
     }
 
     #[test]

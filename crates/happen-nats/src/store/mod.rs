@@ -36,7 +36,7 @@ use self::entry::{BatchBytes, Entry};
 use self::follower::Follower;
 use self::message::Message;
 use self::region::Route;
-pub use self::region::{Former, LogPlace, LogRegion, TakenOver};
+pub use self::region::{Former, LogPlace, LogRegion, OtherRegion, TakenOver};
 use self::snapshot::{Header, Snapshots};
 use self::writer::{Call, Sending, Writer, closed};
 use crate::limits;

@@ -81,6 +81,16 @@ pub enum LogPlace {
     },
 }
 
+/// Another region that has to do with a log, as it is seen from here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct OtherRegion {
+    /// Its domain.
+    pub domain: String,
+    /// What its servers do with the log; `None` when they do not answer.
+    pub place: Option<LogPlace>,
+}
+
 /// What is to be done about the region that writes a log, when another one takes over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(clippy::exhaustive_enums, reason = "it answers or it does not")]
@@ -116,7 +126,51 @@ impl LogRegion {
     ///
     /// [`ErrorKind::Io`] when they do not answer; [`ErrorKind::Misuse`] when the stream is no log of a space.
     pub async fn look(&self) -> Result<LogPlace> {
-        let Some(stream) = self.stream().await? else { return Ok(LogPlace::Absent) };
+        self.place_of(self.stream().await?.as_ref())
+    }
+
+    /// What the other region does with the log that these servers know of: the one that they follow, or else the one that
+    /// they took the log over from. `None` when there is no such region; of others nothing is known here.
+    ///
+    /// # Errors
+    ///
+    /// As [`LogRegion::look`]; that the other region does not answer is none.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use happen::env::RealEnv;
+    /// use happen_nats::{LogRegion, NatsStoreOptions};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> happen::Result<()> {
+    /// # let server = happen_testing::NatsServer::start();
+    /// # let client = async_nats::connect(server.url()).await.unwrap();
+    /// let region = LogRegion::new(client, NatsStoreOptions::new("shop", Arc::new(RealEnv::new())));
+    /// if let Some(other) = region.look_at_other().await? {
+    ///     println!("{}: {:?}", other.domain, other.place);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn look_at_other(&self) -> Result<Option<OtherRegion>> {
+        let Some(stream) = self.stream().await? else { return Ok(None) };
+        let config = &stream.cached_info().config;
+        let Some(domain) = stream::mirrored(config).or_else(|| stream::before(config)) else {
+            return Ok(None);
+        };
+        let there = at(&self.client, domain).get_stream(stream::name(&self.options)?).await;
+        let place = match found(there) {
+            Ok(stream) => Some(self.place_of(stream.as_ref())?),
+            // Whatever is said in place of its servers, they did not say anything.
+            Err(_) => None,
+        };
+        Ok(Some(OtherRegion { domain: domain.to_owned(), place }))
+    }
+
+    fn place_of(&self, stream: Option<&Stream>) -> Result<LogPlace> {
+        let Some(stream) = stream else { return Ok(LogPlace::Absent) };
         let info = stream.cached_info();
         let sequence = info.state.last_sequence;
         if info.config.sealed {

@@ -36,6 +36,7 @@
 //! # }
 //! ```
 
+mod among;
 mod detect;
 mod rates;
 mod sample;
@@ -50,6 +51,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits;
 use crate::space::{Space, SpaceInner};
+
+pub use among::ProcessBalance;
 
 pub(crate) use watch::Balance;
 
@@ -258,6 +261,32 @@ impl BalanceReport {
     /// Leaves so many nodes, those of this space first.
     pub(crate) fn at_most(mut self, nodes: usize) -> Self {
         self.nodes.truncate(nodes);
+        self
+    }
+
+    /// Leaves as many nodes as can be said in so many bytes of JSON, those of this space first.
+    pub(crate) fn within_bytes(mut self, bytes_max: usize) -> Self {
+        loop {
+            // Figures can be said in JSON; were one not, whoever sends the report is told.
+            let bytes = serde_json::to_vec(&self).map_or(0, |json| json.len());
+            let len = self.nodes.len();
+            if bytes <= bytes_max || len == 0 {
+                return self;
+            }
+            // About so many fit, and at least one has to go.
+            self.nodes.truncate((len.saturating_mul(bytes_max) / bytes).min(len - 1));
+        }
+    }
+
+    /// Leaves what is about nodes that somebody may know of.
+    pub(crate) fn only(mut self, may: impl Fn(&str) -> bool) -> Self {
+        self.nodes.retain(|figures| may(&figures.node));
+        self.nodes_len = self.nodes.len() as u64;
+        self.findings.retain_mut(|finding| {
+            finding.nodes.retain(|node| may(node));
+            finding.nodes_len = finding.nodes.len() as u64;
+            !finding.nodes.is_empty()
+        });
         self
     }
 }

@@ -1,9 +1,12 @@
 //! Requests by hand over the link: asking the process that has a node, and answering as that process. Owns how a request
-//! travels and that none is done twice when its answer is lost; what it does is in `carry.rs`.
+//! travels, and that none which changes something is done twice when its answer is lost; what it does is in `carry.rs`.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::future::{Future as _, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use happen_core::event::Purpose;
@@ -16,10 +19,13 @@ use tokio::sync::oneshot;
 
 use super::carry::within;
 use super::{Answer, Hands, Request};
+use crate::balance::BalanceReport;
 use crate::durable::keys::{PROCESSES, name_of};
 use crate::durable::{beside, schedule};
 use crate::flow::Outcome;
+use crate::identity::{Distrust, Trusted};
 use crate::limits;
+use crate::link::{Linked, RESERVED};
 use crate::send::Sender;
 use crate::space::SpaceInner;
 use crate::stamp;
@@ -85,6 +91,27 @@ impl ByHand {
         )))
     }
 
+    /// Whether it asks how all nodes of the process keep up, and changes nothing.
+    pub(crate) fn is_of_balance(&self) -> bool {
+        matches!(self.request, Request::Balance)
+    }
+
+    /// Whether a key may ask for it: one that operates the node, and for how the nodes keep up, one that operates any of
+    /// them; it is told of those alone.
+    ///
+    /// # Errors
+    ///
+    /// [`Distrust::NotOperator`].
+    pub(crate) fn allows(&self, by: &Trusted, space: &SpaceInner) -> Result<(), Distrust> {
+        let may = |node: &str| by.may_operate(node).is_ok();
+        if self.is_of_balance()
+            && space.all_nodes().iter().any(|node| !node.name.starts_with(RESERVED) && may(&node.name))
+        {
+            return Ok(());
+        }
+        by.may_operate(&self.node)
+    }
+
     /// Whether nothing of another node is touched; that of a schedule is looked up.
     fn is_about_its_node(&self) -> bool {
         let is = |node: Option<&str>| node == Some(&self.node);
@@ -97,7 +124,9 @@ impl ByHand {
                 is(Name::of(&key).map(|name| name.node).as_deref())
             }
             Request::Schedule(_) => true,
-            Request::Send(_) | Request::Prune(_) | Request::Stats | Request::Balance => false,
+            // The node only says in whose name it is answered.
+            Request::Balance => true,
+            Request::Send(_) | Request::Prune(_) | Request::Stats => false,
         }
     }
 }
@@ -136,15 +165,11 @@ pub(super) async fn ask(
     node: &str,
     request: Request,
 ) -> Result<Answer> {
-    let asked = ByHand { node: node.to_owned(), request };
-    let json = serde_json::to_value(&asked)
-        .map_err(|error| Error::misuse(format!("it cannot be said in JSON ({error})")))?;
-    let envelope = stamp::bare(Sender::Space(space), EventType::new(REQUEST), Purpose::Ask);
-    let event = Event::from_parts(envelope, Dynamic::from_json(EventType::new(REQUEST), json));
+    let event = event_of(space, node, request)?;
     let begun = space.env.monotonic();
     let mut left = Left::No;
     loop {
-        let error = match ask_once(space, process, node, &event).await {
+        let error = match ask_once(space, process, node, &event, limits::CONTROL_REPLY_MS).await {
             Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
@@ -163,6 +188,34 @@ pub(super) async fn ask(
         }
         space.env.sleep(Duration::from_millis(limits::CONTROL_AGAIN_WAIT_MS)).await;
     }
+}
+
+/// Asks a process how its nodes keep up, in the name of one of which it answers. Nothing is changed by it, so it is asked
+/// once, and whoever hears nothing may ask again.
+///
+/// # Errors
+///
+/// What that process answers; [`ErrorKind::Closed`], [`ErrorKind::Io`], [`ErrorKind::NoSuchNode`] or
+/// [`ErrorKind::TimedOut`] when it does not.
+pub(crate) async fn ask_balance(space: &Arc<SpaceInner>, process: &str, node: &str) -> Result<BalanceReport> {
+    let event = event_of(space, node, Request::Balance)?;
+    match ask_once(space, process, node, &event, limits::BALANCE_ASK_MS).await? {
+        Answer::Balance(report) => Ok(report),
+        _ => Err(unread()),
+    }
+}
+
+fn event_of(space: &Arc<SpaceInner>, node: &str, request: Request) -> Result<Event<Dynamic>> {
+    let asked = ByHand { node: node.to_owned(), request };
+    let json = serde_json::to_value(&asked)
+        .map_err(|error| Error::misuse(format!("it cannot be said in JSON ({error})")))?;
+    let envelope = stamp::bare(Sender::Space(space), EventType::new(REQUEST), Purpose::Ask);
+    Ok(Event::from_parts(envelope, Dynamic::from_json(EventType::new(REQUEST), json)))
+}
+
+#[cold]
+fn unread() -> Error {
+    Error::misuse("the process answered something else than was asked; it may be of another version")
 }
 
 #[cold]
@@ -187,14 +240,12 @@ async fn ask_once(
     process: &str,
     node: &str,
     event: &Event<Dynamic>,
+    wait_ms: u64,
 ) -> Result<Answer> {
     let away = space.ask_process(process, node, event)?;
-    let outcome = within(&space.env, limits::CONTROL_REPLY_MS, away.outcome()).await;
-    let outcome = outcome.unwrap_or_else(|| {
-        Err(Error::new(ErrorKind::TimedOut { after: Duration::from_millis(limits::CONTROL_REPLY_MS) }))
-    });
-    let unread =
-        || Error::misuse("the process answered something else than was asked; it may be of another version");
+    let outcome = within(&space.env, wait_ms, away.outcome()).await;
+    let outcome = outcome
+        .unwrap_or_else(|| Err(Error::new(ErrorKind::TimedOut { after: Duration::from_millis(wait_ms) })));
     let value = outcome?.ok_or_else(unread)?;
     if value.event_type().as_str() != ANSWER {
         return Err(unread());
@@ -221,10 +272,7 @@ impl SpaceInner {
         id: EventId,
         asked: ByHand,
     ) -> Result<oneshot::Receiver<Outcome>> {
-        let linked = self.link.get().filter(|_| self.control_id().as_deref() == Some(to));
-        let Some(linked) = linked else {
-            return Err(Error::new(ErrorKind::NoSuchNode { node: to.to_owned() }));
-        };
+        let linked = self.asked_as(to)?;
         let now_ms = u64::try_from(self.env.monotonic().as_millis()).unwrap_or(u64::MAX);
         let (told, tells) = oneshot::channel();
         if let Begins::New = linked.carried.begin(id, now_ms, told)? {
@@ -238,6 +286,54 @@ impl SpaceInner {
             }));
         }
         Ok(tells)
+    }
+
+    /// Tells whoever asks over the link how the nodes keep up: all of them, or those that a key operates. It stops when
+    /// nobody waits any more.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::NoSuchNode`]: another process is meant, such as one that ran here before.
+    pub(crate) fn asked_for_balance(
+        self: &Arc<Self>,
+        to: &str,
+        by: Option<Arc<Trusted>>,
+    ) -> Result<oneshot::Receiver<Outcome>> {
+        self.asked_as(to)?;
+        let (mut told, tells) = oneshot::channel();
+        let space = Arc::clone(self);
+        self.env.spawn(Box::pin(async move {
+            let mut looking = pin!(space.balance_for(by.as_deref()));
+            let found = poll_fn(|task| match told.poll_closed(task) {
+                Poll::Ready(()) => Poll::Ready(None),
+                Poll::Pending => looking.as_mut().poll(task).map(Some),
+            })
+            .await;
+            if let Some(found) = found {
+                // Who asked may have gone.
+                drop(told.send(found));
+            }
+        }));
+        Ok(tells)
+    }
+
+    async fn balance_for(self: &Arc<Self>, by: Option<&Trusted>) -> Outcome {
+        let mut report = self.balance_report().await?;
+        if let Some(by) = by {
+            report = report.only(|node| by.may_operate(node).is_ok());
+        }
+        let report = report.at_most(limits::CONTROL_NODES_MAX);
+        // On its way it is no JSON: most of it is shorter there, and some numbers are longer.
+        let report = report.within_bytes(self.config.event_bytes_max / 4 * 3);
+        let json = serde_json::to_value(Answer::Balance(report))
+            .map_err(|error| Error::misuse(format!("the answer cannot be said in JSON ({error})")))?;
+        Ok(Some(Value::new(Dynamic::from_json(EventType::new(ANSWER), json))))
+    }
+
+    /// The link by which this process is asked, when it is the one that is meant.
+    fn asked_as(&self, to: &str) -> Result<&Linked> {
+        let linked = self.link.get().filter(|_| self.control_id().as_deref() == Some(to));
+        linked.ok_or_else(|| Error::new(ErrorKind::NoSuchNode { node: to.to_owned() }))
     }
 
     async fn carry_out_here(self: &Arc<Self>, asked: ByHand) -> Result<Arc<[u8]>> {

@@ -37,7 +37,7 @@ use crate::space::Space;
 pub use crate::durable::beside::{Heard, NodeOwner};
 
 pub(crate) use carry::{Hands, within};
-pub(crate) use linked::{ByHand, Carried};
+pub(crate) use linked::{ByHand, Carried, ask_balance};
 #[cfg(feature = "embedded")]
 pub(crate) use listen::Listening;
 
@@ -79,7 +79,7 @@ pub enum Request {
     Schedule(OfSchedule),
     /// To tell how the space is.
     Stats,
-    /// To tell how its nodes keep up.
+    /// To tell how its nodes keep up. [`Space::balance_reports`](crate::Space::balance_reports) asks all processes.
     Balance,
 }
 

@@ -131,7 +131,8 @@ impl Trusted {
     }
 
     /// The nodes whose flows, dead letters, schedules and states it may change by hand over the link, as
-    /// [`control`](crate::control) has it.
+    /// [`control`](crate::control) has it, and of which it is told how they keep up
+    /// ([`Space::balance_reports`](crate::Space::balance_reports)).
     #[must_use]
     pub fn operates<G: Into<String>>(mut self, globs: impl IntoIterator<Item = G>) -> Self {
         self.operates.extend(globs.into_iter().map(Into::into));

@@ -111,6 +111,8 @@ struct Arrived {
     event: Arc<dyn ErasedEvent>,
     key: Option<Arc<str>>,
     handover: Option<Handover>,
+    /// The rules of who signed it; nobody's where that is not asked, or unsigned frames are taken.
+    by: Option<Arc<Trusted>>,
 }
 
 impl SpaceInner {
@@ -143,8 +145,7 @@ impl SpaceInner {
             && to.starts_with(CONTROL)
         {
             // Nobody's word is enough to send an event, where that was said, and never for this.
-            let may =
-                |by: &Trusted| by.may_operate(&ByHand::read(&*event)?.node).map_err(Distrust::into_error);
+            let may = |by: &Trusted| ByHand::read(&*event)?.allows(by, self).map_err(Distrust::into_error);
             let allowed = opened.by.as_deref().map_or_else(|| Err(Distrust::Unsigned.into_error()), may);
             allowed.map_err(|error| error.at_event(event.envelope().id))?;
         }
@@ -153,7 +154,8 @@ impl SpaceInner {
         }
         let first = parcel.events().first();
         let key = first.and_then(|event| event.key.as_deref()).map(Arc::from);
-        Ok(Arrived { event, key, handover: first.and_then(|event| event.handover) })
+        let handover = first.and_then(|event| event.handover);
+        Ok(Arrived { event, key, handover, by: opened.by })
     }
 
     /// The parcel in a frame. One that is handed over is larger by what says so.
@@ -247,7 +249,7 @@ impl SpaceInner {
         let taken = self
             .read_frame(self.addressee(to), frame)
             .inspect_err(|error| self.refuse(error))
-            .and_then(|Arrived { event, key, handover }| {
+            .and_then(|Arrived { event, key, handover, by }| {
                 let envelope = event.envelope();
                 if to.starts_with(CONTROL) {
                     answers.to = envelope.id;
@@ -255,6 +257,12 @@ impl SpaceInner {
                     if let Some(sealing) = &mut answers.sealing {
                         // Who has the node answers for it.
                         sealing.asked.node.clone_from(&asked.node);
+                    }
+                    if asked.is_of_balance() {
+                        // Answered each time anew, and so many at once as other requests.
+                        answers._place =
+                            Some(self.place_for_answer().map_err(|error| error.at_event(envelope.id))?);
+                        return self.asked_for_balance(to, by).map(Source::Waits);
                     }
                     return self.asked_by_hand(to, envelope.id, asked).map(Source::Waits);
                 }
