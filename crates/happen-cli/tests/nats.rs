@@ -15,7 +15,7 @@ use happen::identity::{Identity, Signer as _, TrustStore};
 use happen::{BalanceOptions, Config, Context, Error, Event, Space, secs};
 use happen_ed25519::KeyPair;
 use happen_nats::{Connect, Nats};
-use happen_testing::NatsServer;
+use happen_testing::{NatsServer, NatsSetup};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
@@ -619,10 +619,8 @@ fn every_command_works_in_a_space_on_nats() {
 
 #[test]
 fn a_region_takes_over_by_hand() {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let leaf = format!("leafnodes {{ reconnect: 1, remotes: [{{ url: \"nats://127.0.0.1:{port}\" }}] }}");
-    let mut east = NatsServer::in_domain("east", &format!("leafnodes {{ listen: \"127.0.0.1:{port}\" }}"));
-    let west = NatsServer::in_domain("west", &leaf);
+    let mut east = NatsSetup::new().region("east", &[]).start();
+    let west = NatsSetup::new().region("west", &[east.leaf_port()]).start();
     let [in_east, in_west] = [&east, &west].map(|server| format!("{}/shop", server.url()));
     let told = failure(&happen(&in_west, &["region", "show"]), 4);
     assert!(told.contains("these servers have no log"), "{told}");

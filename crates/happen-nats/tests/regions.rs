@@ -3,7 +3,6 @@
 #![expect(clippy::disallowed_methods, reason = "tasks of the tests run beside those of the stores")]
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,7 +14,7 @@ use happen::{Error, Event, Space};
 use happen_core::env::{BoxFuture, BoxWork, CoarseClock, Env};
 use happen_core::store::{Batch, Condition, NewRecord, Position, Read, Select, Start, Store, Tag};
 use happen_nats::{Former, LogPlace, LogRegion, Nats, NatsStore, NatsStoreOptions, limits};
-use happen_testing::NatsServer;
+use happen_testing::{NatsServer, NatsSetup};
 
 /// Servers of two regions, connected with each other.
 struct World {
@@ -25,11 +24,9 @@ struct World {
 
 impl World {
     fn start() -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let listens = format!("leafnodes {{ listen: \"127.0.0.1:{port}\" }}");
-        let connects =
-            format!("leafnodes {{ reconnect: 1, remotes: [{{ url: \"nats://127.0.0.1:{port}\" }}] }}");
-        Self { east: NatsServer::in_domain("east", &listens), west: NatsServer::in_domain("west", &connects) }
+        let east = NatsSetup::new().region("east", &[]).start();
+        let west = NatsSetup::new().region("west", &[east.leaf_port()]).start();
+        Self { east, west }
     }
 
     async fn in_east(&self) -> NatsStore {

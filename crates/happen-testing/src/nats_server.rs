@@ -46,14 +46,28 @@ pub struct NatsServer {
     jetstream: String,
     /// What it says of the cluster, for a server of one.
     cluster: String,
+    /// What it says of the regions around, for a server of one.
+    region: Option<Region>,
     /// What the configuration has beside all that.
     config: String,
     child: Option<Child>,
+    /// How much it had written to its log when it was started last.
+    log_before: usize,
     /// Gone with the last server that uses it.
     _temporary: Option<tempfile::TempDir>,
 }
 
-/// A server that is about to be started, with more to say than nothing.
+/// Where a server is that belongs to one of several regions.
+#[derive(Debug, Clone)]
+struct Region {
+    domain: String,
+    /// The ports of those it goes to.
+    remotes: Vec<u16>,
+    /// Where it listens for others that come to it.
+    port: u16,
+}
+
+/// A server that is about to be started, or several of them, with more to say than nothing.
 ///
 /// # Examples
 ///
@@ -69,6 +83,7 @@ pub struct NatsSetup {
     config: String,
     store: Option<PathBuf>,
     starter: Vec<String>,
+    region: Option<(String, Vec<u16>)>,
 }
 
 impl Default for NatsSetup {
@@ -86,6 +101,7 @@ impl NatsSetup {
             config: String::new(),
             store: None,
             starter: Vec::new(),
+            region: None,
         }
     }
 
@@ -107,26 +123,91 @@ impl NatsSetup {
         Self { store: Some(disk.folder().join("jetstream")), starter: disk.starter(), ..self }
     }
 
+    /// The same in a region: a JetStream domain with this name. It takes servers of other regions as leaf nodes at
+    /// [`NatsServer::leaf_port`], and goes itself as a leaf node to the first of these ports at which somebody is. Of a
+    /// cluster each server begins with another one.
+    #[must_use]
+    pub fn region(self, domain: &str, remotes: &[u16]) -> Self {
+        Self { region: Some((domain.to_owned(), remotes.to_vec())), ..self }
+    }
+
     /// Starts the server.
     #[must_use]
     pub fn start(self) -> NatsServer {
         let temporary = tempfile::tempdir().expect("a temporary folder");
-        let mut server = NatsServer::new("alone", temporary.path(), &self.config);
+        // Servers of all regions are told apart by their names.
+        let name = self.region.as_ref().map_or("alone", |(domain, _)| domain);
+        let mut server = self.server(name, temporary.path());
         server._temporary = Some(temporary);
-        server.jetstream = self.jetstream;
         server.starter = self.starter;
         if let Some(store) = self.store {
             server.store = store;
         }
-        // Somebody else may take the port between the choice and the start.
+        // Somebody else may take a port between the choice and the start.
         for _ in 1..STARTS_MAX {
             server.launch();
             if server.is_ready() {
                 return server;
             }
-            server.port = free_port();
+            server.choose_ports();
         }
         server.restart();
+        server
+    }
+
+    /// Starts so many servers that know each other, with the ways between them that are asked for: each server reaches each
+    /// other one at the port that is given for it, and nowhere else. Clients know the servers that they are told of and no
+    /// others.
+    #[must_use]
+    pub fn start_cluster(self, count: usize, mut way: impl FnMut(RouteTo) -> u16) -> NatsCluster {
+        for _ in 1..STARTS_MAX {
+            let mut cluster = self.cluster(count, &mut way);
+            // As for one alone.
+            if cluster.servers.iter_mut().all(NatsServer::is_ready) {
+                return cluster;
+            }
+        }
+        let mut cluster = self.cluster(count, &mut way);
+        cluster.servers.iter_mut().for_each(NatsServer::until_ready);
+        cluster
+    }
+
+    fn cluster(&self, count: usize, way: &mut impl FnMut(RouteTo) -> u16) -> NatsCluster {
+        let temporary = tempfile::tempdir().expect("a temporary folder");
+        let ports: Vec<u16> = (0..count).map(|_| free_port()).collect();
+        let mut servers = Vec::with_capacity(count);
+        for (from, port) in ports.iter().enumerate() {
+            let [of, cluster] =
+                ["server", "happen"].map(|name| self.region.as_ref().map_or(name, |(domain, _)| domain));
+            let name = format!("{of}-{from}");
+            let mut routes = String::new();
+            for (to, port) in ports.iter().enumerate().filter(|(to, _)| *to != from) {
+                let port = way(RouteTo { from, to, port: *port });
+                write!(routes, "\"nats://127.0.0.1:{port}\", ").unwrap();
+            }
+            let mut server = self.server(&name, &temporary.path().join(&name));
+            if let Some(region) = server.region.as_mut().filter(|region| !region.remotes.is_empty()) {
+                let first = from % region.remotes.len();
+                region.remotes.rotate_left(first);
+            }
+            // What is told to the others as the own address leads nowhere: they know the way.
+            server.cluster = format!(
+                "cluster {{ name: {cluster}, listen: \"127.0.0.1:{port}\", advertise: \"127.0.0.1:{NOWHERE}\", \
+                 no_advertise: true, routes: [{routes}] }}"
+            );
+            server.launch();
+            servers.push(server);
+        }
+        NatsCluster { servers, _temporary: temporary }
+    }
+
+    fn server(&self, name: &str, folder: &Path) -> NatsServer {
+        let mut server = NatsServer::new(name, folder, &self.config);
+        server.jetstream.clone_from(&self.jetstream);
+        if let Some((domain, remotes)) = &self.region {
+            let (domain, remotes) = (domain.clone(), remotes.clone());
+            server.region = Some(Region { domain, remotes, port: free_port() });
+        }
         server
     }
 }
@@ -152,16 +233,6 @@ impl NatsServer {
         NatsSetup::new().config(config).start()
     }
 
-    /// Starts a server of another JetStream domain, with further lines of configuration.
-    #[must_use]
-    pub fn in_domain(domain: &str, config: &str) -> Self {
-        let mut server = Self::with(config);
-        server.name = domain.to_owned();
-        server.jetstream = format!("sync_interval: always, domain: {domain}");
-        server.restart();
-        server
-    }
-
     fn new(name: &str, folder: &Path, config: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -171,6 +242,8 @@ impl NatsServer {
             port: free_port(),
             jetstream: NatsSetup::new().jetstream,
             cluster: String::new(),
+            region: None,
+            log_before: 0,
             config: config.to_owned(),
             child: None,
             _temporary: None,
@@ -187,6 +260,19 @@ impl NatsServer {
     #[must_use]
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The port for servers of other regions, of one that is in a region.
+    #[must_use]
+    pub fn leaf_port(&self) -> u16 {
+        self.region.as_ref().expect("the server was started in a region").port
+    }
+
+    fn choose_ports(&mut self) {
+        self.port = free_port();
+        if let Some(region) = &mut self.region {
+            region.port = free_port();
+        }
     }
 
     /// What the server wrote to its log so far.
@@ -255,6 +341,7 @@ impl NatsServer {
         self.kill();
         let program = nats_server_program();
         let file = self.write_config();
+        self.log_before = self.log().len();
         let log = fs::OpenOptions::new().create(true).append(true).open(self.log_file()).expect("a log file");
         let mut starting: Vec<&OsStr> = self.starter.iter().map(OsStr::new).collect();
         starting.push(program.as_os_str());
@@ -271,9 +358,23 @@ impl NatsServer {
     }
 
     fn write_config(&self) -> PathBuf {
+        let (mut domain, mut leafs) = (String::new(), String::new());
+        if let Some(region) = &self.region {
+            domain = format!(", domain: {}", region.domain);
+            let urls =
+                region.remotes.iter().map(|port| format!("\"nats://127.0.0.1:{port}\"")).collect::<Vec<_>>();
+            let remotes = match &urls[..] {
+                [] => String::new(),
+                urls => format!("{{ urls: [{}], no_randomize: true }}", urls.join(", ")),
+            };
+            leafs = format!(
+                "leafnodes {{ listen: \"127.0.0.1:{}\", no_advertise: true, reconnect: 1, remotes: [{remotes}] }}",
+                region.port
+            );
+        }
         let config = format!(
             "server_name: {name}\nlisten: \"127.0.0.1:{port}\"\n\
-             jetstream {{ store_dir: {store:?}, {jetstream} }}\n{cluster}\n{more}\n",
+             jetstream {{ store_dir: {store:?}, {jetstream}{domain} }}\n{cluster}\n{leafs}\n{more}\n",
             name = self.name,
             port = self.port,
             store = self.store,
@@ -291,14 +392,16 @@ impl NatsServer {
         self.folder.join("server.log")
     }
 
-    /// Waits until a client is greeted. False when the process has ended.
+    /// Waits until the server says that it is ready, and greets a client: another one may have its port. False when the
+    /// process has ended.
     fn is_ready(&mut self) -> bool {
         for _ in 0..limits::LOOKS_MAX {
             let child = self.child.as_mut().expect("the server was started");
             if child.try_wait().expect("the server can be asked").is_some() {
                 return false;
             }
-            if greeting(self.port).is_some_and(|info| info.contains("\"jetstream\":true")) {
+            let says = self.log().get(self.log_before..).is_some_and(|log| log.contains(READY));
+            if says && greeting(self.port).is_some_and(|info| info.contains("\"jetstream\":true")) {
                 return true;
             }
             thread::sleep(Duration::from_millis(1));
@@ -338,37 +441,21 @@ impl NatsCluster {
         Self::with("", count, |to| to.port)
     }
 
-    /// Starts so many servers, each with further lines of configuration, and with the ways between them that are asked
-    /// for: each server reaches each other one at the port that is given for it, and nowhere else. Clients know the servers
-    /// that they are told of and no others.
+    /// Starts so many servers, each with further lines of configuration, and with ways between them as with
+    /// [`NatsSetup::start_cluster`].
     #[must_use]
-    pub fn with(config: &str, count: usize, mut way: impl FnMut(RouteTo) -> u16) -> Self {
-        let temporary = tempfile::tempdir().expect("a temporary folder");
-        let ports: Vec<u16> = (0..count).map(|_| free_port()).collect();
-        let mut servers = Vec::with_capacity(count);
-        for (from, port) in ports.iter().enumerate() {
-            let name = format!("server-{from}");
-            let mut routes = String::new();
-            for (to, port) in ports.iter().enumerate().filter(|(to, _)| *to != from) {
-                let port = way(RouteTo { from, to, port: *port });
-                write!(routes, "\"nats://127.0.0.1:{port}\", ").unwrap();
-            }
-            // What is told to the others as the own address leads nowhere: they know the way.
-            let mut server = NatsServer::new(&name, &temporary.path().join(&name), config);
-            server.cluster = format!(
-                "cluster {{ name: happen, listen: \"127.0.0.1:{port}\", advertise: \"127.0.0.1:{NOWHERE}\", \
-                 no_advertise: true, routes: [{routes}] }}"
-            );
-            server.launch();
-            servers.push(server);
-        }
-        servers.iter_mut().for_each(NatsServer::until_ready);
-        Self { servers, _temporary: temporary }
+    pub fn with(config: &str, count: usize, way: impl FnMut(RouteTo) -> u16) -> Self {
+        NatsSetup::new().config(config).start_cluster(count, way)
+    }
+
+    /// Kills all servers.
+    pub fn kill_all(&mut self) {
+        self.servers.iter_mut().for_each(NatsServer::kill);
     }
 
     /// Kills all servers and starts them again.
     pub fn restart_all(&mut self) {
-        self.servers.iter_mut().for_each(NatsServer::kill);
+        self.kill_all();
         self.servers.iter_mut().for_each(NatsServer::launch);
         self.servers.iter_mut().for_each(NatsServer::until_ready);
     }
@@ -430,6 +517,9 @@ pub fn nats_server_program() -> PathBuf {
         )
     })
 }
+
+/// What a server writes to its log when it takes clients.
+const READY: &str = "Server is ready";
 
 /// A port that nobody listens on.
 const NOWHERE: u16 = 1;

@@ -33,6 +33,8 @@ pub struct Way {
 struct State {
     passable: Mutex<Passable>,
     changed: Condvar,
+    /// Both ends of each connection that was made.
+    connections: Mutex<Vec<TcpStream>>,
 }
 
 #[derive(Debug, Default)]
@@ -86,6 +88,15 @@ impl Way {
     pub fn heal(&self) {
         self.state.change(|passable| passable.is_cut = false);
     }
+
+    /// Ends all connections, and what was held up on them is gone.
+    pub fn break_off(&self) {
+        let mut connections = self.state.connections.lock().unwrap_or_else(PoisonError::into_inner);
+        for connection in connections.drain(..) {
+            // One that has ended already is what is wanted.
+            drop(connection.shutdown(Shutdown::Both));
+        }
+    }
 }
 
 impl Drop for Way {
@@ -120,6 +131,8 @@ impl State {
         }
         let ends = (client.try_clone(), server.try_clone());
         let (Ok(to_client), Ok(to_server)) = ends else { return };
+        let kept = [to_client.try_clone(), to_server.try_clone()];
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner).extend(kept.into_iter().flatten());
         for (from, to) in [(client, to_server), (server, to_client)] {
             let state = Arc::clone(self);
             thread::spawn(move || state.forward(from, to));
@@ -165,6 +178,13 @@ mod tests {
         assert_eq!(server.read(&mut buffer).unwrap(), 3);
         assert_eq!(&buffer[..3], b"cut");
         assert_eq!(client.read(&mut buffer).unwrap(), 3);
+        way.cut();
+        client.write_all(b"lost").unwrap();
+        way.break_off();
+        way.heal();
+        assert_eq!(server.read(&mut buffer).unwrap(), 0);
+        let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, way.port())).unwrap();
+        let mut server = listener.accept().unwrap().0;
         drop(way);
         client.write_all(b"gone").unwrap();
         assert_eq!(server.read(&mut buffer).unwrap(), 0);
