@@ -486,7 +486,7 @@ fn a_server_that_asks_who_comes_is_reached_with_files_and_variables() {
     assert!(told.starts_with("no server lets this program in at nats://127.0.0.1"), "{told}");
 }
 
-/// Every command and what it is given, by its name; none for those that need no space.
+/// Every command and what it is given, by its name; none for those that need no space, or one in several regions.
 fn all_commands(of: &Everything) -> BTreeMap<&'static str, Option<Vec<&str>>> {
     let Everything { dead, given_up, waiting, retrying, copy, backup, repository } = of;
     let demo = vec!["--orders", ORDERS];
@@ -500,6 +500,7 @@ fn all_commands(of: &Everything) -> BTreeMap<&'static str, Option<Vec<&str>>> {
         ("balance", Some(vec![])),
         ("region show", Some(vec![])),
         ("region take-over", Some(vec![])),
+        ("region follow", None),
         ("trace", Some(vec![dead])),
         ("why", Some(vec!["mill"])),
         ("impact", Some(vec![dead])),
@@ -677,6 +678,8 @@ fn a_region_takes_over_by_hand() {
         "{found}"
     );
     assert!(advice.contains("it seals the log in `east`"), "{advice}");
+    let told = failure(&happen(&in_west, &["region", "follow", "east"]), 1);
+    assert!(told.contains("ask region `east`"), "{told}");
     // It comes back, is told by whoever opens the log, and then takes nothing more.
     east.restart();
     let mut last = String::new();
@@ -696,6 +699,15 @@ fn a_region_takes_over_by_hand() {
     let (found, advice) = doctor(&in_east);
     assert!(found.starts_with("fail sealed at message "), "{found}");
     assert!(advice.contains("`mirror_of`"), "{advice}");
+    assert_eq!(show(&in_east)["stands"], "sealed");
+    let told = failure(&happen(&in_west, &["region", "follow", "east"]), 1);
+    assert!(told.contains("region `east` does not write the log"), "{told}");
+    let output = happen(&in_east, &["region", "follow", "west", "--json"]);
+    let followed: Json = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(followed["given_up"], 0, "{followed}");
+    assert_eq!((&show(&in_east)["stands"], &show(&in_east)["of"]), (&json!("mirrored"), &json!("west")));
+    let output = happen(&in_east, &["region", "follow", "west"]);
+    assert!(String::from_utf8(output.stdout).unwrap().starts_with("follows region west"));
     let told = failure(&happen("", &["region", "show", "--store", "./folder"]), 2);
     assert!(told.contains("regions are those of NATS servers"), "{told}");
 }

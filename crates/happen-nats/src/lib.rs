@@ -17,4 +17,7 @@ pub use link::read_message;
 pub use link::{Connection, Connector, LinkOptions, NatsLink, PatientLink, Traffic};
 #[doc(hidden)]
 pub use store::read_log_message;
-pub use store::{Former, LogInfo, LogPlace, LogRegion, NatsStore, NatsStoreOptions, OtherRegion, TakenOver};
+pub use store::{
+    Followed, Former, LogInfo, LogPlace, LogRegion, NatsStore, NatsStoreOptions, OtherRegion, Surplus,
+    TakenOver,
+};

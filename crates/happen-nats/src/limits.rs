@@ -53,8 +53,15 @@ pub const RESEND_WAIT_MS_MAX: u64 = 500;
 /// How often whoever waits for a server looks whether the connection was made anew, in milliseconds.
 pub const CONNECTION_LOOK_MS: u64 = 25;
 
-/// How long a log may stand still while it is opened, in milliseconds, before that is an error.
+/// How long opening waits for a server that is away, or says no, in milliseconds, before that is an error.
 pub const OPEN_WAIT_MS: u64 = 10_000;
+
+/// How long opening waits for servers that have not agreed yet on who leads them, in milliseconds, and how long a log may
+/// stand still while it is read.
+///
+/// Three servers that have just begun take under a second to choose, up to 3 s on a busy machine, and those of a leader that
+/// was killed up to 8 s. Whoever is not there after 30 s does not come by itself.
+pub const AGREE_WAIT_MS: u64 = 30_000;
 
 /// How long a space that works on alone waits before it tries again to join the others, in milliseconds. When the
 /// connection is there it tries at once.
@@ -89,12 +96,19 @@ pub const COPY_LATE_MS: u64 = 60_000;
 /// How often it is looked whether a region answers again from which the log was taken over, in milliseconds.
 pub const REGION_LOOK_MS: u64 = 5_000;
 
+/// How long a reader that a log is opened with may give nothing before another one is begun, in milliseconds. Servers that
+/// have just begun may put a reader where nothing comes from, although it says that it is there.
+pub const READER_WAIT_MS: u64 = 2_000;
+
 /// How often a message that does not come is asked for before it counts as gone.
 pub const READ_AGAIN_MAX: u32 = 5;
 
 /// How often it is looked for an entry that the log has acknowledged and does not give before it is read anew: with
-/// [`CONNECTION_LOOK_MS`] between two looks, after half a second.
-pub const SILENT_LOOKS_MAX: u32 = 20;
+/// [`CONNECTION_LOOK_MS`] between two looks, after half a second. Twice as often each time that this was in vain.
+pub const SILENT_LOOKS: u32 = 20;
+
+/// The most looks before a log is read anew: some four seconds. A reader needs time to begin at servers that are busy.
+pub const SILENT_LOOKS_MAX: u32 = 160;
 
 /// How many bytes the batches of one call to commit may have: 32 MiB.
 pub const CALL_BYTES_MAX: usize = 32 << 20;

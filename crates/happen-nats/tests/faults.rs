@@ -6,15 +6,17 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_nats::ConnectOptions;
 use async_nats::jetstream::stream;
+use futures_util::TryStreamExt as _;
 use happen::env::RealEnv;
 use happen::global::LargeValue;
 use happen::{Config, Context, Event, Space, millis, secs};
-use happen_core::env::Env;
-use happen_core::store::{Read, Select, Start};
-use happen_nats::{Connection, LinkOptions, Nats, NatsLink, NatsStore, NatsStoreOptions};
+use happen_core::env::{BoxFuture, BoxWork, CoarseClock, Env};
+use happen_core::store::{Batch, NewRecord, Read, Select, Start, Store as _, Tag};
+use happen_nats::{Connection, LinkOptions, Nats, NatsLink, NatsStore, NatsStoreOptions, limits};
 use happen_testing::link::until;
 use happen_testing::{
     ImageDisk, NatsCluster, NatsServer, NatsSetup, SetClock, SmallDisk, TestDisk, Way, noise, unwritten_pages,
@@ -44,17 +46,7 @@ struct Process {
 
 impl Process {
     async fn open(url: &str, till: &str) -> Self {
-        let nats = || Nats::at(format!("{url}/shop")).commit_wait(secs(2));
-        let mut opened = nats().open().await;
-        // Servers that have just begun to know each other may take longer than opening waits; whoever starts a program
-        // starts it again then.
-        for _ in 1..OPENS_MAX {
-            if !opened.as_ref().is_err_and(|error| error.code() == "io") {
-                break;
-            }
-            opened = nats().open().await;
-        }
-        Self::start(opened.unwrap(), till).await
+        Self::start(Nats::at(format!("{url}/shop")).commit_wait(secs(2)).open().await.unwrap(), till).await
     }
 
     async fn start(space: Space, till: &str) -> Self {
@@ -265,6 +257,120 @@ async fn of_servers_that_are_cut_from_each_other_the_larger_part_goes_on() {
         assert!(failed.contains("may be committed later") && failed.contains("\"code\":\"io\""), "{failed}");
         assert_eq!(*paying.refusals[0].lock().unwrap(), BTreeSet::from(["io"]));
     }
+}
+
+/// Surroundings whose time goes faster, so that nobody waits long for servers that do not come.
+#[derive(Debug, Default)]
+struct Fast(RealEnv);
+
+impl Fast {
+    const TIMES: u32 = 20;
+}
+
+impl Env for Fast {
+    fn unix_ms(&self) -> u64 {
+        self.0.unix_ms()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.monotonic() * Self::TIMES
+    }
+
+    fn clock(&self) -> &Arc<CoarseClock> {
+        self.0.clock()
+    }
+
+    fn fill_random(&self, bytes: &mut [u8]) {
+        self.0.fill_random(bytes);
+    }
+
+    fn spawn(&self, task: BoxFuture<'static, ()>) {
+        self.0.spawn(task);
+    }
+
+    fn spawn_blocking(&self, work: BoxWork) {
+        self.0.spawn_blocking(work);
+    }
+
+    fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
+        self.0.sleep(time / Self::TIMES)
+    }
+}
+
+async fn opened(env: Arc<dyn Env>, url: String) -> happen::Result<NatsStore> {
+    let client = async_nats::connect(url).await.unwrap();
+    NatsStore::open(client, NatsStoreOptions::new("shop", env)).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_that_have_not_agreed_yet_are_waited_for_and_what_they_lack_is_told() {
+    let fast: Arc<dyn Env> = Arc::new(Fast::default());
+    let mut cluster = NatsCluster::start(3);
+    cluster.kill_all();
+    cluster.servers[0].restart();
+    let begun = fast.monotonic();
+    let error = opened(Arc::clone(&fast), cluster.servers[0].url()).await.unwrap_err();
+    let waited = fast.monotonic() - begun;
+    assert_eq!(error.code(), "io");
+    assert!(waited >= millis(limits::AGREE_WAIT_MS), "{waited:?}");
+    assert!(error.to_string().contains("no server answers that leads JetStream or the log"), "{error}");
+    // Two have a leader, and are too few for a log on three.
+    cluster.servers[1].restart();
+    let mut told = String::new();
+    for _ in 0..20 {
+        told = opened(Arc::clone(&fast), cluster.servers[0].url()).await.unwrap_err().to_string();
+        if told.contains("fewer servers know each other and have room") {
+            break;
+        }
+    }
+    assert!(told.contains("fewer servers know each other and have room than the log has replicas"), "{told}");
+    let opening = opened(env(), cluster.servers[1].url());
+    tokio::pin!(opening);
+    tokio::select! {
+        opened = &mut opening => panic!("two servers are enough: {opened:?}"),
+        () = env().sleep(millis(300)) => {}
+    }
+    cluster.servers[2].restart();
+    let store = opening.await.unwrap();
+    assert_eq!(store.log_info().await.unwrap().replicas, 3);
+}
+
+/// An account whose user may read the log, or may not begin to.
+fn reading(may: bool) -> String {
+    let denied = if may { "" } else { ", permissions: { publish: { deny: \"$JS.API.CONSUMER.CREATE.>\" } }" };
+    format!(
+        "accounts {{ SHOP {{ jetstream: enabled, users: [\
+         {{ user: shop, password: \"s3cret\"{denied} }}, {{ user: admin, password: \"s3cret\" }}] }} }}"
+    )
+}
+
+/// While a reader cannot begin, the writer asks for another one again and again. None of that counts for the one that begins.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_acknowledged_while_the_log_cannot_be_read_is_read_as_soon_as_it_can() {
+    let mut server = NatsServer::with(&reading(true));
+    let sign_in = |user: &str| ConnectOptions::with_user_and_password(user.into(), "s3cret".into());
+    let client = sign_in("shop").connect(server.url()).await.unwrap();
+    let store = NatsStore::open(client, NatsStoreOptions::new("shop", env())).await.unwrap();
+    let admin = async_nats::jetstream::new(sign_in("admin").connect(server.url()).await.unwrap());
+    let log = admin.get_stream("happen_shop").await.unwrap();
+    server.reload(&reading(false));
+    let readers: Vec<String> = log.consumer_names().try_collect().await.unwrap();
+    for reader in &readers {
+        log.delete_consumer(reader).await.unwrap();
+    }
+    let record = NewRecord { tags: vec![Tag::Declared("all".into())], bytes: b"one".as_slice().into() };
+    let committing = store.commit(vec![Batch { records: vec![record], ..Batch::default() }]);
+    tokio::pin!(committing);
+    tokio::select! {
+        committed = &mut committing => panic!("nobody reads the log: {committed:?}"),
+        () = env().sleep(secs(4)) => {}
+    }
+    assert_eq!(
+        (readers.len(), admin.get_stream("happen_shop").await.unwrap().cached_info().state.messages),
+        (1, 1)
+    );
+    server.reload(&reading(true));
+    committing.await.remove(0).unwrap();
 }
 
 /// What a server with this setup has on its disk when the power is lost at a moment at which payments are being made: how
@@ -479,7 +585,7 @@ async fn an_account_with_no_stream_left_opens_no_other_space() {
         process.pay(id).await.unwrap();
     }
     process.space.settled(secs(10)).await.unwrap();
-    let read = happen_core::store::Store::read(&beside, Read::forward(Select::All)).await.unwrap();
+    let read = beside.read(Read::forward(Select::All)).await.unwrap();
     assert!(!read.records.is_empty());
     assert_eq!(process.paid("till").await, (0..20).collect::<Vec<_>>());
 }
@@ -593,9 +699,6 @@ async fn a_log_at_its_limit_refuses_and_goes_on_when_it_may_be_larger() {
 
 /// Room for some thousand payments and what the server keeps beside.
 const DISK_BYTES: u64 = 64 << 20;
-
-/// How often a process is opened before it counts as one that does not.
-const OPENS_MAX: usize = 4;
 
 /// How often the power is lost in one test.
 const POWER_CUTS: usize = 3;

@@ -1,20 +1,21 @@
-//! A log in two regions: one writes it, the other follows, and takes over when it is told to.
+//! A log in several regions: one writes it, the others follow, and one of them takes over when it is told to.
 #![expect(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![expect(clippy::disallowed_methods, reason = "tasks of the tests run beside those of the stores")]
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::jetstream::stream::{self, External, Source};
 use happen::env::RealEnv;
-use happen::{Error, Event, Space};
+use happen::{Error, Event, Space, secs};
 use happen_core::env::{BoxFuture, BoxWork, CoarseClock, Env};
 use happen_core::store::{Batch, Condition, NewRecord, Position, Read, Select, Start, Store, Tag};
-use happen_nats::{Former, LogPlace, LogRegion, Nats, NatsStore, NatsStoreOptions, limits};
-use happen_testing::{NatsServer, NatsSetup};
+use happen_nats::{Former, LogPlace, LogRegion, Nats, NatsStore, NatsStoreOptions, Surplus, limits};
+use happen_testing::{NatsCluster, NatsServer, NatsSetup, Way};
+use serde::{Deserialize, Serialize};
 
 /// Servers of two regions, connected with each other.
 struct World {
@@ -107,7 +108,7 @@ async fn write(store: &NatsStore, text: &str) -> happen::Result<Position> {
 }
 
 async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    for _ in 0..2_000 {
+    for _ in 0..6_000 {
         if holds().await {
             return;
         }
@@ -356,4 +357,355 @@ async fn a_process_stands_by_in_another_region_and_goes_on_there() {
     asking.send("counter", 2_u64).await.unwrap();
     until("it is handled in the west", async || handled[1].load(Ordering::SeqCst) == 1).await;
     assert_eq!(handled[0].load(Ordering::SeqCst), 1);
+}
+
+/// Regions of three single servers. The third goes to the first, and to the second when that one is gone.
+struct ThreeRegions {
+    east: NatsServer,
+    west: NatsServer,
+    north: NatsServer,
+    /// The way from the west to the east.
+    way: Way,
+}
+
+impl ThreeRegions {
+    fn start() -> Self {
+        let east = NatsSetup::new().region("east", &[]).start();
+        let way = Way::to(east.leaf_port());
+        let west = NatsSetup::new().region("west", &[way.port()]).start();
+        let north = NatsSetup::new().region("north", &[east.leaf_port(), west.leaf_port()]).start();
+        Self { east, west, north, way }
+    }
+}
+
+async fn region(server: &NatsServer) -> LogRegion {
+    LogRegion::new(client(server).await, options())
+}
+
+/// Keeps a copy soon, so that there is one that has to be let go.
+fn copying() -> NatsStoreOptions {
+    options().copy_after(4_096)
+}
+
+async fn has(store: &NatsStore, texts: &[String]) {
+    until("it has come", async || all(store).await == texts).await;
+}
+
+async fn open(server: &NatsServer, options: NatsStoreOptions) -> NatsStore {
+    NatsStore::open(client(server).await, options).await.unwrap()
+}
+
+/// Writes until it is taken: another region may be about to write the log, and an entry that nobody took stays on its way.
+async fn write_all(store: &NatsStore, texts: impl IntoIterator<Item = String>, written: &mut Vec<String>) {
+    for text in texts {
+        write(store, &text).await.unwrap();
+        written.push(text);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_third_region_follows_the_one_that_has_taken_over() {
+    let mut world = ThreeRegions::start();
+    let east = open(&world.east, copying()).await;
+    let west = open(&world.west, copying().mirror_of("east")).await;
+    let north = open(&world.north, copying().mirror_of("east")).await;
+    let text = |number: u32| format!("{number:0100}");
+    let mut written = Vec::new();
+    write_all(&east, (0..20).map(text), &mut written).await;
+    has(&north, &written).await;
+    let error = region(&world.north).await.follow("west", Surplus::GiveUp).await.unwrap_err();
+    assert!(error.to_string().contains("region `west` does not write the log"), "{error}");
+    let error = region(&world.east).await.follow("west", Surplus::GiveUp).await.unwrap_err();
+    assert_eq!(error.code(), "misuse", "{error}");
+
+    // Handed over, nobody has anything that is not in the log, and all processes go on as they are.
+    region(&world.west).await.take_over(Former::Answers).await.unwrap();
+    for server in [&world.north, &world.east] {
+        let region = region(server).await;
+        let followed = region.follow("west", Surplus::Keep).await.unwrap();
+        assert_eq!(followed.given_up, 0);
+        assert_eq!(region.follow("west", Surplus::Keep).await.unwrap().given_up, 0, "again is nothing new");
+        let place = region.look().await.unwrap();
+        assert!(matches!(&place, LogPlace::Mirrored { domain, .. } if domain == "west"), "{place:?}");
+    }
+    for (store, from) in [(&west, 20), (&north, 40), (&east, 60)] {
+        write_all(store, (from..from + 20).map(text), &mut written).await;
+    }
+    for store in [&east, &west, &north] {
+        has(store, &written).await;
+    }
+
+    // Back to the east, which then is lost with what only the north has heard of.
+    region(&world.east).await.take_over(Former::Answers).await.unwrap();
+    for server in [&world.north, &world.west] {
+        assert_eq!(region(server).await.follow("east", Surplus::Keep).await.unwrap().given_up, 0);
+    }
+    write_all(&east, (80..100).map(text), &mut written).await;
+    for store in [&west, &north] {
+        has(store, &written).await;
+    }
+    let shared = region(&world.west).await.look().await.unwrap();
+    let LogPlace::Mirrored { sequence: shared, .. } = shared else { panic!("{shared:?}") };
+    world.way.cut();
+    let mut heard = written.clone();
+    write_all(&east, (1_000..1_050).map(text), &mut heard).await;
+    has(&north, &heard).await;
+    until("the north has a copy with it", async || {
+        north.log_info().await.unwrap().copied_up_to.is_some_and(|copied| copied > shared)
+    })
+    .await;
+    world.east.kill();
+    world.way.break_off();
+    region(&world.west).await.take_over(Former::Lost).await.unwrap();
+    write_all(&west, (100..120).map(text), &mut written).await;
+    // The north gets to the west by itself.
+    let third = region(&world.north).await;
+    until("the north has got to the west", async || {
+        third.follow("west", Surplus::Keep).await.is_err_and(|error| error.code() == "conflict")
+    })
+    .await;
+    let error = third.follow("west", Surplus::Keep).await.unwrap_err();
+    assert!(error.to_string().contains(&format!("messages {} to {}", shared + 1, shared + 50)), "{error}");
+    assert_eq!(all(&north).await, heard, "they can be read until they are given up");
+    let followed = third.follow("west", Surplus::GiveUp).await.unwrap();
+    assert_eq!((followed.shared, followed.given_up), (shared, 50));
+    until("whoever has read what is given up is told", async || {
+        let error = north.read(Read::forward(Select::All)).await;
+        error.is_err_and(|error| error.chain().join(": ").contains("open the store again"))
+    })
+    .await;
+    let north = open(&world.north, copying().mirror_of("west")).await;
+    write_all(&north, (120..140).map(text), &mut written).await;
+    assert_eq!(all(&north).await, written);
+    has(&west, &written).await;
+    // The one that was lost comes back, is told, and follows.
+    drop(east);
+    world.east.restart();
+    world.way.heal();
+    let again = open(&world.west, copying()).await;
+    let lost = region(&world.east).await;
+    until("the east is told", async || matches!(lost.look().await, Ok(LogPlace::Sealed { .. }))).await;
+    assert_eq!(lost.follow("west", Surplus::Keep).await.unwrap_err().code(), "conflict");
+    assert_eq!(lost.follow("west", Surplus::GiveUp).await.unwrap().given_up, 50);
+    let east = open(&world.east, copying().mirror_of("west")).await;
+    for store in [&east, &again] {
+        has(store, &written).await;
+    }
+}
+
+#[derive(happen::Event, Clone, Debug, Serialize, Deserialize)]
+#[event("pay")]
+struct Pay {
+    id: u64,
+}
+
+#[derive(happen::State, Default, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[state("till", version = 1)]
+struct Till {
+    paid: Vec<u64>,
+}
+
+/// A process with a till of its own, and what it was told of the payments into it.
+struct Process {
+    space: Space,
+    till: &'static str,
+    acknowledged: Mutex<Vec<u64>>,
+    refusals: Mutex<BTreeSet<String>>,
+    stop: AtomicBool,
+}
+
+impl Process {
+    async fn start(nats: Nats, till: &'static str) -> Self {
+        let space = nats.commit_wait(secs(2)).open().await.unwrap();
+        space.node(till).on("pay", |pay: &Event<Pay>, cx: &happen::Context| {
+            let id = pay.id;
+            cx.state::<Till>().set(move |mut till| {
+                till.paid.push(id);
+                till
+            })
+        });
+        space.start().await.unwrap();
+        let (acknowledged, refusals, stop) = Default::default();
+        Self { space, till, acknowledged, refusals, stop }
+    }
+
+    /// Pays until it is told to stop.
+    async fn pay(&self, next: &AtomicU64) {
+        while !self.stop.load(Ordering::SeqCst) {
+            let id = next.fetch_add(1, Ordering::SeqCst);
+            match self.space.send(self.till, Pay { id }).await {
+                Ok(_) => self.acknowledged.lock().unwrap().push(id),
+                Err(error) => {
+                    self.refusals.lock().unwrap().insert(error.chain().join(": "));
+                    env().sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+    }
+
+    fn acknowledged(&self) -> Vec<u64> {
+        self.acknowledged.lock().unwrap().clone()
+    }
+
+    async fn goes_on(&self, what: &str, more: usize) {
+        let enough = self.acknowledged().len() + more;
+        until(what, async || self.acknowledged().len() >= enough).await;
+    }
+
+    /// What the copy of this process says that a till has.
+    async fn paid(&self, till: &str) -> Vec<u64> {
+        paid(&*self.space.store(), till).await
+    }
+
+    /// Whether everything in its copy is whole and has its causes.
+    async fn verify(&self) {
+        let verified = self.space.journal().verify().await.unwrap();
+        assert!(verified.is_whole(), "{verified:?}");
+        assert_eq!(self.space.dead_letters().len(), 0);
+    }
+}
+
+async fn paid(store: &dyn Store, till: &str) -> Vec<u64> {
+    let found = store.documents(vec![format!("state/{till}/till").into()]).await.unwrap();
+    let Some(document) = found.into_iter().next().unwrap() else { return Vec::new() };
+    let content = document.content.unwrap();
+    let till: Till = happen_core::state::decode_document(content.version, &content.bytes).unwrap();
+    let different: BTreeSet<_> = till.paid.iter().collect();
+    assert_eq!(different.len(), till.paid.len(), "something was paid twice");
+    till.paid
+}
+
+/// Two regions of three servers each. Each server of the west knows all of the east.
+struct TwoClusters {
+    east: NatsCluster,
+    west: NatsCluster,
+    ways: Vec<Way>,
+}
+
+impl TwoClusters {
+    fn start() -> Self {
+        let direct = |route: happen_testing::RouteTo| route.port;
+        let east = NatsSetup::new().region("east", &[]).start_cluster(3, direct);
+        let ways: Vec<Way> = east.servers.iter().map(|server| Way::to(server.leaf_port())).collect();
+        let remotes: Vec<u16> = ways.iter().map(Way::port).collect();
+        let west = NatsSetup::new().region("west", &remotes).start_cluster(3, direct);
+        Self { east, west, ways }
+    }
+
+    async fn region(cluster: &NatsCluster) -> LogRegion {
+        LogRegion::new(of_all(cluster).await, options())
+    }
+
+    fn nats(cluster: &NatsCluster) -> Nats {
+        Nats::at(format!("{}/shop", cluster.url()))
+    }
+}
+
+async fn of_all(cluster: &NatsCluster) -> Client {
+    async_nats::connect(cluster.servers.iter().map(NatsServer::url).collect::<Vec<_>>()).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_clusters_a_leader_dies_then_the_log_moves_then_one_is_lost_and_comes_back() {
+    let mut world = TwoClusters::start();
+    let next = Arc::new(AtomicU64::new(0));
+    let begin = |process: &Arc<Process>| {
+        let (process, next) = (Arc::clone(process), Arc::clone(&next));
+        tokio::spawn(async move { process.pay(&next).await })
+    };
+    let east = Arc::new(Process::start(TwoClusters::nats(&world.east), "east").await);
+    let west = Arc::new(Process::start(TwoClusters::nats(&world.west).mirror_of("east"), "west").await);
+    let pays = [begin(&east), begin(&west)];
+    let both_go_on = async |what: &str| tokio::join!(east.goes_on(what, 20), west.goes_on(what, 20));
+    both_go_on("both pay").await;
+
+    // The leader of the log dies.
+    let log = async_nats::jetstream::new(of_all(&world.east).await).get_stream("happen_shop").await.unwrap();
+    let leader = log.cached_info().cluster.as_ref().unwrap().leader.clone().unwrap();
+    world.east.named(&leader).unwrap().kill();
+    both_go_on("both pay without the leader").await;
+    world.east.named(&leader).unwrap().restart();
+
+    // The log is handed over while both pay, and the region before follows.
+    let (in_east, in_west) = (TwoClusters::region(&world.east).await, TwoClusters::region(&world.west).await);
+    assert_eq!(in_west.take_over(Former::Answers).await.unwrap().epoch, 2);
+    west.goes_on("the west pays on", 20).await;
+    let told = "another region writes the log now";
+    until("the east is told", async || east.refusals.lock().unwrap().iter().any(|why| why.contains(told)))
+        .await;
+    assert_eq!(in_east.follow("west", Surplus::Keep).await.unwrap().given_up, 0);
+    both_go_on("both pay after it was handed over").await;
+
+    // The region that writes is cut off, goes on for a while, and is lost.
+    let sent_on = west.acknowledged();
+    until("the east has it", async || {
+        let known = east.paid("west").await;
+        sent_on.iter().all(|id| known.contains(id))
+    })
+    .await;
+    world.ways.iter().for_each(Way::cut);
+    // One may have been on its way.
+    let with_others = west.acknowledged().len() + 1;
+    west.goes_on("the west pays alone", 30).await;
+    let handled = west.paid("west").await;
+    world.west.kill_all();
+    world.ways.iter().for_each(Way::break_off);
+    world.ways.iter().for_each(Way::heal);
+    west.stop.store(true, Ordering::SeqCst);
+    assert_eq!(in_east.take_over(Former::Answers).await.unwrap_err().code(), "io");
+    in_east.take_over(Former::Lost).await.unwrap();
+    east.goes_on("the east pays on", 20).await;
+
+    // It comes back with what it has, and is told by whoever opens the log.
+    world.west.restart_all();
+    let later = Process::start(TwoClusters::nats(&world.east), "later").await;
+    until("the west is told", async || matches!(in_west.look().await, Ok(LogPlace::Sealed { .. }))).await;
+    let error = in_west.follow("east", Surplus::Keep).await.unwrap_err();
+    assert_eq!(error.code(), "conflict", "{error}");
+    // What it acknowledged can still be read there.
+    let kept = NatsStore::open(of_all(&world.west).await, options().existing()).await.unwrap();
+    let kept = paid(&kept, "west").await;
+    assert!(handled.iter().all(|id| kept.contains(id)), "{handled:?} of {kept:?}");
+    assert!(in_west.follow("east", Surplus::GiveUp).await.unwrap().given_up > 0);
+    until("its process is told", async || {
+        let read = west.space.store().read(Read::forward(Select::All)).await;
+        read.is_err_and(|error| error.chain().join(": ").contains("open the store again"))
+    })
+    .await;
+    let [east_pays, west_pays] = pays;
+    west_pays.await.unwrap();
+    let lost = west.acknowledged().split_off(with_others);
+    drop(west);
+    let west = Arc::new(Process::start(TwoClusters::nats(&world.west).mirror_of("east"), "west").await);
+    let west_pays = begin(&west);
+    west.goes_on("the west pays again", 20).await;
+    east.goes_on("the east pays beside", 20).await;
+    east.stop.store(true, Ordering::SeqCst);
+    west.stop.store(true, Ordering::SeqCst);
+    east_pays.await.unwrap();
+    west_pays.await.unwrap();
+
+    // Both have the same: what was acknowledged but for what was given up, each once, with its causes.
+    for process in [&east, &west] {
+        process.space.settled(secs(30)).await.unwrap();
+    }
+    let [paid_east, paid_west] = [east.paid("east").await, west.paid("west").await];
+    for (process, till, paid) in [
+        (&*west, "east", &paid_east),
+        (&*east, "west", &paid_west),
+        (&later, "east", &paid_east),
+        (&later, "west", &paid_west),
+    ] {
+        until("the copies agree", async || process.paid(till).await == *paid).await;
+    }
+    let acknowledged =
+        [(east.acknowledged(), &paid_east), (sent_on, &paid_west), (west.acknowledged(), &paid_west)];
+    for (acknowledged, paid) in acknowledged {
+        let missing: Vec<_> = acknowledged.into_iter().filter(|id| !paid.contains(id)).collect();
+        assert!(missing.is_empty(), "{missing:?} were acknowledged and are gone");
+    }
+    assert!(lost.len() >= 29 && !lost.iter().any(|id| paid_west.contains(id)), "{lost:?} of {paid_west:?}");
+    for process in [&*east, &*west, &later] {
+        process.verify().await;
+    }
 }

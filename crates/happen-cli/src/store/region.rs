@@ -2,7 +2,8 @@
 //! that is told; what it takes is the library's.
 
 use clap::{Args, Subcommand};
-use happen_nats::{Address, Former, LogPlace, LogRegion};
+use happen::ErrorKind;
+use happen_nats::{Address, Former, LogPlace, LogRegion, Surplus};
 use serde_json::json;
 
 use crate::failure::Failure;
@@ -17,6 +18,8 @@ pub(crate) enum RegionCommand {
     Show(Place),
     /// Have the servers of this address write the log from now on, in place of the region that they follow
     TakeOver(TakeOverArguments),
+    /// Have the servers of this address follow another region, which has taken the log over
+    Follow(FollowArguments),
 }
 
 /// `happen region take-over`.
@@ -26,6 +29,18 @@ pub(crate) struct TakeOverArguments {
     /// nothing is lost
     #[arg(long)]
     lost: bool,
+    #[command(flatten)]
+    place: Place,
+}
+
+/// `happen region follow`.
+#[derive(Debug, Args)]
+pub(crate) struct FollowArguments {
+    /// The JetStream domain whose servers write the log
+    domain: String,
+    /// Delete what these servers have that is not in the log; without this nothing is done while there is any
+    #[arg(long)]
+    give_up: bool,
     #[command(flatten)]
     place: Place,
 }
@@ -40,6 +55,7 @@ pub(crate) async fn run(command: &RegionCommand, output: &Output) -> Result<(), 
     match command {
         RegionCommand::Show(place) => show(place, output).await,
         RegionCommand::TakeOver(arguments) => take_over(arguments, output).await,
+        RegionCommand::Follow(arguments) => follow(arguments, output).await,
     }
 }
 
@@ -78,6 +94,24 @@ async fn take_over(arguments: &TakeOverArguments, output: &Output) -> Result<(),
         return output.write_json(&json!({ "epoch": taken.epoch, "sequence": taken.sequence }));
     }
     output.write(&format!("written here, from behind message {}\n", number(taken.sequence)))
+}
+
+async fn follow(arguments: &FollowArguments, output: &Output) -> Result<(), Failure> {
+    let (address, region) = region(&arguments.place).await?;
+    let surplus = if arguments.give_up { Surplus::GiveUp } else { Surplus::Keep };
+    let followed = region.follow(&arguments.domain, surplus).await.map_err(|error| match error.kind() {
+        ErrorKind::Conflict { what } => Failure::Store(format!("{what} with --give-up")),
+        _ => of_store(&address, &error),
+    })?;
+    if arguments.place.json {
+        return output.write_json(&json!({ "shared": followed.shared, "given_up": followed.given_up }));
+    }
+    let behind = match followed.given_up {
+        0 => String::new(),
+        given_up => format!("; {} messages behind it are deleted", number(given_up)),
+    };
+    let (domain, shared) = (&arguments.domain, number(followed.shared));
+    output.write(&format!("follows region {domain}, which has the same up to message {shared}{behind}\n"))
 }
 
 async fn region(place: &Place) -> Result<(Address, LogRegion), Failure> {

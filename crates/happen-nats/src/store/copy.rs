@@ -27,6 +27,8 @@ pub(crate) struct Copy {
     /// Why nothing more is taken.
     failure: Mutex<Option<Error>>,
     failed: watch::Sender<bool>,
+    /// Why the log cannot be read at this moment.
+    unread: Mutex<Option<String>>,
     /// Who this process is as a writer.
     own: Mutex<WriterId>,
     /// Messages that were left out because they are none of this log.
@@ -63,6 +65,7 @@ impl Copy {
             }),
             failure: Mutex::default(),
             failed: watch::Sender::new(false),
+            unread: Mutex::default(),
             refused: AtomicU64::new(0),
             _folder: folder,
         };
@@ -135,6 +138,16 @@ impl Copy {
     /// Up to which message everything was taken.
     pub(crate) fn reached(&self) -> watch::Receiver<u64> {
         self.reached.subscribe()
+    }
+
+    /// Notes why the log cannot be read at this moment, or that it can.
+    pub(crate) fn reads(&self, why_not: Option<String>) {
+        *lock(&self.unread) = why_not;
+    }
+
+    /// Why the log cannot be read at this moment.
+    pub(crate) fn unread(&self) -> Option<String> {
+        lock(&self.unread).clone()
     }
 
     /// Takes nothing more, because of this.

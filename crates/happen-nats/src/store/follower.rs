@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_nats::jetstream::consumer::push::{Config, Messages};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy};
 use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use happen_core::env::{BoxFuture, Env};
 use happen_core::store::{Committed, Pruned};
 use happen_core::{Error, ErrorKind, Result};
@@ -20,7 +20,8 @@ use super::copy::{Copy, check_pruned, outcome_of};
 use super::entry::{Entry, Standing};
 use super::message::{Arrived, Message, Writers};
 use super::snapshot::{Header, Snapshots};
-use super::writer::when;
+use super::stream::{self, Origin};
+use super::writer::{told, when};
 use crate::limits;
 
 /// What the log did with what this process wrote.
@@ -47,6 +48,8 @@ pub(crate) struct Follower {
     pub(crate) writers: Writers,
     /// The last message that was read.
     pub(crate) sequence: u64,
+    /// How the stream came to be here, if it is not the first one.
+    pub(crate) origin: Option<Origin>,
     pub(crate) snapshots: Snapshots,
     /// A copy is due after so many bytes.
     pub(crate) copy_after: u64,
@@ -83,7 +86,7 @@ enum Again {
     Missing,
     /// Something was written and does not come.
     Silent,
-    Failed(#[expect(dead_code, reason = "it is told to whoever looks at the log")] String),
+    Failed(String),
 }
 
 impl Follower {
@@ -107,10 +110,13 @@ impl Follower {
             };
             match read {
                 Ok(end) => return end,
-                Err(Again::Missing) if self.sequence == begun => in_vain += 1,
                 Err(again) => {
                     tracing::debug!(target: "happen", "the log is read anew: {again:?}");
-                    in_vain = 0;
+                    let is_missing = matches!(again, Again::Missing) && self.sequence == begun;
+                    in_vain = if is_missing { in_vain + 1 } else { 0 };
+                    if let Again::Failed(why) = again {
+                        self.copy.reads(Some(why));
+                    }
                 }
             }
             if in_vain > 0
@@ -133,6 +139,13 @@ impl Follower {
     /// When the server has to be asked anew.
     async fn read(&mut self) -> Result<End, Again> {
         let mut messages = self.messages().await.map_err(Again::Failed)?;
+        // The reader is of the stream that is looked at now, or of none: whoever begins anew deletes the one before.
+        if let Some(error) = self.made_anew().await.map_err(Again::Failed)? {
+            return Ok(End::Failed(error));
+        }
+        self.copy.reads(None);
+        // This is the reader that was asked for meanwhile: one that is replaced at once never gives anything.
+        let _ = self.anew.notified().now_or_never();
         let mut taking: VecDeque<Taking> = VecDeque::new();
         let mut look: Option<BoxFuture<'static, ()>> = None;
         let end = loop {
@@ -180,6 +193,25 @@ impl Follower {
             }
         }
         end
+    }
+
+    /// Why this copy cannot go on, if these servers have begun anew with the log as another region has it.
+    async fn made_anew(&mut self) -> Result<Option<Error>, String> {
+        let info = self.stream.get_info().await.map_err(|error| told(&error))?;
+        let origin = stream::origin(&info.config);
+        if origin == self.origin {
+            return Ok(None);
+        }
+        let shared = origin.as_ref().map_or(0, |origin| origin.shared);
+        if self.sequence > shared {
+            let what = format!(
+                "the log goes on as another region has it, and of what this copy has only the messages up to {shared} are \
+                 known to be in it; open the store again"
+            );
+            return Ok(Some(Error::new(ErrorKind::Damaged { what })));
+        }
+        self.origin = origin;
+        Ok(None)
     }
 
     /// Why the log does not have the next message any more: it begins behind it, or whoever leads it says so. A server that
@@ -234,8 +266,8 @@ impl Follower {
             num_replicas: 1,
             ..Config::default()
         };
-        let consumer = self.stream.create_consumer(config).await.map_err(|error| error.to_string())?;
-        consumer.messages().await.map_err(|error| error.to_string())
+        let consumer = self.stream.create_consumer(config).await.map_err(|error| told(&error))?;
+        consumer.messages().await.map_err(|error| told(&error))
     }
 
     /// Takes a message. False when some before it are missing and have to be read first.

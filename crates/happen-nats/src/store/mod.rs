@@ -36,7 +36,7 @@ use self::entry::{BatchBytes, Entry};
 use self::follower::Follower;
 use self::message::Message;
 use self::region::Route;
-pub use self::region::{Former, LogPlace, LogRegion, OtherRegion, TakenOver};
+pub use self::region::{Followed, Former, LogPlace, LogRegion, OtherRegion, Surplus, TakenOver};
 use self::snapshot::{Header, Snapshots};
 use self::writer::{Call, Sending, Writer, closed};
 use crate::limits;
@@ -228,6 +228,7 @@ impl NatsStore {
         let found = stream.cached_info();
         let replicas = found.config.num_replicas;
         let snapshots = Snapshots::new(context.clone(), &options, replicas)?;
+        let origin = stream::origin(&found.config);
         let mut route = Route::new(asks.clone(), &options, &found.config)?;
         // As it was found: whatever was acknowledged before this began is in it.
         let last = found.state.last_sequence.max(route.look().await.unwrap_or_default());
@@ -255,6 +256,7 @@ impl NatsStore {
             closed,
             writers,
             sequence,
+            origin,
             snapshots,
             copy_after: options.copy_after.max(1),
             keeps_copy: false,
@@ -271,7 +273,7 @@ impl NatsStore {
             route,
             calls: waiting,
             news,
-            anew,
+            anew: Arc::clone(&anew),
             trouble,
             state: Sending::default(),
         };
@@ -293,7 +295,7 @@ impl NatsStore {
             server,
             written,
         };
-        store.catch_up(last).await?;
+        store.catch_up(last, &anew).await?;
         Ok(store)
     }
 
@@ -379,9 +381,10 @@ impl NatsStore {
     }
 
     /// Waits until the copy has a message, as long as it gets on.
-    async fn catch_up(&self, last: u64) -> Result<()> {
+    async fn catch_up(&self, last: u64, anew: &Notify) -> Result<()> {
         let mut reached = self.copy.reached();
         let mut failed = self.copy.failed();
+        let mut waited = 0;
         loop {
             let before = *reached.borrow_and_update();
             if before >= last {
@@ -389,11 +392,17 @@ impl NatsStore {
             }
             tokio::select! {
                 _ = failed.wait_for(|failed| *failed) => self.copy.check()?,
-                _ = reached.changed() => {}
-                () = self.env.sleep(Duration::from_millis(limits::OPEN_WAIT_MS)) => {
-                    let what = format!("read the log `{}`: message {} of {last} does not come", self.name, before + 1);
-                    return Err(Error::new(ErrorKind::Io { what }));
+                _ = reached.changed() => waited = 0,
+                () = self.env.sleep(Duration::from_millis(limits::READER_WAIT_MS)) => {
+                    waited += limits::READER_WAIT_MS;
+                    anew.notify_one();
                 }
+            }
+            if waited >= limits::AGREE_WAIT_MS {
+                let why = self.copy.unread().unwrap_or_else(|| "the server gives nothing".to_owned());
+                let (name, next) = (&self.name, before + 1);
+                let what = format!("read the log `{name}`: message {next} of {last} does not come: {why}");
+                return Err(Error::new(ErrorKind::Io { what }));
             }
         }
     }

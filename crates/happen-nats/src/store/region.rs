@@ -15,6 +15,7 @@ use async_nats::jetstream::{self, Context, ContextBuilder, ErrorCode};
 use happen_core::{Error, ErrorKind, Result};
 use tokio::sync::watch;
 
+use super::snapshot::Snapshots;
 use super::writer::told;
 use super::{NatsStoreOptions, stream};
 use crate::limits;
@@ -102,6 +103,27 @@ pub enum Former {
     Lost,
 }
 
+/// What is to be done about messages that a region has and the log does not: it wrote or got them, and was given up, or
+/// followed one that was, before they had come to the region that took over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::exhaustive_enums, reason = "they are kept or they are not")]
+pub enum Surplus {
+    /// Nothing is done while there are some: they can still be read here.
+    Keep,
+    /// They are deleted here.
+    GiveUp,
+}
+
+/// Servers that follow a region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Followed {
+    /// Up to which message what was here is known to be in the log.
+    pub shared: u64,
+    /// How many messages behind that were here and are deleted.
+    pub given_up: u64,
+}
+
 /// A log that was taken over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -185,7 +207,8 @@ impl LogRegion {
     }
 
     /// Has these servers write the log from now on. Processes here go on as they are; those of the region before
-    /// stop committing when they hear of it. Doing it again changes nothing.
+    /// stop committing when they hear of it, until that region [follows](Self::follow) this one, as every other has to.
+    /// Doing it again changes nothing.
     ///
     /// # Errors
     ///
@@ -242,6 +265,108 @@ impl LogRegion {
         Ok(TakenOver { epoch, sequence: taken.state.last_sequence })
     }
 
+    /// Has these servers follow another region from now on, which writes the log. That is what is left to do where a region
+    /// was taken over from, and in each further region that followed it. Processes here go on as they are, and commit to
+    /// the region that writes; one whose copy has messages that are not in the log is told, and has to open it again. Doing
+    /// it again changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// - [`ErrorKind::Conflict`]: messages are here that are not, or not known to be, in the log. They can be read from these
+    ///   servers until they are given up.
+    /// - [`ErrorKind::Misuse`]: these servers write the log; or the other region does not, or has an older one.
+    /// - [`ErrorKind::Io`]: one of the two does not answer.
+    ///
+    /// # Cancel safety
+    ///
+    /// The log may be gone here, and only here; doing it again gets it from the other region.
+    ///
+    /// # Cost
+    ///
+    /// Everything that the other region has of its log comes anew, and is compared before with some questions about single
+    /// messages.
+    pub async fn follow(&self, domain: &str, surplus: Surplus) -> Result<Followed> {
+        let name = stream::name(&self.options)?;
+        let there = at(&self.client, domain);
+        let theirs = there.get_stream(&name).await.map_err(|error| {
+            let what = format!("ask region `{domain}`, which is to be followed: {}", told(&error));
+            Error::new(ErrorKind::Io { what })
+        })?;
+        let their_config = &theirs.cached_info().config;
+        let epoch = stream::epoch(their_config, &self.options)?.filter(|_| !their_config.sealed);
+        let Some(epoch) = epoch else {
+            return Err(Error::misuse(format!(
+                "region `{domain}` does not write the log; follow the one that does"
+            )));
+        };
+        let ours = self.stream().await?;
+        let config = ours.as_ref().map(|ours| ours.cached_info().config.clone());
+        let last = ours.as_ref().map_or(0, |ours| ours.cached_info().state.last_sequence);
+        let mut shared = 0;
+        if let (Some(ours), Some(config)) = (&ours, &config) {
+            if stream::mirrored(config) == Some(domain) {
+                return Ok(Followed { shared: last, given_up: 0 });
+            }
+            if stream::mirrored(config).is_none() && !config.sealed {
+                return Err(Error::misuse(
+                    "these servers write the log; take it over from another region first",
+                ));
+            }
+            shared = self.shared(ours, &theirs, epoch).await?;
+        }
+        let given_up = last - shared;
+        if given_up > 0 && surplus == Surplus::Keep {
+            let (space, first) = (&self.options.space, shared + 1);
+            let what = format!(
+                "messages {first} to {last} of the log of space `{space}` are here and not, or not known to be, in the log \
+                 that region `{domain}` writes; read them here, then give them up"
+            );
+            return Err(Error::new(ErrorKind::Conflict { what }));
+        }
+        let replicas = config
+            .map_or_else(|| stream::replicas(&self.client, &self.options), |config| config.num_replicas);
+        let mirror = stream::followed(&self.options, replicas, domain, shared)?;
+        if ours.is_some() {
+            self.context.delete_stream(&name).await.map_err(|error| failed("delete", &error))?;
+        }
+        Snapshots::new(self.context.clone(), &self.options, replicas)?.forget_behind(shared).await?;
+        self.context.create_stream(mirror).await.map_err(|error| failed("follow", &error))?;
+        Ok(Followed { shared, given_up })
+    }
+
+    /// Up to which message two regions have the same. A message has the subject of whoever wrote the log when it was taken
+    /// and the sequence that it was given there, so where both have the same they have the same before it.
+    async fn shared(&self, ours: &Stream, theirs: &Stream, epoch: u64) -> Result<u64> {
+        let [here, there] = [ours, theirs].map(|stream| &stream.cached_info().state);
+        if here.messages > 0 {
+            let newest = subject(ours, here.last_sequence).await?;
+            if stream::epoch_of(&newest, &self.options)?.is_some_and(|here| here > epoch) {
+                return Err(Error::misuse(
+                    "what is here was written after the other region was taken over from; follow the one that wrote it",
+                ));
+            }
+        }
+        let is_same = async |sequence| {
+            Ok::<_, Error>(subject(ours, sequence).await? == subject(theirs, sequence).await?)
+        };
+        // What both have, from behind `low` up to `high`.
+        let mut low = here.first_sequence.max(there.first_sequence).saturating_sub(1);
+        let mut high = here.last_sequence.min(there.last_sequence);
+        if high <= low || !is_same(low + 1).await? {
+            return Ok(0);
+        }
+        low += 1;
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            if is_same(middle).await? {
+                low = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
+        Ok(low)
+    }
+
     /// Waits until the mirror has a message, as long as it gets on.
     async fn caught_up(&self, domain: &str, last: u64) -> Result<()> {
         let (mut before, mut waited) = (0, 0);
@@ -275,12 +400,18 @@ impl LogRegion {
     }
 }
 
+/// The subject of a message.
+async fn subject(stream: &Stream, sequence: u64) -> Result<String> {
+    let message = stream.get_raw_message(sequence).await;
+    message.map(|message| message.subject.to_string()).map_err(|error| failed("read", &error))
+}
+
 /// Where entries of a log are sent, which another region may change.
 pub(crate) struct Route {
     here: Context,
     options: NatsStoreOptions,
     subject: String,
-    /// Whether these servers followed others when the log was opened.
+    /// Whether these servers follow others, or did when the log was opened.
     mirrors: bool,
 }
 
@@ -298,6 +429,17 @@ impl Route {
         &self.subject
     }
 
+    /// Looks whether another region writes the log now. Servers that wrote it themselves are asked only when nobody has
+    /// taken anything for long: one that fails over for a moment is not kept from that.
+    pub(crate) async fn look_again(&mut self, for_long: bool) {
+        if for_long && !self.mirrors {
+            let Ok(name) = stream::name(&self.options) else { return };
+            let Ok(stream) = self.here.get_stream(&name).await else { return };
+            self.mirrors = stream::mirrored(&stream.cached_info().config).is_some();
+        }
+        self.look().await;
+    }
+
     /// Looks who writes the log now. Gives its last message, when it can be had.
     pub(crate) async fn look(&mut self) -> Option<u64> {
         if !self.mirrors {
@@ -313,6 +455,15 @@ impl Route {
             self.subject.clone_from(subject);
         }
         Some(info.state.last_sequence)
+    }
+
+    /// Why an entry that was taken does not come.
+    pub(crate) fn silent(&self) -> &'static str {
+        if self.mirrors {
+            "the region that writes the log has it, and it has not come here"
+        } else {
+            "the log has it, and the server does not give it"
+        }
     }
 
     /// Why nobody takes an entry.

@@ -140,7 +140,14 @@ impl Snapshots {
     ///
     /// As [`Snapshots::load`] and [`Snapshots::save`].
     pub(crate) async fn begin_as(&self, there: &Self, stream: &Stream) -> Result<()> {
-        if self.place().await?.is_some() {
+        let begun = self.env.monotonic();
+        let place = loop {
+            let place = self.place().await;
+            if !self.again(begun, &place).await {
+                break place?;
+            }
+        };
+        if place.is_some() {
             return Ok(());
         }
         let folder = tempfile::tempdir().map_err(|error| failed("make a folder for the copy", &error))?;
@@ -149,6 +156,19 @@ impl Snapshots {
             Some(header) => self.save(&header, &file, stream).await.map(drop),
             None => self.objects().await.map(drop),
         }
+    }
+
+    /// Lets go the copy if it goes behind this message: what is there of the log is not what was copied.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`].
+    pub(crate) async fn forget_behind(&self, sequence: u64) -> Result<()> {
+        if self.kept().await?.is_none_or(|kept| kept <= sequence) {
+            return Ok(());
+        }
+        let forgotten = self.context.delete_object_store(&self.bucket).await;
+        forgotten.map_err(|error| failed("let go the copy", &error))
     }
 
     /// Up to which message a copy is kept; none when there is no copy.
@@ -176,12 +196,21 @@ impl Snapshots {
         let begun = self.env.monotonic();
         loop {
             let found = Box::pin(self.newest()).await;
-            let waited = self.env.monotonic() - begun;
-            if found.is_ok() || waited >= Duration::from_millis(limits::OPEN_WAIT_MS) {
+            if !self.again(begun, &found).await {
                 return found;
             }
-            self.env.sleep(Duration::from_millis(limits::OPEN_AGAIN_MS)).await;
         }
+    }
+
+    /// Waits before servers are asked again that may not have agreed yet on who leads them. False for what they have
+    /// answered, and when that took too long.
+    async fn again<T>(&self, begun: Duration, found: &Result<T>) -> bool {
+        let is_away = found.as_ref().is_err_and(|error| matches!(error.kind(), ErrorKind::Io { .. }));
+        if !is_away || self.env.monotonic() - begun >= Duration::from_millis(limits::AGREE_WAIT_MS) {
+            return false;
+        }
+        self.env.sleep(Duration::from_millis(limits::OPEN_AGAIN_MS)).await;
+        true
     }
 
     /// Keeps the copy in a file in place of the one before, and lets go what the stream has of the time before that one.

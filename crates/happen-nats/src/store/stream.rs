@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::Client;
-use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind, GetStreamErrorKind};
+use async_nats::jetstream::context::{
+    CreateStreamError, CreateStreamErrorKind, GetStreamError, GetStreamErrorKind, RequestError,
+    RequestErrorKind,
+};
 use async_nats::jetstream::stream::{
     Config, DiscardPolicy, External, RetentionPolicy, Source, StorageType, Stream,
 };
@@ -60,9 +63,9 @@ pub(crate) async fn open(
         Make::Mirror(domain) => mirror(options, &name, replicas, domain),
         _ => wanted(options, &name, replicas)?,
     };
-    let mut waited = 0;
+    let begun = env.monotonic();
     if let Make::Mirror(domain) = &options.make {
-        waited = region_answers(context, env, &name, domain).await?;
+        region_answers(context, env, &name, domain).await?;
     }
     let stream = loop {
         let error = match context.get_or_create_stream(wanted.clone()).await {
@@ -74,35 +77,73 @@ pub(crate) async fn open(
             wanted.num_replicas = 1;
             continue;
         }
-        // Servers that have just formed a cluster need a moment to agree.
-        if waited >= limits::OPEN_WAIT_MS {
-            return Err(refused(&name, &told(&error)));
+        let lack = match error.kind() {
+            CreateStreamErrorKind::JetStream(why) => lack(&why),
+            CreateStreamErrorKind::TimedOut => Some(NOBODY_ANSWERS),
+            _ => None,
+        };
+        if !again(env, begun, lack).await {
+            return Err(not_ready(&format!("open stream `{name}`"), lack, &error));
         }
-        env.sleep(Duration::from_millis(limits::OPEN_AGAIN_MS)).await;
-        waited += limits::OPEN_AGAIN_MS;
     };
     check(&stream.cached_info().config, options)?;
     Ok(stream)
 }
 
-/// Waits until the log can be followed: a mirror that is made before looks for it again only after long. Gives how long it
-/// took, in milliseconds.
-async fn region_answers(context: &Context, env: &Arc<dyn Env>, name: &str, domain: &str) -> Result<u64> {
-    let mut waited = 0;
+/// Waits before opening is tried again. False when that took too long already, which is longer for servers that do not say
+/// no and lack something that comes by itself.
+async fn again(env: &Arc<dyn Env>, begun: Duration, lack: Option<&str>) -> bool {
+    let wait_ms = if lack.is_some() { limits::AGREE_WAIT_MS } else { limits::OPEN_WAIT_MS };
+    if env.monotonic() - begun >= Duration::from_millis(wait_ms) {
+        return false;
+    }
+    env.sleep(Duration::from_millis(limits::OPEN_AGAIN_MS)).await;
+    true
+}
+
+/// The error of servers that were waited for in vain.
+fn not_ready(what: &str, lack: Option<&str>, error: &dyn std::error::Error) -> Error {
+    let why = told(error);
+    let what = match lack {
+        Some(lack) => format!("{what}: {lack}: {why}"),
+        None => format!("{what}: {why} {HINT}"),
+    };
+    Error::new(ErrorKind::Io { what })
+}
+
+/// What servers lack that have just begun to know each other, by what they answer; none when they say no.
+fn lack(error: &async_nats::jetstream::Error) -> Option<&'static str> {
+    let code = error.error_code();
+    if [ErrorCode::CLUSTER_NOT_AVAILABLE, ErrorCode::CLUSTER_NOT_LEADER].contains(&code) {
+        return Some("the servers have no leader for JetStream yet");
+    }
+    let few = [ErrorCode::CLUSTER_NO_PEERS, ErrorCode::INSUFFICIENT_RESOURCES].contains(&code);
+    few.then_some("fewer servers know each other and have room than the log has replicas")
+}
+
+/// What is lacking where a question gets no answer at all.
+const NOBODY_ANSWERS: &str =
+    "no server answers that leads JetStream or the log; are most of the servers there?";
+
+/// Waits until the log can be followed: a mirror that is made before looks for it again only after long.
+///
+/// # Errors
+///
+/// [`ErrorKind::Io`] when the region does not answer in time.
+async fn region_answers(context: &Context, env: &Arc<dyn Env>, name: &str, domain: &str) -> Result<()> {
+    let begun = env.monotonic();
     // One that is there already may have to do without.
     while context.get_stream(name).await.is_err() {
         let error = match region::at(&context.client(), domain).get_stream(name).await {
             Ok(_) => break,
             Err(error) => error,
         };
-        if waited >= limits::OPEN_WAIT_MS {
-            let what = format!("follow the log `{name}` of region `{domain}`: {}", told(&error));
-            return Err(Error::new(ErrorKind::Io { what }));
+        let lack = lacking(&error);
+        if !again(env, begun, lack).await {
+            return Err(not_ready(&format!("follow the log `{name}` of region `{domain}`"), lack, &error));
         }
-        env.sleep(Duration::from_millis(limits::OPEN_AGAIN_MS)).await;
-        waited += limits::OPEN_AGAIN_MS;
     }
-    Ok(waited)
+    Ok(())
 }
 
 /// Whether a stream was not made because there is one server only.
@@ -288,6 +329,11 @@ pub(crate) fn mirrored(config: &Config) -> Option<&str> {
 /// for what is no log.
 pub(crate) fn epoch(config: &Config, options: &NatsStoreOptions) -> Result<Option<u64>> {
     let [found] = &config.subjects[..] else { return Ok(None) };
+    epoch_of(found, options)
+}
+
+/// The same by the subject of a message.
+pub(crate) fn epoch_of(found: &str, options: &NatsStoreOptions) -> Result<Option<u64>> {
     let first = subject(options)?;
     let Some(rest) = found.strip_prefix(&first) else { return Ok(None) };
     if rest.is_empty() {
@@ -320,6 +366,40 @@ pub(crate) fn before(config: &Config) -> Option<&str> {
     config.metadata.get(BEFORE).map(String::as_str)
 }
 
+/// How a stream came to follow another region in place of one that was here before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Origin {
+    /// Another one each time.
+    made: String,
+    /// Up to which message the one before is known to have been the same.
+    pub(crate) shared: u64,
+}
+
+/// How a stream came to be here, if it is not the first one.
+pub(crate) fn origin(config: &Config) -> Option<Origin> {
+    let (made, shared) = config.metadata.get(ORIGIN)?.split_once(' ')?;
+    Some(Origin { made: made.to_owned(), shared: shared.parse().ok()? })
+}
+
+/// The log of these servers as it has to be once they follow another region than before, or a region at all.
+///
+/// # Errors
+///
+/// As [`name`].
+pub(crate) fn followed(
+    options: &NatsStoreOptions,
+    replicas: usize,
+    domain: &str,
+    shared: u64,
+) -> Result<Config> {
+    let mut config = mirror(options, &name(options)?, replicas, domain);
+    config.metadata.insert(ORIGIN.to_owned(), format!("{:016x} {shared}", options.env.random_u64()));
+    Ok(config)
+}
+
+/// What says in a stream what was here before it.
+const ORIGIN: &str = "happen-origin";
+
 /// What says in a stream who wrote it before.
 const BEFORE: &str = "happen-before";
 
@@ -330,26 +410,39 @@ async fn existing(
     options: &NatsStoreOptions,
     name: &str,
 ) -> Result<Stream> {
-    let mut waited = 0;
+    let begun = env.monotonic();
     let stream = loop {
         let error = match context.get_stream(name).await {
             Ok(stream) => break stream,
             Err(error) => error,
         };
-        match error.kind() {
+        let lack = match error.kind() {
             GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
                 let what = format!("a space `{}` on this server, with the log `{name}`", options.space);
                 return Err(Error::new(ErrorKind::NotFound { what }));
             }
-            GetStreamErrorKind::Request if waited < limits::OPEN_WAIT_MS => {
-                env.sleep(Duration::from_millis(limits::OPEN_AGAIN_MS)).await;
-                waited += limits::OPEN_AGAIN_MS + limits::ASK_WAIT_MS;
+            GetStreamErrorKind::JetStream(why) if lack(&why).is_none() => {
+                return Err(refused(name, &told(&error)));
             }
-            _ => return Err(refused(name, &told(&error))),
+            _ => lacking(&error),
+        };
+        if !again(env, begun, lack).await {
+            return Err(not_ready(&format!("open stream `{name}`"), lack, &error));
         }
     };
     check(&stream.cached_info().config, options)?;
     Ok(stream)
+}
+
+/// As [`lack`], of a question for a stream.
+fn lacking(error: &GetStreamError) -> Option<&'static str> {
+    if let GetStreamErrorKind::JetStream(error) = error.kind() {
+        return lack(&error);
+    }
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<RequestError>());
+    // A server without JetStream says at once that nobody is there.
+    let is_unanswered = cause.is_some_and(|cause| cause.kind() == RequestErrorKind::TimedOut);
+    is_unanswered.then_some(NOBODY_ANSWERS)
 }
 
 /// Looks whether a stream that was there can be the log.
@@ -387,10 +480,9 @@ fn check(found: &Config, options: &NatsStoreOptions) -> Result<()> {
 }
 
 fn refused(name: &str, why: &str) -> Error {
-    Error::new(ErrorKind::Io {
-        what: format!(
-            "open stream `{name}`: {why} (is JetStream on, does the account allow it, and are enough servers there for its \
-             replicas?)"
-        ),
-    })
+    Error::new(ErrorKind::Io { what: format!("open stream `{name}`: {why} {HINT}") })
 }
+
+/// What to look at where servers say no.
+const HINT: &str =
+    "(is JetStream on, does the account allow it, and are enough servers there for its replicas?)";

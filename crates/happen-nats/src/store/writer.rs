@@ -65,6 +65,8 @@ pub(crate) struct Sending {
     sent_at: Duration,
     /// How often it was looked while the first entry was acknowledged and did not come.
     silent: u32,
+    /// After how many such looks the log is read anew; 0 as long as it never was in vain.
+    silent_max: u32,
 }
 
 /// An entry on its way.
@@ -285,7 +287,7 @@ impl Writer {
             return false;
         }
         // Another region may write the log by now.
-        self.route.look().await;
+        self.route.look_again(self.state.wait_ms >= limits::RESEND_WAIT_MS_MAX).await;
         self.state.epoch += 1;
         self.state.connects = self.connects();
         let mut flights = std::mem::take(&mut self.state.flights);
@@ -304,8 +306,12 @@ impl Writer {
         let first = self.state.flights.front();
         let waits = first.is_some_and(|flight| flight.acknowledged && matches!(flight.came, Came::NotYet));
         self.state.silent = if waits { self.state.silent + 1 } else { 0 };
-        if self.state.silent >= limits::SILENT_LOOKS_MAX {
+        let looks = self.state.silent_max.clamp(limits::SILENT_LOOKS, limits::SILENT_LOOKS_MAX);
+        if self.state.silent >= looks {
             self.state.silent = 0;
+            // A reader that is replaced before it has begun never reads anything.
+            self.state.silent_max = looks * 2;
+            self.trouble.send_replace(Some(self.route.silent().to_owned()));
             self.anew.notify_one();
         }
     }
@@ -336,6 +342,7 @@ impl Writer {
             News::Pruned(number, result) => (number, Came::Pruned(result)),
             News::Missing => return,
         };
+        self.state.silent_max = 0;
         if let Some(flight) = self.flight(number) {
             flight.came = came;
         }
