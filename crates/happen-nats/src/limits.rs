@@ -59,8 +59,8 @@ pub const OPEN_WAIT_MS: u64 = 10_000;
 /// How long opening waits for servers that have not agreed yet on who leads them, in milliseconds, and how long a log may
 /// stand still while it is read.
 ///
-/// Three servers that have just begun take under a second to choose, up to 3 s on a busy machine, and those of a leader that
-/// was killed up to 8 s. Whoever is not there after 30 s does not come by itself.
+/// Three servers that have just begun take under a second to choose, up to 3 s on a busy machine, and after the leader was
+/// killed up to 8 s. Whoever is not there after 30 s does not come by itself.
 pub const AGREE_WAIT_MS: u64 = 30_000;
 
 /// How long a space that works on alone waits before it tries again to join the others, in milliseconds. When the

@@ -344,7 +344,7 @@ fn reading(may: bool) -> String {
     )
 }
 
-/// While a reader cannot begin, the writer asks for another one again and again. None of that counts for the one that begins.
+/// While no reader can begin, the writer asks for another one again and again. None of that counts for the one that does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_acknowledged_while_the_log_cannot_be_read_is_read_as_soon_as_it_can() {
     let mut server = NatsServer::with(&reading(true));

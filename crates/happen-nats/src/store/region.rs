@@ -272,8 +272,8 @@ impl LogRegion {
     ///
     /// # Errors
     ///
-    /// - [`ErrorKind::Conflict`]: messages are here that are not, or not known to be, in the log. They can be read from these
-    ///   servers until they are given up.
+    /// - [`ErrorKind::Conflict`]: messages are here that are not, or not known to be, in the log. They can be read from
+    ///   these servers until they are given up.
     /// - [`ErrorKind::Misuse`]: these servers write the log; or the other region does not, or has an older one.
     /// - [`ErrorKind::Io`]: one of the two does not answer.
     ///
