@@ -698,7 +698,7 @@ fn a_region_takes_over_by_hand() {
     assert!(last.starts_with("ok "), "{last}");
     let (found, advice) = doctor(&in_east);
     assert!(found.starts_with("fail sealed at message "), "{found}");
-    assert!(advice.contains("`mirror_of`"), "{advice}");
+    assert!(advice.contains("`happen region follow`"), "{advice}");
     assert_eq!(show(&in_east)["stands"], "sealed");
     let told = failure(&happen(&in_west, &["region", "follow", "east"]), 1);
     assert!(told.contains("region `east` does not write the log"), "{told}");

@@ -203,8 +203,7 @@ fn region(here: &LogPlace, other: Option<(&str, Option<&LogPlace>)>) -> Check {
                 "sealed at message {}: another region has taken the log over, and nothing is written here",
                 number(*sequence)
             ),
-            "keep what you need with `happen store backup`, remove the stream here with `nats stream rm`, and open the \
-             space with `mirror_of` the region that writes",
+            "have it follow the region that writes with `happen region follow`",
         ),
         _ => Check::fail(NAME, "these servers have no log", "name the address of those that have it"),
     }
@@ -214,7 +213,7 @@ fn region(here: &LogPlace, other: Option<(&str, Option<&LogPlace>)>) -> Check {
 fn mirror(domain: &str, sequence: u64, behind: u64, there: Option<&LogPlace>) -> Check {
     const NAME: &str = "region";
     let follows = format!("these servers follow region `{domain}`");
-    let anew = "remove the stream here with `nats stream rm`, and open the space with `mirror_of` the region that writes";
+    let anew = "have it follow the region that writes with `happen region follow`";
     match there {
         Some(LogPlace::Written { sequence: theirs, .. }) => {
             let behind = theirs.saturating_sub(sequence);
