@@ -1,7 +1,10 @@
 //! A space: its nodes, its index, its memory of events, and its lifecycle. Owns the public type [`Space`]; everything
 //! in a space hangs from one value of it, so two spaces in one process never see each other.
 
+mod life;
 mod memory;
+mod publish;
+mod registry;
 mod tell;
 
 use std::collections::{HashSet, VecDeque};
@@ -16,13 +19,12 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use happen_core::env::{CoarseClock, Env};
 use happen_core::{
-    ErasedEvent, Error, ErrorKind, EventId, EventType, IntoPattern, IntoStep, NodeKey, Outgoing, Payload,
-    Result,
+    Error, ErrorKind, EventId, EventType, IntoPattern, IntoStep, NodeKey, Outgoing, Payload, Result,
 };
 use tokio::sync::Notify;
 
 use crate::balance::Balance;
-use crate::config::{Config, Durability, NodeOptions};
+use crate::config::Config;
 #[cfg(feature = "embedded")]
 use crate::control::Listening;
 use crate::dispatch::{self, Job, Want};
@@ -32,7 +34,7 @@ use crate::durable::cron::IntoTiming;
 use crate::durable::outbox::Outbox;
 use crate::durable::schedule::{Schedules, Scheduling};
 use crate::durable::timer::Timer;
-use crate::durable::{self, Durable, Spread, Whereto};
+use crate::durable::{self, Durable};
 use crate::env::RealEnv;
 use crate::failure::{DeadLetter, DeadLetters};
 use crate::gate::Gate;
@@ -42,18 +44,17 @@ use crate::hooks::{Hooks, Moment, Seen};
 use crate::identity::{Guard, Policies};
 use crate::index::Index;
 use crate::journal::Journal;
-use crate::limits;
-use crate::link::{Hashes, Linked, RESERVED, RemoteNames};
+use crate::link::{Hashes, Linked, RemoteNames};
 use crate::local::{self};
 use crate::names::Names;
 use crate::node::{Node, NodeInner, Registration};
 use crate::published::Readers;
-use crate::route::{Routes, Takers, Went};
+use crate::route::{Routes, Went};
 use crate::send::{After, Broadcasting, CancellingTimer, Sender, Sending, Target};
 use crate::state::Home;
 use crate::store::{Document, Key, Pruned, SpaceStore, Store};
-use crate::sync::{Mutex, lock};
-use crate::table::{Entry, Table};
+use crate::sync::Mutex;
+use crate::table::Table;
 use crate::waits::Waits;
 use crate::web::Ring;
 
@@ -315,7 +316,7 @@ impl Space {
             env,
             index: Index::new(config.types_max),
             config,
-            phase: AtomicU8::new(BUILDING),
+            phase: AtomicU8::new(life::BUILDING),
             by_name: papaya::HashMap::new(),
             names: Names::default(),
             classes: Mutex::default(),
@@ -395,109 +396,6 @@ impl Space {
         let mut nodes: Vec<_> = self.inner().all_nodes().into_iter().map(Node::from_inner).collect();
         nodes.sort_by(|a, b| a.id().cmp(b.id()));
         nodes
-    }
-
-    /// Begins to deliver events.
-    ///
-    /// # Errors
-    ///
-    /// The first mistake made while the space was built: a pattern that cannot be understood, an id given twice. The
-    /// others are its causes' neighbours in [`Space::problems`]. [`ErrorKind::Unfit`] when the store has flows under
-    /// way that do not fit these nodes and steps. And whatever keeps the link from being attached or the store from
-    /// being read.
-    pub async fn start(&self) -> Result<()> {
-        let inner = self.inner();
-        if let Some(first) = lock(&inner.problems).first() {
-            return Err(first.duplicate());
-        }
-        if let Some(node) = inner.all_nodes().iter().find(|node| node.holds_back_in_vain()) {
-            return Err(Error::misuse(format!(
-                "node `{}` is to hold flows back and is not durable, so they would be gone with the process; leave out \
-                 `rate_by` or `debounce_by`, or open the space on a store",
-                node.name
-            )));
-        }
-        if let Some(node) = inner.all_nodes().iter().find(|node| node.shares_in_vain()) {
-            return Err(Error::misuse(format!(
-                "node `{}` is durable, so one process has it and others stand by; make it `ephemeral` to share its work",
-                node.name
-            )));
-        }
-        inner.guard_nodes();
-        // Looked up before anything is delivered, and let go once everything can be.
-        let building = inner.phase.load(Ordering::SeqCst) == BUILDING;
-        if let Some(durable) = inner.durable.as_ref().filter(|durable| building && durable.is_shared()) {
-            // Who else is there is heard by the link, and nobody hears of these nodes before they run.
-            inner.attach_link().await?;
-            durable.claim(inner).await?;
-        }
-        let resumable = match &inner.durable {
-            Some(durable) if building => durable.recover(inner).await?,
-            _ => Vec::new(),
-        };
-        inner.attach_link().await?;
-        if let Some(durable) = &inner.durable {
-            durable.enter_found(resumable);
-        }
-        let started = inner.phase.compare_exchange(BUILDING, RUNNING, Ordering::SeqCst, Ordering::SeqCst);
-        if started == Err(STOPPED) {
-            return Err(closed_space());
-        }
-        if started.is_ok() {
-            inner.presence_changed();
-            let nodes = inner.by_name.pin().len();
-            if let Some(durable) = &inner.durable {
-                durable.start(inner);
-                durable.keep_following(inner);
-            }
-            inner.announce("system.started", serde_json::json!({ "nodes": nodes }));
-            if let Some(balance) = &inner.balance {
-                balance.begin(inner);
-            }
-        }
-        Ok(())
-    }
-
-    /// The mistakes made while the space was built, and since.
-    #[must_use]
-    pub fn problems(&self) -> Vec<Error> {
-        lock(&self.inner().problems).iter().map(Error::duplicate).collect()
-    }
-
-    /// Stops taking events from outside, waits for the flows under way, and ends the space.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::TimedOut`] when flows are still under way after the configured time; they are cancelled then.
-    pub async fn stop(&self) -> Result<()> {
-        let inner = self.inner();
-        inner.announce("system.stopping", serde_json::json!({ "flows": inner.flows.load(Ordering::SeqCst) }));
-        let after = Duration::from_millis(inner.config.drain_ms);
-        let drained = inner.drained(after, Ends::Leaves).await;
-        inner.close();
-        if let Some(left) = inner.leave_link() {
-            left.await;
-        }
-        inner.commons.swept(inner.env.sleep(after)).await;
-        if let Some(durable) = &inner.durable {
-            // Flows have been told to leave; what they are just committing is committed before the store closes.
-            inner.drained(after, Ends::Waits).await;
-            durable.close().await;
-        }
-        if drained { Ok(()) } else { Err(Error::new(ErrorKind::TimedOut { after })) }
-    }
-
-    /// Waits until no flow is under way and no event waits, which a flow that waits forever prevents.
-    ///
-    /// # Errors
-    ///
-    /// [`ErrorKind::TimedOut`] after this time.
-    pub async fn settled(&self, within: Duration) -> Result<()> {
-        if self.inner().drained(within, Ends::Waits).await {
-            Ok(())
-        } else {
-            Err(Error::new(ErrorKind::TimedOut { after: within }))
-        }
     }
 
     /// Sends an event from outside any node. Inside a handler it is caused by the event being handled.
@@ -818,10 +716,6 @@ impl SpaceInner {
         }
     }
 
-    pub(crate) fn has_ended(&self) -> bool {
-        self.phase.load(Ordering::SeqCst) == STOPPED
-    }
-
     /// Whether a durable node of this name lives in another process on the same log.
     pub(crate) fn is_remembered_elsewhere(&self, node: &str) -> bool {
         self.durable.as_ref().is_some_and(|durable| durable.is_elsewhere(node))
@@ -843,47 +737,6 @@ impl SpaceInner {
         self.link.get().is_some() || self.is_remembered_elsewhere(node) || self.routes.has_router(node)
     }
 
-    /// Whether a node or a router may have this name; a problem where not.
-    pub(crate) fn may_be_named(self: &Arc<Self>, id: &str) -> bool {
-        let may = !id.is_empty() && !id.starts_with(RESERVED);
-        if !may {
-            self.problem(Error::misuse(format!(
-                "a node cannot have the id `{id}`: it is empty or begins with `$`"
-            )));
-        }
-        may
-    }
-
-    /// Ends the space, because another process has taken its nodes over.
-    pub(crate) fn fenced(self: &Arc<Self>) {
-        let what = "another process has taken over the nodes of this one, which ends";
-        tracing::error!(target: "happen", "{what}");
-        self.announce("system.fenced", serde_json::json!({ "reason": what }));
-        self.problem(Error::misuse(what));
-        self.close();
-    }
-
-    pub(crate) fn is_building(&self) -> bool {
-        self.phase.load(Ordering::SeqCst) == BUILDING
-    }
-
-    #[inline]
-    pub(crate) fn is_running(&self) -> bool {
-        self.phase.load(Ordering::Relaxed) == RUNNING
-    }
-
-    /// Listens for what other processes ask for. A space that cannot goes on without.
-    #[cfg(feature = "embedded")]
-    fn listen(self: &Arc<Self>, folder: &std::path::Path) {
-        match Listening::open(self, folder) {
-            Ok(listening) => drop(self.control.set(listening)),
-            Err(error) => {
-                let why = error.chain().join(": ");
-                tracing::warn!(target: "happen", code = error.code(), "the space has no control channel: {why}");
-            }
-        }
-    }
-
     pub(crate) fn store(&self) -> Arc<dyn Store> {
         Arc::clone(&self.store)
     }
@@ -893,134 +746,8 @@ impl SpaceInner {
         std::ptr::addr_eq(Arc::as_ptr(&self.states), Arc::as_ptr(&self.store))
     }
 
-    /// Refuses what needs a space that has not ended, whether it has started or not.
-    pub(crate) fn check_not_stopped(&self) -> Result<()> {
-        if self.phase.load(Ordering::SeqCst) == STOPPED { Err(closed_space()) } else { Ok(()) }
-    }
-
-    pub(crate) fn check_building(&self) -> Result<()> {
-        match self.phase.load(Ordering::Relaxed) {
-            BUILDING => Ok(()),
-            _ => Err(Error::misuse("the space has started")),
-        }
-    }
-
-    pub(crate) fn check_running(&self) -> Result<()> {
-        match self.phase.load(Ordering::Relaxed) {
-            RUNNING => Ok(()),
-            BUILDING => Err(Error::new(ErrorKind::NotStarted)),
-            _ => Err(closed_space()),
-        }
-    }
-
-    pub(crate) fn find(&self, id: &str) -> Option<Arc<NodeInner>> {
-        self.by_name.pin().get(id)?.0.load_full()
-    }
-
-    pub(crate) fn all_nodes(&self) -> Vec<Arc<NodeInner>> {
-        self.by_name.pin().values().filter_map(|slot| slot.0.load_full()).collect()
-    }
-
-    pub(crate) fn name_of(&self, key: NodeKey) -> Option<Arc<str>> {
-        self.names.get(key)
-    }
-
-    /// Gives a name a key of its own, for a node that is not here.
-    pub(crate) fn name_key(&self, name: &Arc<str>) -> NodeKey {
-        let key = NodeKey(self.next_key.fetch_add(1, Ordering::Relaxed));
-        self.names.insert(key, Arc::clone(name));
-        key
-    }
-
-    pub(crate) fn unname(&self, key: NodeKey) {
-        self.names.remove(key);
-    }
-
-    pub(crate) fn all_names(&self) -> std::collections::HashMap<NodeKey, Arc<str>> {
-        self.names.all()
-    }
-
     pub(crate) fn token(&self) -> Arc<()> {
         Arc::clone(&self.token)
-    }
-
-    /// The node that handles what is registered on the space itself.
-    fn own_node(self: &Arc<Self>) -> Node {
-        if let Some(own) = self.find(OWN_NODE) {
-            return Node::from_inner(own);
-        }
-        let key = NodeKey(self.next_key.fetch_add(1, Ordering::Relaxed));
-        let name: Arc<str> = OWN_NODE.into();
-        self.names.insert(key, Arc::clone(&name));
-        let table = self
-            .class(NodeOptions { durability: Durability::Ephemeral, ..self.config.options_for(OWN_NODE) });
-        let made = Arc::new(NodeInner::new(self, key, Arc::clone(&name), table));
-        let node = match self.by_name.pin().try_insert(name, NodeSlot::new(&made)) {
-            Ok(_) => None,
-            Err(other) => other.current.0.load_full(),
-        };
-        Node::from_inner(node.unwrap_or(made))
-    }
-
-    /// The table that a node with this id begins with.
-    fn class_for(&self, id: &str) -> Arc<Table> {
-        if self.config.nodes.is_empty()
-            && let Some(first) = lock(&self.classes).first()
-            && *first.options == self.config.node_defaults
-        {
-            return Arc::clone(first);
-        }
-        self.class(self.config.options_for(id))
-    }
-
-    /// The table that nodes with these options have in common before anything is registered.
-    pub(crate) fn class(&self, options: NodeOptions) -> Arc<Table> {
-        let mut classes = lock(&self.classes);
-        if let Some(known) = classes.iter().find(|known| *known.options == options) {
-            return Arc::clone(known);
-        }
-        if classes.len() >= limits::CLASSES_MAX {
-            return Arc::new(self.under_policies(Table::new(options)));
-        }
-        let class = Arc::new(self.under_policies(Table::common(options)));
-        classes.push(Arc::clone(&class));
-        class
-    }
-
-    /// Changes the policies: of the nodes there are, and of those to come.
-    pub(crate) fn set_policy(&self, change: impl FnOnce(&mut Policies)) {
-        // Whoever makes a table holds the classes, so none is made meanwhile under the policies of before.
-        let mut classes = lock(&self.classes);
-        let mut known = lock(&self.policies);
-        let mut policies = known.as_deref().cloned().unwrap_or_default();
-        change(&mut policies);
-        *known = Some(Arc::new(policies));
-        drop(known);
-        classes.clear();
-        drop(classes);
-        self.guard_nodes();
-    }
-
-    /// Has every node keep to the policies there are, also one that was just being made when they were set.
-    fn guard_nodes(&self) {
-        let Some(policies) = self.policies() else { return };
-        for node in self.all_nodes() {
-            if !node.table.load().is_under(&policies) {
-                node.change(|table| table.set_policies(&policies));
-            }
-        }
-    }
-
-    /// The policies, if there are any.
-    pub(crate) fn policies(&self) -> Option<Arc<Policies>> {
-        lock(&self.policies).clone()
-    }
-
-    fn under_policies(&self, mut table: Table) -> Table {
-        if let Some(policies) = self.policies() {
-            table.set_policies(&policies);
-        }
-        table
     }
 
     /// Where the documents of the nodes with this id live.
@@ -1049,10 +776,6 @@ impl SpaceInner {
         Ok(journal.event(event).await?.map(|_| journal))
     }
 
-    pub(crate) fn next_registration(&self) -> u64 {
-        self.next_registration.fetch_add(1, Ordering::Relaxed)
-    }
-
     /// Notes that a registration reads payloads in place.
     pub(crate) fn note_reads_bytes(&self) {
         self.reads_bytes.store(true, Ordering::Relaxed);
@@ -1062,145 +785,6 @@ impl SpaceInner {
     #[inline]
     pub(crate) fn reads_bytes(&self) -> bool {
         self.reads_bytes.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn index(&self, node: &Arc<NodeInner>, entry: &Entry) {
-        self.index.insert(node, entry.id, &entry.pattern);
-    }
-
-    pub(crate) fn unindex(&self, node: &Arc<NodeInner>, id: u64) {
-        let table = node.table.load();
-        if let Some(entry) = table.entry(id) {
-            self.index.remove(node, id, &entry.pattern);
-        }
-    }
-
-    pub(crate) fn forget_entry(&self, node: &NodeInner, entry: &Entry) {
-        self.index.remove(node, entry.id, &entry.pattern);
-    }
-
-    pub(crate) fn remove(&self, node: &Arc<NodeInner>) {
-        let table = node.table.load();
-        for entry in &table.entries {
-            self.index.remove(node, entry.id, &entry.pattern);
-        }
-        let is_it = |slot: &NodeSlot| slot.0.load().as_ref().is_some_and(|known| Arc::ptr_eq(known, node));
-        let names = self.by_name.pin();
-        if let Some(slot) = names.get(&*node.name).filter(|slot| is_it(slot)) {
-            slot.0.store(None);
-            names.remove(&*node.name);
-            self.keep_former_name(node.key);
-        }
-        self.presence_changed();
-    }
-
-    /// Keeps the name of a node that ended for traces, for a while: nodes may come and go for as long as the space lives.
-    fn keep_former_name(&self, key: NodeKey) {
-        let mut former = lock(&self.former);
-        former.push_back(key);
-        if former.len() > limits::FORMER_NAMES_MAX
-            && let Some(oldest) = former.pop_front()
-        {
-            self.unname(oldest);
-        }
-    }
-
-    /// Brings an event to everyone here who listens.
-    #[inline]
-    pub(crate) fn publish_to_listeners(
-        self: &Arc<Self>,
-        event: &dyn ErasedEvent,
-        source: Option<&tokio::sync::broadcast::Sender<happen_core::Value>>,
-        spread: Spread,
-        takers: &Takers,
-    ) {
-        let envelope = event.envelope();
-        let listeners = self.index.listeners(&envelope.event_type);
-        let mut aside = Vec::new();
-        if dispatch::publish(&listeners, event, envelope.id, source, &mut aside) {
-            self.index.refresh(&envelope.event_type);
-        }
-        if !aside.is_empty() {
-            self.publish_to_shared(event, source, &mut aside, takers);
-        }
-        if self.durable.is_some() {
-            durable::publish(self, event, &aside, spread);
-        }
-    }
-
-    /// Brings an event to those nodes that share their work and take it, and leaves the durable ones.
-    #[cold]
-    fn publish_to_shared(
-        self: &Arc<Self>,
-        event: &dyn ErasedEvent,
-        source: Option<&tokio::sync::broadcast::Sender<happen_core::Value>>,
-        aside: &mut Vec<Arc<NodeInner>>,
-        takers: &Takers,
-    ) {
-        for node in aside.extract_if(.., |node| !node.is_durable()).filter(|node| takers.has(node)) {
-            dispatch::bring_to(&node, &mut self.way(), event, event.envelope().id, source);
-        }
-    }
-
-    /// Brings an event to everyone here who listens and does not remember: the others have it by the log.
-    #[cold]
-    pub(crate) fn publish_to_forgetful(self: &Arc<Self>, event: &dyn ErasedEvent, takers: &Takers) {
-        let envelope = event.envelope();
-        let listeners = self.index.listeners(&envelope.event_type);
-        let mut aside = Vec::new();
-        if dispatch::publish(&listeners, event, envelope.id, None, &mut aside) {
-            self.index.refresh(&envelope.event_type);
-        }
-        self.publish_to_shared(event, None, &mut aside, takers);
-    }
-
-    /// Brings an event whose commit has happened to those who are not part of the commit: ephemeral nodes, and whoever is
-    /// beyond the link.
-    #[cold]
-    pub(crate) fn leave(self: &Arc<Self>, event: &Arc<dyn ErasedEvent>, to: &Whereto) {
-        let envelope = event.envelope();
-        match to {
-            Whereto::Node(node) if node.is_durable() => {}
-            Whereto::Node(node) => {
-                let mut outcome = Ok(None);
-                let mark = self.remember_sent(envelope, node.key);
-                let delivered =
-                    dispatch::deliver(node, &mut self.way(), &**event, Want::default(), &mut outcome);
-                match delivered {
-                    Ok(dispatch::Delivered::Now) => self.settle(mark, dispatch::what(&outcome)),
-                    Ok(dispatch::Delivered::Later(_)) => self.settle(mark, crate::web::WAITING),
-                    Err(error) => self.undelivered(&**event, &node.name, error, dispatch::Reply::Nobody),
-                }
-            }
-            Whereto::Kept(name) => {
-                self.remember_sent(envelope, self.key_of(name));
-            }
-            // It waits in the log, and a courier is on its way.
-            Whereto::Waits(name) => {
-                let mark = self.remember_sent(envelope, self.key_of(name));
-                self.settle(mark, crate::web::WAITING);
-            }
-            Whereto::Away(name) => {
-                let want = (Want::default(), false, None);
-                if let Err(error) = self.send_on(Sender::Space(self), name, &**event, want, &mut Ok(None)) {
-                    self.bury(&**event, name, &error);
-                }
-            }
-            Whereto::Everyone => {
-                let mark = self.remember_sent(envelope, NodeKey(0));
-                self.settle(mark, crate::web::PUBLISHED);
-                let takers = self.publish_away(Sender::Space(self), &**event, self.shares_its_log());
-                // Those that are durable have it by the commit.
-                self.publish_to_forgetful(&**event, &takers);
-            }
-        }
-    }
-
-    /// The durable nodes that listen to a type.
-    pub(crate) fn durable_listeners(&self, event_type: &EventType) -> Vec<Arc<NodeInner>> {
-        let listeners = self.index.listeners(event_type);
-        let nodes = listeners.iter().map(dispatch::Listener::node);
-        nodes.filter(|node| node.is_durable()).cloned().collect()
     }
 
     /// Whether an event may run on its sender's stack without being counted against the limit of its node. A counter
@@ -1234,100 +818,6 @@ impl SpaceInner {
         };
         self.hooks.load_full().into_iter().chain(own).collect()
     }
-
-    pub(crate) fn flow_began(&self) {
-        self.flows.fetch_add(1, Ordering::SeqCst);
-    }
-
-    pub(crate) fn flow_ended(&self) {
-        if self.flows.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.idle.notify_waiters();
-        }
-    }
-
-    fn is_idle(&self, ends: Ends) -> bool {
-        let left = match (&self.durable, ends) {
-            (Some(durable), Ends::Leaves) => durable.can_be_left(),
-            _ => 0,
-        };
-        let waits = |node: Arc<NodeInner>| match ends {
-            Ends::Leaves if node.is_durable() => false,
-            _ => Node::from_inner(node).waiting() > 0,
-        };
-        self.flows.load(Ordering::SeqCst) <= left && !self.all_nodes().into_iter().any(waits)
-    }
-
-    async fn drained(&self, within: Duration, ends: Ends) -> bool {
-        let mut late = self.env.sleep(within);
-        loop {
-            let idle = self.idle.notified();
-            let mut idle = std::pin::pin!(idle);
-            idle.as_mut().enable();
-            if self.is_idle(ends) {
-                return true;
-            }
-            // Events that wait for their node make no sound when they start, so there is a look from time to time too.
-            let mut again = self.env.sleep(DRAIN_LOOK);
-            let on_time = poll_fn(|task| {
-                use std::future::Future;
-                if late.as_mut().poll(task).is_ready() {
-                    return Poll::Ready(false);
-                }
-                let ready = idle.as_mut().poll(task).is_ready() || again.as_mut().poll(task).is_ready();
-                if ready { Poll::Ready(true) } else { Poll::Pending }
-            })
-            .await;
-            if !on_time {
-                return self.is_idle(ends);
-            }
-        }
-    }
-
-    /// Ends the space: every node is closed, every cycle of references is cut.
-    fn close(self: &Arc<Self>) {
-        if self.phase.swap(STOPPED, Ordering::SeqCst) == STOPPED {
-            return;
-        }
-        #[cfg(feature = "embedded")]
-        if let Some(control) = self.control.get() {
-            control.close();
-        }
-        // First, so that whoever waits beyond the link learns that it closed, and not of flows that were cancelled.
-        drop(self.leave_link());
-        self.commons.stop();
-        if let Some(balance) = &self.balance {
-            balance.end();
-        }
-        // The maps are emptied slot by slot, here and in the index, and not cleared: a space that ends with its thread
-        // finds the thread's own memory gone, which `pin` and `clear` need.
-        let names = self.by_name.pin_owned();
-        // In the order they were made: the order of the map is another in every process.
-        let mut nodes: Vec<_> = names.values().filter_map(|slot| slot.0.load_full()).collect();
-        nodes.sort_unstable_by_key(|node| node.key);
-        if let Some(durable) = &self.durable {
-            durable.stop();
-        }
-        for node in nodes {
-            node.close();
-        }
-        self.index.clear();
-        names.values().for_each(|slot| slot.0.store(None));
-        drop(names);
-        self.hooks.store(None);
-        self.routes.clear();
-        for ring in lock(&self.rings).iter() {
-            ring.close();
-        }
-        local::forget_recycled();
-    }
-}
-
-impl Drop for Owner {
-    fn drop(&mut self) {
-        self.0.close();
-        // Nobody can ask for a trace any more, while other threads may keep the space itself for a while.
-        lock(&self.0.rings).clear();
-    }
 }
 
 /// Lets other tasks run.
@@ -1354,11 +844,6 @@ pub(crate) fn give_way(task: &mut std::task::Context<'_>) {
     }
 }
 
-#[cold]
-fn closed_space() -> Error {
-    Error::new(ErrorKind::Closed { what: "the space".to_owned() })
-}
-
 impl fmt::Debug for Space {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self.inner(), f)
@@ -1371,23 +856,7 @@ impl fmt::Debug for SpaceInner {
     }
 }
 
-/// What is made of flows that can be left where they are, because the store remembers them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ends {
-    /// They are waited for like others.
-    Waits,
-    Leaves,
-}
-
-const BUILDING: u8 = 0;
-const RUNNING: u8 = 1;
-const STOPPED: u8 = 2;
-
-/// The id of the node that handles what is registered on the space itself.
-const OWN_NODE: &str = "$space";
 /// Mistakes that are kept to be told.
 const PROBLEMS_MAX: usize = 100;
 /// Handlers nested on one stack that may go uncounted.
 const UNCOUNTED_DEPTH: u32 = 4;
-/// How often a stopping space looks whether events still wait.
-const DRAIN_LOOK: Duration = Duration::from_millis(5);

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use happen_core::{Envelope, ErasedEvent, Error, Event, EventType, NodeKey};
 
-use super::{OWN_NODE, PROBLEMS_MAX, SpaceInner};
+use super::registry::OWN_NODE;
+use super::{PROBLEMS_MAX, SpaceInner};
 use crate::context::Context;
 use crate::dispatch::Reply;
 use crate::durable::Spread;
