@@ -983,3 +983,34 @@ fn a_question_that_is_committed_after_all_is_asked_once() {
         });
     });
 }
+
+async fn send_to_nobody(order: Event<Create>, cx: Context) -> happen::Result<String> {
+    let sent = cx.send("nowhere", Placed { id: order.id }).await;
+    let asked = cx.send("nowhere", Charge { order: order.id }).reply::<Paid>().await;
+    let code = |error: &Error| error.code().to_owned();
+    Ok(format!("{} {}", sent.err().as_ref().map_or("staged".to_owned(), code), code(&asked.unwrap_err())))
+}
+
+/// A node that does not remember may be there when the event leaves, and a process alone knows that it is not.
+#[test]
+fn what_is_sent_to_a_node_that_nobody_has_is_told_at_once_or_is_a_dead_letter() {
+    for (joins, expected) in [(false, "no-such-node no-such-node"), (true, "staged no-such-node")] {
+        let sim = Simulator::new(1);
+        let world = World::new(&sim);
+        sim.run(async {
+            let space = world.process();
+            if joins {
+                space.join(Hub::in_env(sim.env()).link("here")).unwrap();
+            }
+            space.node("orders").on("order.create", send_to_nobody);
+            space.start().await.unwrap();
+            let told = space.send("orders", Create { id: 1 }).reply::<String>().await.unwrap();
+            assert_eq!(*told, expected);
+            space.settled(secs(10)).await.unwrap();
+            let letters = space.dead_letters();
+            assert_eq!(letters.len(), usize::from(joins));
+            assert!(letters.iter().all(|letter| (&*letter.node, letter.code) == ("nowhere", "no-such-node")));
+            space.stop().await.unwrap();
+        });
+    }
+}
