@@ -101,13 +101,16 @@ impl Commits {
         drop(self.doubts.subscribe().wait_for(|doubts| *doubts > known).await);
     }
 
-    /// Waits until nothing is on its way any more that failed before: what is committed now stands behind it.
+    /// Waits until nothing is on its way any more that failed before, and until all that others have committed can be read
+    /// here: what is committed now stands behind it.
     ///
     /// # Errors
     ///
     /// As [`Commits::commit`].
     pub(super) async fn pass(self: &Arc<Self>) -> Result<()> {
-        self.commit(without_effect()).await.map(drop)
+        // It changes nothing and is refused by no store.
+        let conditions = vec![Condition::Revision { key: NOWHERE.into(), revision: 0 }];
+        self.commit(Batch { conditions, ..Batch::default() }).await.map(drop)
     }
 
     /// Finds out whether a batch was refused because of the fence. What was refused is in the log before this looks.
@@ -234,12 +237,6 @@ fn fenced() -> Error {
     Error::new(ErrorKind::Closed {
         what: "the space, whose nodes another process has taken over,".to_owned(),
     })
-}
-
-/// A batch that changes nothing and is refused by no store. What is committed behind others shows that those were.
-pub(super) fn without_effect() -> Batch {
-    let conditions = vec![Condition::Revision { key: NOWHERE.into(), revision: 0 }];
-    Batch { conditions, ..Batch::default() }
 }
 
 /// A document that nobody writes.

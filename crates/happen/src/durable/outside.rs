@@ -10,7 +10,7 @@ use happen_core::store::{Batch, NewRecord, Tag};
 use happen_core::{Error, Result, State};
 
 use super::Durable;
-use super::commit::{Ticket, without_effect};
+use super::commit::Ticket;
 use super::document::{Applied, Document, Staged, Staging, is_conflict};
 use crate::limits;
 use crate::node::NodeInner;
@@ -53,7 +53,9 @@ impl Space {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`](happen_core::ErrorKind::Io) when the log cannot be reached; otherwise as the store says.
+    /// [`ErrorKind::Io`](happen_core::ErrorKind::Io) when the log cannot be reached,
+    /// [`ErrorKind::Closed`](happen_core::ErrorKind::Closed) when another process has taken over what this one had;
+    /// otherwise as the store says.
     ///
     /// # Cost
     ///
@@ -78,14 +80,10 @@ impl Space {
 
 impl SpaceInner {
     pub(crate) async fn catch_up(&self) -> Result<()> {
-        let store = self.store();
-        if store.is_shared() {
-            // What is committed now stands behind all that was, and this process has read as far when it is told.
-            for result in store.commit(vec![without_effect()]).await {
-                result?;
-            }
+        match self.durable.as_ref().filter(|durable| durable.is_shared()) {
+            Some(durable) => durable.commits.pass().await,
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
