@@ -110,6 +110,13 @@ pub const SILENT_LOOKS: u32 = 20;
 /// The most looks before a log is read anew: some four seconds. A reader needs time to begin at servers that are busy.
 pub const SILENT_LOOKS_MAX: u32 = 160;
 
+/// How long the server that gets a log for its region may have heard nothing from the region that writes, in milliseconds,
+/// before another one is asked to: five times as long as between two signs of life.
+pub const MIRROR_SILENT_MS: u64 = 5_000;
+
+/// How often [`MIRROR_SILENT_MS`] doubles when it is in vain that another server was asked: up to 80 s.
+pub const MIRROR_ROUSED_DOUBLE_MAX: u32 = 4;
+
 /// How many bytes the batches of one call to commit may have: 32 MiB.
 pub const CALL_BYTES_MAX: usize = 32 << 20;
 

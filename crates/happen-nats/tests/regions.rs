@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::jetstream::stream::{self, External, Source};
+use futures_util::StreamExt as _;
 use happen::env::RealEnv;
 use happen::{Error, Event, Space, secs};
 use happen_core::env::{BoxFuture, BoxWork, CoarseClock, Env};
@@ -41,48 +42,52 @@ impl World {
     }
 
     async fn east_region(&self) -> LogRegion {
-        LogRegion::new(client(&self.east).await, options())
+        LogRegion::new(client(&self.east).await, hurried())
     }
 
     async fn west_region(&self) -> LogRegion {
-        LogRegion::new(client(&self.west).await, options())
+        LogRegion::new(client(&self.west).await, hurried())
     }
 }
 
 /// Surroundings in which nobody waits long for another region.
 #[derive(Debug, Default)]
-struct Hasty(RealEnv);
+struct Hasty {
+    real: RealEnv,
+    /// Whether time passes five times as fast for whoever waits for an answer.
+    gives_up: bool,
+}
 
 impl Env for Hasty {
     fn unix_ms(&self) -> u64 {
-        self.0.unix_ms()
+        self.real.unix_ms()
     }
 
     fn monotonic(&self) -> Duration {
-        self.0.monotonic()
+        self.real.monotonic() * if self.gives_up { 5 } else { 1 }
     }
 
     fn clock(&self) -> &Arc<CoarseClock> {
-        self.0.clock()
+        self.real.clock()
     }
 
     fn fill_random(&self, bytes: &mut [u8]) {
-        self.0.fill_random(bytes);
+        self.real.fill_random(bytes);
     }
 
     fn spawn(&self, task: BoxFuture<'static, ()>) {
-        self.0.spawn(task);
+        self.real.spawn(task);
     }
 
     fn spawn_blocking(&self, work: BoxWork) {
-        self.0.spawn_blocking(work);
+        self.real.spawn_blocking(work);
     }
 
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {
         let [looks, late] =
             [limits::REGION_LOOK_MS, limits::COPY_LATE_MS - 10_000].map(Duration::from_millis);
         let long = time == looks || time >= late;
-        self.0.sleep(if long { Duration::from_millis(100) } else { time })
+        self.real.sleep(if long { Duration::from_millis(100) } else { time })
     }
 }
 
@@ -92,6 +97,11 @@ fn env() -> Arc<dyn Env> {
 
 fn options() -> NatsStoreOptions {
     NatsStoreOptions::new("shop", env())
+}
+
+/// For asking servers that are gone, or that are alone and so never choose who leads them.
+fn hurried() -> NatsStoreOptions {
+    NatsStoreOptions::new("shop", Arc::new(Hasty { gives_up: true, ..Hasty::default() }))
 }
 
 async fn client(server: &NatsServer) -> Client {
@@ -379,7 +389,7 @@ impl ThreeRegions {
 }
 
 async fn region(server: &NatsServer) -> LogRegion {
-    LogRegion::new(client(server).await, options())
+    LogRegion::new(client(server).await, hurried())
 }
 
 /// Keeps a copy soon, so that there is one that has to be let go.
@@ -493,6 +503,60 @@ async fn a_third_region_follows_the_one_that_has_taken_over() {
     }
 }
 
+#[tokio::test]
+async fn a_server_that_hears_nothing_of_the_log_is_replaced_before_it_notices() {
+    let east = NatsSetup::new().region("east", &[]).start();
+    let direct = |route: happen_testing::RouteTo| route.port;
+    let west = NatsSetup::new().region("west", &[east.leaf_port()]).start_cluster(3, direct);
+    let writes = NatsStore::open(client(&east).await, options()).await.unwrap();
+    // Servers do not list the consumers that they have for others, but they tell what was answered.
+    let mut told = client(&east).await.subscribe("$JS.EVENT.ADVISORY.API").await.unwrap();
+    let follows = NatsStore::open(of_all(&west).await, options().mirror_of("east")).await.unwrap();
+    write(&follows, "one").await.unwrap();
+    let log = async |client| async_nats::jetstream::new(client).get_stream("happen_shop").await.unwrap();
+    let leads =
+        async || log(of_all(&west).await).await.cached_info().cluster.as_ref().unwrap().leader.clone();
+    let led = leads().await;
+    // Nothing comes to it any more, and nobody says so.
+    let there = log(client(&east).await).await;
+    let mirror = loop {
+        let told: serde_json::Value = serde_json::from_slice(&told.next().await.unwrap().payload).unwrap();
+        let answer: serde_json::Value =
+            serde_json::from_str(told["response"].as_str().unwrap_or_default()).unwrap_or_default();
+        match answer["name"].as_str() {
+            Some(name) if name.starts_with("JS_MIRROR_") => break name.to_owned(),
+            _ => {}
+        }
+    };
+    there.delete_consumer(&mirror).await.unwrap();
+    write(&writes, "two").await.unwrap();
+    write(&follows, "three").await.unwrap();
+    assert_ne!(leads().await, led);
+    assert_eq!(all(&follows).await, ["one", "two", "three"]);
+}
+
+#[tokio::test]
+async fn a_region_that_chooses_its_leader_is_not_lost() {
+    let world = World::start();
+    let (east, _west) = (world.in_east().await, world.in_west().await);
+    write(&east, "one").await.unwrap();
+    let region = LogRegion::new(client(&world.west).await, options());
+    // Servers that choose answer nothing; neither does one that stands still.
+    world.east.pause();
+    let takes = tokio::spawn(async move { region.take_over(Former::Lost).await });
+    env().sleep(Duration::from_millis(limits::ASK_WAIT_MS * 3)).await;
+    world.east.go_on();
+    assert_eq!(takes.await.unwrap().unwrap_err().code(), "misuse", "it answers");
+    write(&east, "two").await.unwrap();
+    // Each question may be asked by a task of its own.
+    let region = LogRegion::new(client(&world.west).await, options());
+    let asked = tokio::spawn(async move {
+        region.look_at_other().await.unwrap();
+        region.follow("east", Surplus::Keep).await.unwrap().given_up
+    });
+    assert_eq!(asked.await.unwrap(), 0);
+}
+
 #[derive(happen::Event, Clone, Debug, Serialize, Deserialize)]
 #[event("pay")]
 struct Pay {
@@ -549,7 +613,7 @@ impl Process {
 
     async fn goes_on(&self, what: &str, more: usize) {
         let enough = self.acknowledged().len() + more;
-        until(what, async || self.acknowledged().len() >= enough).await;
+        until(&format!("{what}, in the {}", self.till), async || self.acknowledged().len() >= enough).await;
     }
 
     /// What the copy of this process says that a till has.
@@ -651,8 +715,9 @@ async fn of_two_clusters_a_leader_dies_then_the_log_moves_then_one_is_lost_and_c
     world.ways.iter().for_each(Way::break_off);
     world.ways.iter().for_each(Way::heal);
     west.stop.store(true, Ordering::SeqCst);
-    assert_eq!(in_east.take_over(Former::Answers).await.unwrap_err().code(), "io");
-    in_east.take_over(Former::Lost).await.unwrap();
+    let alone = LogRegion::new(of_all(&world.east).await, hurried());
+    assert_eq!(alone.take_over(Former::Answers).await.unwrap_err().code(), "io");
+    alone.take_over(Former::Lost).await.unwrap();
     east.goes_on("the east pays on", 20).await;
 
     // It comes back with what it has, and is told by whoever opens the log.

@@ -6,11 +6,13 @@
 //! their way at once, and one message carries a whole group of batches.
 
 mod about;
+mod asking;
 mod copy;
 mod entry;
 mod follower;
 mod message;
 mod region;
+mod route;
 mod snapshot;
 mod stream;
 mod writer;
@@ -35,8 +37,8 @@ use self::copy::Copy;
 use self::entry::{BatchBytes, Entry};
 use self::follower::Follower;
 use self::message::Message;
-use self::region::Route;
 pub use self::region::{Followed, Former, LogPlace, LogRegion, OtherRegion, Surplus, TakenOver};
+use self::route::Route;
 use self::snapshot::{Header, Snapshots};
 use self::writer::{Call, Sending, Writer, closed};
 use crate::limits;
@@ -270,7 +272,7 @@ impl NatsStore {
             copy: Arc::clone(&copy),
             env: Arc::clone(&env),
             context,
-            route,
+            route: route.clone(),
             calls: waiting,
             news,
             anew: Arc::clone(&anew),
@@ -295,7 +297,7 @@ impl NatsStore {
             server,
             written,
         };
-        store.catch_up(last, &anew).await?;
+        store.catch_up(last, &anew, route).await?;
         Ok(store)
     }
 
@@ -381,7 +383,7 @@ impl NatsStore {
     }
 
     /// Waits until the copy has a message, as long as it gets on.
-    async fn catch_up(&self, last: u64, anew: &Notify) -> Result<()> {
+    async fn catch_up(&self, last: u64, anew: &Notify, mut route: Route) -> Result<()> {
         let mut reached = self.copy.reached();
         let mut failed = self.copy.failed();
         let mut waited = 0;
@@ -390,14 +392,21 @@ impl NatsStore {
             if before >= last {
                 return Ok(());
             }
-            tokio::select! {
-                _ = failed.wait_for(|failed| *failed) => self.copy.check()?,
-                _ = reached.changed() => waited = 0,
-                () = self.env.sleep(Duration::from_millis(limits::READER_WAIT_MS)) => {
-                    waited += limits::READER_WAIT_MS;
-                    anew.notify_one();
+            let came = tokio::select! {
+                _ = failed.wait_for(|failed| *failed) => {
+                    self.copy.check()?;
+                    false
                 }
+                _ = reached.changed() => true,
+                () = self.env.sleep(Duration::from_millis(limits::READER_WAIT_MS)) => false,
+            };
+            if came {
+                waited = 0;
+                continue;
             }
+            waited += limits::READER_WAIT_MS;
+            route.rouse().await;
+            anew.notify_one();
             if waited >= limits::AGREE_WAIT_MS {
                 let why = self.copy.unread().unwrap_or_else(|| "the server gives nothing".to_owned());
                 let (name, next) = (&self.name, before + 1);

@@ -9,12 +9,13 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::jetstream::context::{GetStreamError, GetStreamErrorKind, PublishError};
-use async_nats::jetstream::stream::{Config, Stream};
+use async_nats::jetstream::context::{GetStreamError, PublishError};
+use async_nats::jetstream::stream::{Config, LastRawMessageError, LastRawMessageErrorKind, Stream};
 use async_nats::jetstream::{self, Context, ContextBuilder, ErrorCode};
 use happen_core::{Error, ErrorKind, Result};
 use tokio::sync::watch;
 
+use super::asking::{Unanswered, patiently};
 use super::snapshot::Snapshots;
 use super::writer::told;
 use super::{NatsStoreOptions, stream};
@@ -182,8 +183,8 @@ impl LogRegion {
         let Some(domain) = stream::mirrored(config).or_else(|| stream::before(config)) else {
             return Ok(None);
         };
-        let there = at(&self.client, domain).get_stream(stream::name(&self.options)?).await;
-        let place = match found(there) {
+        let there = at(&self.client, domain);
+        let place = match found(self.ask(&there, &stream::name(&self.options)?).await) {
             Ok(stream) => Some(self.place_of(stream.as_ref())?),
             // Whatever is said in place of its servers, they did not say anything.
             Err(_) => None,
@@ -236,11 +237,10 @@ impl LogRegion {
             let epoch = stream::epoch(config, &self.options)?.ok_or_else(|| self.no_log())?;
             return Ok(TakenOver { epoch, sequence: stream.cached_info().state.last_sequence });
         };
-        let there = at(&self.client, &domain);
-        let name = stream::name(&self.options)?;
-        let before = match (there.get_stream(&name).await, former) {
+        let (env, there) = (&self.options.env, at(&self.client, &domain));
+        let before = match (self.ask(&there, &stream::name(&self.options)?).await, former) {
             (Ok(theirs), Former::Answers) => {
-                let last = seal(&there, &theirs).await?;
+                let last = patiently(env, |_| false, || seal(&there, &theirs)).await?;
                 self.caught_up(&domain, last).await?;
                 stream::epoch(&theirs.cached_info().config, &self.options)?.unwrap_or_default()
             }
@@ -261,7 +261,8 @@ impl LogRegion {
         };
         let epoch = before + 1;
         let taken = stream::taken_over(config, &self.options, epoch, &domain)?;
-        let taken = self.context.update_stream(&taken).await.map_err(|error| failed("take over", &error))?;
+        let taken = patiently(env, Unanswered::is_no, || self.context.update_stream(&taken)).await;
+        let taken = taken.map_err(|error| failed("take over", &error))?;
         Ok(TakenOver { epoch, sequence: taken.state.last_sequence })
     }
 
@@ -288,7 +289,7 @@ impl LogRegion {
     pub async fn follow(&self, domain: &str, surplus: Surplus) -> Result<Followed> {
         let name = stream::name(&self.options)?;
         let there = at(&self.client, domain);
-        let theirs = there.get_stream(&name).await.map_err(|error| {
+        let theirs = self.ask(&there, &name).await.map_err(|error| {
             let what = format!("ask region `{domain}`, which is to be followed: {}", told(&error));
             Error::new(ErrorKind::Io { what })
         })?;
@@ -326,11 +327,20 @@ impl LogRegion {
         let replicas = config
             .map_or_else(|| stream::replicas(&self.client, &self.options), |config| config.num_replicas);
         let mirror = stream::followed(&self.options, replicas, domain, shared)?;
+        let env = &self.options.env;
         if ours.is_some() {
-            self.context.delete_stream(&name).await.map_err(|error| failed("delete", &error))?;
+            let delete = || async {
+                match self.context.delete_stream(&name).await {
+                    // It was deleted when nobody could say so.
+                    Err(error) if stream::is_absent(&error) => Ok(()),
+                    deleted => deleted.map(drop),
+                }
+            };
+            patiently(env, Unanswered::is_no, delete).await.map_err(|error| failed("delete", &error))?;
         }
         Snapshots::new(self.context.clone(), &self.options, replicas)?.forget_behind(shared).await?;
-        self.context.create_stream(mirror).await.map_err(|error| failed("follow", &error))?;
+        let create = || self.context.create_stream(mirror.clone());
+        patiently(env, Unanswered::is_no, create).await.map_err(|error| failed("follow", &error))?;
         Ok(Followed { shared, given_up })
     }
 
@@ -339,7 +349,7 @@ impl LogRegion {
     async fn shared(&self, ours: &Stream, theirs: &Stream, epoch: u64) -> Result<u64> {
         let [here, there] = [ours, theirs].map(|stream| &stream.cached_info().state);
         if here.messages > 0 {
-            let newest = subject(ours, here.last_sequence).await?;
+            let newest = self.subject(ours, here.last_sequence).await?;
             if stream::epoch_of(&newest, &self.options)?.is_some_and(|here| here > epoch) {
                 return Err(Error::misuse(
                     "what is here was written after the other region was taken over from; follow the one that wrote it",
@@ -347,7 +357,7 @@ impl LogRegion {
             }
         }
         let is_same = async |sequence| {
-            Ok::<_, Error>(subject(ours, sequence).await? == subject(theirs, sequence).await?)
+            Ok::<_, Error>(self.subject(ours, sequence).await? == self.subject(theirs, sequence).await?)
         };
         // What both have, from behind `low` up to `high`.
         let mut low = here.first_sequence.max(there.first_sequence).saturating_sub(1);
@@ -392,87 +402,25 @@ impl LogRegion {
     }
 
     async fn stream(&self) -> Result<Option<Stream>> {
-        found(self.context.get_stream(stream::name(&self.options)?).await)
+        found(self.ask(&self.context, &stream::name(&self.options)?).await)
+    }
+
+    /// The stream at these servers or at others.
+    async fn ask(&self, servers: &Context, name: &str) -> Result<Stream, GetStreamError> {
+        let ask = || servers.get_stream(name);
+        patiently(&self.options.env, Unanswered::is_no, ask).await
+    }
+
+    /// The subject of a message.
+    async fn subject(&self, stream: &Stream, sequence: u64) -> Result<String> {
+        let is_final = |error: &LastRawMessageError| error.kind() != LastRawMessageErrorKind::Other;
+        let ask = || stream.get_raw_message(sequence);
+        let message = patiently(&self.options.env, is_final, ask).await;
+        message.map(|message| message.subject.to_string()).map_err(|error| failed("read", &error))
     }
 
     fn no_log(&self) -> Error {
         Error::misuse(format!("the stream of this name is not the log of space `{}`", self.options.space))
-    }
-}
-
-/// The subject of a message.
-async fn subject(stream: &Stream, sequence: u64) -> Result<String> {
-    let message = stream.get_raw_message(sequence).await;
-    message.map(|message| message.subject.to_string()).map_err(|error| failed("read", &error))
-}
-
-/// Where entries of a log are sent, which another region may change.
-pub(crate) struct Route {
-    here: Context,
-    options: NatsStoreOptions,
-    subject: String,
-    /// Whether these servers follow others, or did when the log was opened.
-    mirrors: bool,
-}
-
-impl Route {
-    pub(crate) fn new(here: Context, options: &NatsStoreOptions, found: &Config) -> Result<Self> {
-        let mirrors = stream::mirrored(found).is_some();
-        let subject = match &found.subjects[..] {
-            [subject] => subject.clone(),
-            _ => stream::subject(options)?,
-        };
-        Ok(Self { here, options: options.clone(), subject, mirrors })
-    }
-
-    pub(crate) fn subject(&self) -> &str {
-        &self.subject
-    }
-
-    /// Looks whether another region writes the log now. Servers that wrote it themselves are asked only when nobody has
-    /// taken anything for long: one that fails over for a moment is not kept from that.
-    pub(crate) async fn look_again(&mut self, for_long: bool) {
-        if for_long && !self.mirrors {
-            let Ok(name) = stream::name(&self.options) else { return };
-            let Ok(stream) = self.here.get_stream(&name).await else { return };
-            self.mirrors = stream::mirrored(&stream.cached_info().config).is_some();
-        }
-        self.look().await;
-    }
-
-    /// Looks who writes the log now. Gives its last message, when it can be had.
-    pub(crate) async fn look(&mut self) -> Option<u64> {
-        if !self.mirrors {
-            return None;
-        }
-        let name = stream::name(&self.options).ok()?;
-        let mut stream = self.here.get_stream(&name).await.ok()?;
-        if let Some(domain) = stream::mirrored(&stream.cached_info().config) {
-            stream = at(&self.here.client(), domain).get_stream(&name).await.ok()?;
-        }
-        let info = stream.cached_info();
-        if let [subject] = &info.config.subjects[..] {
-            self.subject.clone_from(subject);
-        }
-        Some(info.state.last_sequence)
-    }
-
-    /// Why an entry that was taken does not come.
-    pub(crate) fn silent(&self) -> &'static str {
-        if self.mirrors {
-            "the region that writes the log has it, and it has not come here"
-        } else {
-            "the log has it, and the server does not give it"
-        }
-    }
-
-    /// Why nobody takes an entry.
-    pub(crate) fn nobody(&self) -> &'static str {
-        if self.mirrors {
-            "the region that writes the log is out of reach, or no server leads it at this moment"
-        } else {
-            "no server leads the log at this moment"
-        }
     }
 }
 
@@ -562,10 +510,8 @@ pub(crate) fn at(client: &async_nats::Client, domain: &str) -> Context {
 fn found(got: Result<Stream, GetStreamError>) -> Result<Option<Stream>> {
     match got {
         Ok(stream) => Ok(Some(stream)),
-        Err(error) => match error.kind() {
-            GetStreamErrorKind::JetStream(why) if why.error_code() == ErrorCode::STREAM_NOT_FOUND => Ok(None),
-            _ => Err(failed("ask for", &error)),
-        },
+        Err(error) if stream::is_absent(&error) => Ok(None),
+        Err(error) => Err(failed("ask for", &error)),
     }
 }
 

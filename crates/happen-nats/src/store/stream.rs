@@ -5,10 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::Client;
-use async_nats::jetstream::context::{
-    CreateStreamError, CreateStreamErrorKind, GetStreamError, GetStreamErrorKind, RequestError,
-    RequestErrorKind,
-};
+use async_nats::jetstream::context::{CreateStreamError, GetStreamError};
 use async_nats::jetstream::stream::{
     Config, DiscardPolicy, External, RetentionPolicy, Source, StorageType, Stream,
 };
@@ -16,6 +13,7 @@ use async_nats::jetstream::{Context, ErrorCode};
 use happen_core::env::Env;
 use happen_core::{Error, ErrorKind, Result};
 
+use super::asking::{Unanswered as _, again};
 use super::writer::told;
 use super::{Make, NatsStoreOptions, region};
 use crate::limits;
@@ -77,28 +75,13 @@ pub(crate) async fn open(
             wanted.num_replicas = 1;
             continue;
         }
-        let lack = match error.kind() {
-            CreateStreamErrorKind::JetStream(why) => lack(&why),
-            CreateStreamErrorKind::TimedOut => Some(NOBODY_ANSWERS),
-            _ => None,
-        };
+        let lack = error.lack();
         if !again(env, begun, lack).await {
             return Err(not_ready(&format!("open stream `{name}`"), lack, &error));
         }
     };
     check(&stream.cached_info().config, options)?;
     Ok(stream)
-}
-
-/// Waits before opening is tried again. False when that took too long already, which is longer for servers that do not say
-/// no and lack something that comes by itself.
-async fn again(env: &Arc<dyn Env>, begun: Duration, lack: Option<&str>) -> bool {
-    let wait_ms = if lack.is_some() { limits::AGREE_WAIT_MS } else { limits::OPEN_WAIT_MS };
-    if env.monotonic() - begun >= Duration::from_millis(wait_ms) {
-        return false;
-    }
-    env.sleep(Duration::from_millis(limits::OPEN_AGAIN_MS)).await;
-    true
 }
 
 /// The error of servers that were waited for in vain.
@@ -110,20 +93,6 @@ fn not_ready(what: &str, lack: Option<&str>, error: &dyn std::error::Error) -> E
     };
     Error::new(ErrorKind::Io { what })
 }
-
-/// What servers lack that have just begun to know each other, by what they answer; none when they say no.
-fn lack(error: &async_nats::jetstream::Error) -> Option<&'static str> {
-    let code = error.error_code();
-    if [ErrorCode::CLUSTER_NOT_AVAILABLE, ErrorCode::CLUSTER_NOT_LEADER].contains(&code) {
-        return Some("the servers have no leader for JetStream yet");
-    }
-    let few = [ErrorCode::CLUSTER_NO_PEERS, ErrorCode::INSUFFICIENT_RESOURCES].contains(&code);
-    few.then_some("fewer servers know each other and have room than the log has replicas")
-}
-
-/// What is lacking where a question gets no answer at all.
-const NOBODY_ANSWERS: &str =
-    "no server answers that leads JetStream or the log; are most of the servers there?";
 
 /// Waits until the log can be followed: a mirror that is made before looks for it again only after long.
 ///
@@ -138,7 +107,7 @@ async fn region_answers(context: &Context, env: &Arc<dyn Env>, name: &str, domai
             Ok(_) => break,
             Err(error) => error,
         };
-        let lack = lacking(&error);
+        let lack = error.lack();
         if !again(env, begun, lack).await {
             return Err(not_ready(&format!("follow the log `{name}` of region `{domain}`"), lack, &error));
         }
@@ -146,14 +115,14 @@ async fn region_answers(context: &Context, env: &Arc<dyn Env>, name: &str, domai
     Ok(())
 }
 
+/// Whether servers say that there is no such stream.
+pub(crate) fn is_absent(error: &GetStreamError) -> bool {
+    error.said().is_some_and(|said| said.error_code() == ErrorCode::STREAM_NOT_FOUND)
+}
+
 /// Whether a stream was not made because there is one server only.
 fn is_alone(error: &CreateStreamError) -> bool {
-    match error.kind() {
-        CreateStreamErrorKind::JetStream(error) => {
-            error.error_code() == ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED
-        }
-        _ => false,
-    }
+    error.said().is_some_and(|said| said.error_code() == ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED)
 }
 
 fn check_version(client: &Client) -> Result<()> {
@@ -183,12 +152,8 @@ pub(crate) async fn is_there(context: &Context, options: &NatsStoreOptions) -> R
     let name = name(options)?;
     match context.get_stream(&name).await {
         Ok(_) => Ok(true),
-        Err(error) => match error.kind() {
-            GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-                Ok(false)
-            }
-            _ => Err(refused(&name, &told(&error))),
-        },
+        Err(error) if is_absent(&error) => Ok(false),
+        Err(error) => Err(refused(&name, &told(&error))),
     }
 }
 
@@ -213,12 +178,8 @@ pub(crate) async fn begin(context: &Context, options: &NatsStoreOptions) -> Resu
         let made = insist(options, &name, async || match context.create_stream(closed.clone()).await {
             Ok(_) => Ok(Ok(Made::Done)),
             Err(error) if options.replicas.is_none() && is_alone(&error) => Ok(Ok(Made::Alone)),
-            Err(error) => match error.kind() {
-                CreateStreamErrorKind::JetStream(error)
-                    if error.error_code() == ErrorCode::STREAM_NAME_EXIST =>
-                {
-                    Ok(Err(taken(options)))
-                }
+            Err(error) => match error.said() {
+                Some(said) if said.error_code() == ErrorCode::STREAM_NAME_EXIST => Ok(Err(taken(options))),
                 _ => Err(told(&error)),
             },
         });
@@ -416,33 +377,20 @@ async fn existing(
             Ok(stream) => break stream,
             Err(error) => error,
         };
-        let lack = match error.kind() {
-            GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-                let what = format!("a space `{}` on this server, with the log `{name}`", options.space);
-                return Err(Error::new(ErrorKind::NotFound { what }));
-            }
-            GetStreamErrorKind::JetStream(why) if lack(&why).is_none() => {
-                return Err(refused(name, &told(&error)));
-            }
-            _ => lacking(&error),
-        };
+        if is_absent(&error) {
+            let what = format!("a space `{}` on this server, with the log `{name}`", options.space);
+            return Err(Error::new(ErrorKind::NotFound { what }));
+        }
+        if error.is_no() {
+            return Err(refused(name, &told(&error)));
+        }
+        let lack = error.lack();
         if !again(env, begun, lack).await {
             return Err(not_ready(&format!("open stream `{name}`"), lack, &error));
         }
     };
     check(&stream.cached_info().config, options)?;
     Ok(stream)
-}
-
-/// As [`lack`], of a question for a stream.
-fn lacking(error: &GetStreamError) -> Option<&'static str> {
-    if let GetStreamErrorKind::JetStream(error) = error.kind() {
-        return lack(&error);
-    }
-    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<RequestError>());
-    // A server without JetStream says at once that nobody is there.
-    let is_unanswered = cause.is_some_and(|cause| cause.kind() == RequestErrorKind::TimedOut);
-    is_unanswered.then_some(NOBODY_ANSWERS)
 }
 
 /// Looks whether a stream that was there can be the log.

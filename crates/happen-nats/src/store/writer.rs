@@ -23,7 +23,8 @@ use super::copy::Copy;
 use super::entry::{BatchBytes, CommitBytes, packed, prune_bytes};
 use super::follower::News;
 use super::message::{HEADER_BYTES, Message, WriterId};
-use super::region::{self, Route};
+use super::region;
+use super::route::Route;
 use crate::limits;
 
 /// What the writer is asked for.
@@ -163,7 +164,7 @@ impl Writer {
                 }
                 Event::Look => {
                     look = None;
-                    self.look_for_silence();
+                    self.look_for_silence().await;
                     // What was asked of a connection that is gone is never answered.
                     if again.is_none() && (self.connects() != self.state.connects || !self.is_connected()) {
                         again = Some(self.back_off());
@@ -302,7 +303,7 @@ impl Writer {
     }
 
     /// Has the log read anew when it has an entry and does not give it.
-    fn look_for_silence(&mut self) {
+    async fn look_for_silence(&mut self) {
         let first = self.state.flights.front();
         let waits = first.is_some_and(|flight| flight.acknowledged && matches!(flight.came, Came::NotYet));
         self.state.silent = if waits { self.state.silent + 1 } else { 0 };
@@ -312,6 +313,7 @@ impl Writer {
             // A reader that is replaced before it has begun never reads anything.
             self.state.silent_max = looks * 2;
             self.trouble.send_replace(Some(self.route.silent().to_owned()));
+            self.route.rouse().await;
             self.anew.notify_one();
         }
     }
@@ -343,6 +345,7 @@ impl Writer {
             News::Missing => return,
         };
         self.state.silent_max = 0;
+        self.route.heard();
         if let Some(flight) = self.flight(number) {
             flight.came = came;
         }
