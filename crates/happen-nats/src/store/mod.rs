@@ -236,7 +236,7 @@ impl NatsStore {
         let last = found.state.last_sequence.max(route.look().await.unwrap_or_default());
         if let Some(domain) = stream::mirrored(&found.config) {
             let there = Snapshots::new(region::at(&client, domain), &options, replicas)?;
-            snapshots.begin_as(&there, &stream).await?;
+            Box::pin(snapshots.begin_as(&there, &stream)).await?;
         }
         let server = Box::new(Server { stream: stream.clone(), snapshots: snapshots.clone() });
         let (copy, Header { sequence, writers, .. }) = Copy::new(Arc::clone(&env), &snapshots).await?;
