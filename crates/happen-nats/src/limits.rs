@@ -200,8 +200,22 @@ pub const PRESENCE_PARTS_MAX: u32 = 64;
 /// How often a member says that it is there.
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// How long a member may be silent until it counts as gone. Three heartbeats may be lost or late.
+/// How long a member may be silent until it counts as gone, if its heartbeats come in time. Three may be lost or late.
 pub const SILENT_MAX: Duration = Duration::from_millis(3_500);
+
+/// A process that looks for silence so long after the last time stood still itself, and has not read what the others said
+/// meanwhile: their silence begins anew.
+pub const STOOD_STILL: Duration = Duration::from_millis(2_500);
+
+/// Beyond this a pause between two heartbeats is no chance any more: its member may be silent for longer than
+/// [`SILENT_MAX`], by three times what was too much.
+pub const PAUSE_USUAL: Duration = Duration::from_millis(1_500);
+
+/// How long a member may be silent whose heartbeats come with pauses, at most. A longer pause is none.
+pub const SILENT_ADAPTED_MAX: Duration = Duration::from_secs(14);
+
+/// A pause that is over counts for less with each heartbeat, by the so manieth part: half as much after ten.
+pub const PAUSE_FADES: u32 = 16;
 
 /// How long a link waits, when it attaches, for the one who may have its name, and for the first answer of the others.
 ///

@@ -8,6 +8,7 @@ use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use async_nats::ConnectOptions;
+use futures_util::FutureExt as _;
 use happen::env::RealEnv;
 use happen::{Config, Context, Event, Link, Routing, Space, with};
 use happen_core::Pattern;
@@ -378,6 +379,36 @@ async fn messages_that_the_client_had_no_room_for_are_told() {
     assert_eq!(next_reply(&mut *replies).await.unwrap().unwrap(), b"on");
 }
 
+#[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "the thread stands still, and all that it would run")]
+async fn a_process_that_stood_still_takes_nobody_for_gone() {
+    let env = env();
+    let server = NatsServer::start();
+    let other = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let there = Desk::new("b");
+    there.never_answers.store(true, Ordering::SeqCst);
+    let (url, desk) = (server.url(), Arc::clone(&there));
+    let joins = other.spawn(async move {
+        let link = link(&url, &self::env(), "member-b").await;
+        link.attach(desk).await.unwrap();
+        link
+    });
+    let b = joins.await.unwrap();
+    let a = link(&server.url(), &env, "member-a").await;
+    a.attach(Desk::new("a")).await.unwrap();
+    until(&env, "they know each other", || a.listens("anything")).await;
+    let mut waiting = a.request("b", b"waits".to_vec()).unwrap();
+    until(&env, "it has come", || there.came() == 1).await;
+    // All of this process is on this thread.
+    std::thread::sleep(limits::SILENT_MAX + 2 * limits::HEARTBEAT);
+    // It may look for silence before it reads what came.
+    env.sleep(limits::HEARTBEAT).await;
+    assert!(next_reply(&mut *waiting).now_or_never().is_none());
+    assert_eq!(a.peers().len(), 1);
+    drop(b);
+    other.shutdown_background();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_is_cut_off_is_gone_and_comes_back() {
     let env = env();
@@ -391,7 +422,8 @@ async fn a_member_that_is_cut_off_is_gone_and_comes_back() {
     let cut = env.monotonic();
     assert_eq!(next_reply(&mut *waiting).await.unwrap().unwrap_err().code(), "closed");
     let took = env.monotonic() - cut;
-    assert!(took < limits::SILENT_MAX + 2 * limits::HEARTBEAT, "{took:?}");
+    // Somewhat longer where its heartbeats came late before, on a busy machine.
+    assert!(took < limits::SILENT_ADAPTED_MAX, "{took:?}");
     assert!(a.peers().is_empty());
     assert_eq!(a.post("b", vec![0]).unwrap_err().code(), "no-such-node");
     assert!(desk.told().is_empty(), "nothing waited for it: {:?}", desk.told());

@@ -14,6 +14,7 @@ mod pulse;
 mod queue;
 mod reader;
 mod roster;
+mod silence;
 mod subject;
 mod wire;
 
@@ -52,7 +53,9 @@ pub use self::patient::PatientLink;
 /// and the receiver has been heard of. Requests that had left end with [`ErrorKind::Closed`].
 ///
 /// A member that is silent for [`limits::SILENT_MAX`](crate::limits::SILENT_MAX), or whose subject nobody listens to any
-/// more, is gone. What was on its way to it is lost, and the space is told as `system.problem`.
+/// more, is gone. What was on its way to it is lost, and the space is told as `system.problem`. One whose heartbeats come
+/// with pauses may be silent for longer, up to [`limits::SILENT_ADAPTED_MAX`](crate::limits::SILENT_ADAPTED_MAX); and a
+/// process that stood still itself begins to count anew.
 ///
 /// # Examples
 ///

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use async_nats::Subscriber;
 use bytes::Bytes;
@@ -27,12 +28,15 @@ pub(super) struct Pulse {
     nodes: Nodes,
     /// How the connection was when this was last looked at.
     status: Status,
+    /// When it beat last.
+    beat_at: Duration,
 }
 
 impl Pulse {
     pub(super) fn new(shared: Arc<Shared>, stamp: u64) -> Self {
         let status = shared.wire.connection.status().borrow().clone();
-        let mut pulse = Self { shared, stamp, revision: 1, nodes: Nodes::new(), status };
+        let beat_at = shared.wire.env.monotonic();
+        let mut pulse = Self { shared, stamp, revision: 1, nodes: Nodes::new(), status, beat_at };
         pulse.nodes = pulse.look();
         pulse
     }
@@ -168,8 +172,14 @@ impl Pulse {
         }
         self.tell(kind::BEAT, &[self.stamp]).await;
         let now = self.shared.wire.env.monotonic();
+        let stood_still = now.saturating_sub(self.beat_at) > limits::STOOD_STILL;
+        self.beat_at = now;
         let (silent, all) = {
-            let roster = lock(&self.shared.roster);
+            let mut roster = lock(&self.shared.roster);
+            if stood_still {
+                // What the others said meanwhile has not been read.
+                roster.hear_anew(now);
+            }
             (roster.silent(now), roster.all())
         };
         silent.iter().for_each(|member| self.shared.gone(member));

@@ -12,6 +12,7 @@ use happen_core::{Pattern, Result};
 use super::frame::Header;
 use super::member::Member;
 use super::presence::{Nodes, Presence, presence_of, shares_of};
+use super::silence::Silence;
 use super::wire::Wire;
 use crate::limits;
 
@@ -19,6 +20,8 @@ use crate::limits;
 #[derive(Default)]
 pub(super) struct Roster {
     members: HashMap<u64, Entry>,
+    /// How those were heard who were silent for too long, for when they come back.
+    silenced: HashMap<u64, Silence>,
     index: Index,
     /// Raised by whatever changes who takes what.
     revision: u64,
@@ -27,7 +30,7 @@ pub(super) struct Roster {
 
 struct Entry {
     member: Arc<Member>,
-    heard: Duration,
+    silence: Silence,
     /// What it told of itself. Somebody may send before its announcement has come.
     told: Option<Told>,
     /// An announcement of which not all parts have come.
@@ -69,9 +72,10 @@ impl Roster {
             return Ok(None);
         }
         let member = Arc::new(Member::new(wire, header.name, header.instance)?);
-        let heard = wire.env.monotonic();
+        let now = wire.env.monotonic();
+        let silence = self.silenced.remove(&header.instance).unwrap_or_else(|| Silence::begins(now));
         self.members
-            .insert(header.instance, Entry { member: Arc::clone(&member), heard, told: None, parts: None });
+            .insert(header.instance, Entry { member: Arc::clone(&member), silence, told: None, parts: None });
         Ok(Some(member))
     }
 
@@ -79,7 +83,7 @@ impl Roster {
     pub(super) fn hear(&mut self, wire: &Wire, header: &Header<'_>, presence: Presence<'_>) -> Result<Heard> {
         let mut heard = Heard { member: self.member(wire, header)?, ..Heard::default() };
         let Some(entry) = self.members.get_mut(&header.instance) else { return Ok(heard) };
-        entry.heard = wire.env.monotonic();
+        entry.silence.ends(wire.env.monotonic(), matches!(presence, Presence::Beat { .. }));
         let revision = header.number;
         match presence {
             Presence::Announce { stamp, part, parts, nodes } => {
@@ -154,15 +158,17 @@ impl Roster {
     }
 
     /// Those who have been silent for too long.
-    pub(super) fn silent(&self, now: Duration) -> Vec<Arc<Member>> {
-        let silent =
-            self.members.values().filter(|entry| now.saturating_sub(entry.heard) > limits::SILENT_MAX);
-        silent.map(|entry| Arc::clone(&entry.member)).collect()
+    pub(super) fn silent(&mut self, now: Duration) -> Vec<Arc<Member>> {
+        self.silenced.retain(|_, silence| silence.may_be_a_pause(now));
+        let silent = self.members.values().filter(|entry| entry.silence.is_too_long(now));
+        let silent: Vec<_> = silent.map(|entry| (Arc::clone(&entry.member), entry.silence)).collect();
+        self.silenced.extend(silent.iter().map(|(member, silence)| (member.instance, *silence)));
+        silent.into_iter().map(|(member, _)| member).collect()
     }
 
     /// Begins to count the silence of everyone anew: nobody could be heard.
     pub(super) fn hear_anew(&mut self, now: Duration) {
-        self.members.values_mut().for_each(|entry| entry.heard = now);
+        self.members.values_mut().for_each(|entry| entry.silence.begins_anew(now));
     }
 
     /// The member that gets what is sent to a node.
