@@ -213,6 +213,8 @@ impl Member {
 
 /// Takes messages out, one after the other, as long as some may leave.
 async fn drain(member: Arc<Member>, wire: Arc<Wire>) {
+    // Whoever else has something to send is ready by now: it travels along.
+    tokio::task::yield_now().await;
     loop {
         let now = wire.env.monotonic();
         let taken = {
