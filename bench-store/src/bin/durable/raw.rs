@@ -46,6 +46,7 @@ impl Template {
             match tag {
                 Tag::Event(id) => *id = event,
                 Tag::Correlation(text) => *text = event.to_string().into(),
+                Tag::Node(text) => *text = format!("account-{node}").into(),
                 _ => {}
             }
         }

@@ -151,7 +151,11 @@ impl Writer {
                 Event::Again => again = if self.send_again().await { None } else { Some(self.back_off()) },
                 Event::News(Some(News::Missing)) if again.is_none() => again = Some(self.soon(0)),
                 Event::News(Some(news)) => self.came(news),
-                Event::Call(Some(call)) => self.send(call).await,
+                Event::Call(Some(call)) => {
+                    // Whoever else has something to commit is ready by now: it goes into the same entry.
+                    tokio::task::yield_now().await;
+                    self.send(call).await;
+                }
                 // The last one is gone who could call.
                 Event::Call(None) => {}
                 Event::Acknowledged(acknowledged) => {
