@@ -98,6 +98,9 @@ struct Follow {
 
 impl Report {
     pub fn begin(size: &Size, date: Option<String>) -> Self {
+        // Asked last, and missed before anything is measured.
+        let journal = journal_program();
+        assert!(journal.exists(), "there is no {}; build it with `cargo build --release`", journal.display());
         Self {
             machine: machine(size, date),
             step_bytes: (0, 0),
@@ -162,12 +165,9 @@ impl Report {
         self.prune_ratio.push(busy_us / quiet_us);
     }
 
-    /// Asks the program that measures the journal, which stands beside this one.
+    /// Asks the program that measures the journal.
     pub fn journal(&mut self, size: &Size) {
-        let program = std::env::current_exe().unwrap().with_file_name("journal");
-        let output = Command::new(&program).arg(size.records.to_string()).output().unwrap_or_else(|error| {
-            panic!("{}: {error}; build it with `cargo build --release`", program.display())
-        });
+        let output = Command::new(journal_program()).arg(size.records.to_string()).output().unwrap();
         for line in String::from_utf8(output.stdout).unwrap().lines() {
             let Some((name, rest)) = line.split_once(": p50 ") else { continue };
             let mut words = rest.split_whitespace();
@@ -341,6 +341,11 @@ fn shown(value: f64) -> String {
 }
 
 /// Where and with what it was measured.
+/// The program that measures the journal, which stands beside this one.
+fn journal_program() -> PathBuf {
+    std::env::current_exe().unwrap().with_file_name("journal")
+}
+
 fn machine(size: &Size, date: Option<String>) -> String {
     let said = |program: &str, arguments: &[&str]| {
         let output = Command::new(program).current_dir(root()).args(arguments).output().unwrap();
