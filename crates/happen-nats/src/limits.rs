@@ -100,6 +100,10 @@ pub const REGION_LOOK_MS: u64 = 5_000;
 /// have just begun may put a reader where nothing comes from, although it says that it is there.
 pub const READER_WAIT_MS: u64 = 2_000;
 
+/// How many readers are begun more, at most, to have one at the server that leads a log. Of three servers each is as
+/// likely, and a reader takes some 2 ms to begin.
+pub const READER_PLACES_MAX: u32 = 12;
+
 /// How often a message that does not come is asked for before it counts as gone.
 pub const READ_AGAIN_MAX: u32 = 5;
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::jetstream::stream;
+use futures_util::StreamExt as _;
 use happen::env::RealEnv;
 use happen_core::env::{BoxFuture, BoxWork, CoarseClock, Env};
 use happen_core::store::{
@@ -241,6 +242,35 @@ async fn survives(url: &str, harm: impl AsyncFnOnce(&AtomicU64)) {
 async fn until(written: &AtomicU64, count: u64) {
     let env = env();
     happen_testing::link::until(&env, "enough is written", || written.load(Ordering::SeqCst) >= count).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_is_read_at_the_server_that_leads_it() {
+    let cluster = NatsCluster::start(3);
+    let url = cluster.url();
+    let stores = [open(&url).await, open(&url).await, open(&url).await, open(&url).await];
+    stores[0].commit(vec![one("a", "one")]).await.remove(0).unwrap();
+    for store in &stores {
+        has(store, 1).await;
+    }
+    let context = async_nats::jetstream::new(client(&url).await);
+    let stream = context.get_stream(format!("happen_{SPACE}")).await.unwrap();
+    let leader = stream.cached_info().cluster.as_ref().unwrap().leader.clone();
+    let (mut places, env) = (Vec::new(), env());
+    // Those that were elsewhere are deleted, which not all servers may have heard yet.
+    for _ in 0..1_000 {
+        let readers: Vec<_> = stream.consumers().map(Result::unwrap).collect().await;
+        places =
+            readers.into_iter().map(|reader| reader.cluster.and_then(|cluster| cluster.leader)).collect();
+        if places.len() == stores.len() {
+            break;
+        }
+        env.sleep(Duration::from_millis(10)).await;
+    }
+    // Each is with a chance of 199 in 200; two that are not are one in 6 000.
+    let there = places.iter().filter(|place| **place == leader).count();
+    assert_eq!(places.len(), stores.len());
+    assert!(there + 1 >= stores.len(), "{places:?}, and {leader:?} leads");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
