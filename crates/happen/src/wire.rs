@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use happen_core::codec::{self, WireEvent, WireParcel};
-use happen_core::event::Purpose;
+use happen_core::event::{Envelope, PATH_HOPS_MAX, Purpose};
 use happen_core::hash::{EventHash, hash_event};
 use happen_core::payload::Dynamic;
 use happen_core::{Batch, ErasedEvent, Error, ErrorKind, Event, EventId, EventType, NodeKey, Result};
@@ -29,7 +29,37 @@ pub(crate) struct Sent<'s> {
     pub(crate) key: Option<&'s str>,
 }
 
+/// The names of the nodes that an envelope tells of, each looked up once, for as long as the envelope is encoded.
+pub(crate) struct NodeNames {
+    /// Most envelopes tell of one node in all places.
+    names: [Option<(NodeKey, Arc<str>)>; 2 + PATH_HOPS_MAX],
+}
+
+impl NodeNames {
+    /// The name of a node of the envelope; none for one that is not known, or of no envelope at all.
+    pub(crate) fn of(&self, key: NodeKey) -> Cow<'_, str> {
+        let known = self.names.iter().map_while(Option::as_ref).find(|(known, _)| *known == key);
+        known.map_or(Cow::Borrowed(""), |(_, name)| Cow::Borrowed(name))
+    }
+}
+
 impl SpaceInner {
+    pub(crate) fn names_in(&self, envelope: &Envelope) -> NodeNames {
+        let mut names = [const { None }; 2 + PATH_HOPS_MAX];
+        let mut len = 0;
+        for key in [envelope.sender, envelope.origin].into_iter().chain(envelope.path.hops()) {
+            let is_known = names.iter().map_while(Option::as_ref).any(|(known, _)| *known == key);
+            if !is_known
+                && key != NodeKey::default()
+                && let Some(name) = self.name_of(key)
+            {
+                names[len] = Some((key, name));
+                len += 1;
+            }
+        }
+        NodeNames { names }
+    }
+
     /// Encodes an event or a batch, with hashes over what it says of its causes.
     ///
     /// # Errors
@@ -64,41 +94,31 @@ impl SpaceInner {
         };
         let singles = || (0..event.len()).filter_map(|index| event.single(index));
         if let (false, Some(single)) = (event.is_batch(), event.single(0)) {
-            let (payload, causes) = (payload_of(single)?, causes(single)?);
-            let wire = self.wire_of(single, sent, &payload, &causes)?;
-            let mut frame = Vec::with_capacity(payload.len() + ENVELOPE_BYTES);
+            let part = self.part_of(single, &causes)?;
+            let wire = wire_of(single, sent, &part)?;
+            let mut frame = Vec::with_capacity(part.payload.len() + ENVELOPE_BYTES);
             wire.encode_into(&mut frame, bytes_max)?;
             note(&wire);
             return Ok(frame);
         }
-        let parts: Vec<_> =
-            singles().map(|single| Ok((payload_of(single)?, causes(single)?))).collect::<Result<_>>()?;
+        let parts: Vec<_> = singles().map(|single| self.part_of(single, &causes)).collect::<Result<_>>()?;
         let wires = singles().zip(&parts);
-        let wires: Vec<_> = wires
-            .map(|(single, (payload, causes))| self.wire_of(single, sent, payload, causes))
-            .collect::<Result<_>>()?;
-        let bytes: usize = parts.iter().map(|(payload, _)| payload.len() + ENVELOPE_BYTES).sum();
+        let wires: Vec<_> = wires.map(|(single, part)| wire_of(single, sent, part)).collect::<Result<_>>()?;
+        let bytes: usize = parts.iter().map(|part| part.payload.len() + ENVELOPE_BYTES).sum();
         let mut frame = Vec::with_capacity(bytes);
         codec::encode_batch_into(&wires, &mut frame, bytes_max)?;
         wires.iter().for_each(note);
         Ok(frame)
     }
 
-    fn wire_of<'a>(
+    fn part_of(
         &self,
-        event: &'a dyn ErasedEvent,
-        sent: Sent<'a>,
-        payload: &'a [u8],
-        causes: &'a [Cause],
-    ) -> Result<WireEvent<'a>> {
-        let name =
-            |key: NodeKey| self.name_of(key).map_or(Cow::Borrowed(""), |name| Cow::Owned(name.to_string()));
-        let mut wire = WireEvent::from_envelope(event.envelope(), payload, name)?;
-        set_causes(&mut wire, causes);
-        wire.purpose = sent.purpose.unwrap_or(wire.purpose);
-        wire.key = sent.key.map(Cow::Borrowed);
-        wire.hash = Some(hash_event(&wire));
-        Ok(wire)
+        event: &dyn ErasedEvent,
+        causes: impl Fn(&dyn ErasedEvent) -> Result<Vec<Cause>>,
+    ) -> Result<Part> {
+        let mut payload = Vec::with_capacity(PAYLOAD_BYTES);
+        event.payload().encode(&mut payload)?;
+        Ok(Part { payload, causes: causes(event)?, names: self.names_in(event.envelope()) })
     }
 
     /// The event or the batch in a parcel. Payloads stay bytes until somebody asks for more.
@@ -123,10 +143,20 @@ impl SpaceInner {
     }
 }
 
-fn payload_of(event: &dyn ErasedEvent) -> Result<Vec<u8>> {
-    let mut payload = Vec::with_capacity(PAYLOAD_BYTES);
-    event.payload().encode(&mut payload)?;
-    Ok(payload)
+/// What an event is encoded with beside its envelope.
+struct Part {
+    payload: Vec<u8>,
+    causes: Vec<Cause>,
+    names: NodeNames,
+}
+
+fn wire_of<'a>(event: &'a dyn ErasedEvent, sent: Sent<'a>, part: &'a Part) -> Result<WireEvent<'a>> {
+    let mut wire = WireEvent::from_envelope(event.envelope(), &part.payload, |key| part.names.of(key))?;
+    set_causes(&mut wire, &part.causes);
+    wire.purpose = sent.purpose.unwrap_or(wire.purpose);
+    wire.key = sent.key.map(Cow::Borrowed);
+    wire.hash = Some(hash_event(&wire));
+    Ok(wire)
 }
 
 #[cold]

@@ -302,7 +302,8 @@ impl<'a> WireEvent<'a> {
         if !self.sender.is_empty() {
             fields.text(Field::Sender.name(), &self.sender);
         }
-        if self.origin != self.sender {
+        // The same text most often: to compare what was written just now takes longer than anything else here.
+        if !std::ptr::eq(&*self.origin, &*self.sender) && self.origin != self.sender {
             fields.text(Field::Origin.name(), &self.origin);
         }
         for (field, text) in [

@@ -1,7 +1,6 @@
 //! Events of a history that happened elsewhere, each stored once under the name it has there. Owns the documents that say
 //! which name is which event; does not know where a history comes from.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use happen_core::codec::WireEvent;
@@ -10,7 +9,7 @@ use happen_core::event::Envelope;
 use happen_core::hash::EventHash;
 use happen_core::limits::RECORD_BYTES_MAX;
 use happen_core::store::Key;
-use happen_core::{ErasedEvent, Error, ErrorKind, EventId, EventType, NodeKey, Result, State};
+use happen_core::{ErasedEvent, Error, ErrorKind, EventId, EventType, Result, State};
 use serde::{Deserialize, Serialize};
 
 use super::document::{Document, is_conflict};
@@ -45,10 +44,9 @@ impl State for StoredImport {
 
 impl StoredImport {
     fn of(space: &SpaceInner, envelope: &Envelope, hash: Option<EventHash>) -> Result<Self> {
-        let name =
-            |key: NodeKey| space.name_of(key).map_or(Cow::Borrowed(""), |name| Cow::Owned(name.to_string()));
+        let names = space.names_in(envelope);
         let mut bytes = Vec::new();
-        let mut wire = WireEvent::from_envelope(envelope, &[], name)?;
+        let mut wire = WireEvent::from_envelope(envelope, &[], |key| names.of(key))?;
         wire.hash = hash;
         wire.encode_into(&mut bytes, RECORD_BYTES_MAX)?;
         Ok(Self { envelope: bytes })

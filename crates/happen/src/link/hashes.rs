@@ -1,8 +1,6 @@
 //! The hashes of events that left this process, came into it, or were asked for. Owns the bounded memory that lets an
 //! effect tell the hash of its cause.
 
-use std::borrow::Cow;
-
 use happen_core::codec::{CauseLink, WireEvent};
 use happen_core::hash::{EventHash, HashMismatch, hash_event};
 use happen_core::{ErasedEvent, Error, Event, EventId, EventType, Payload, Result};
@@ -220,8 +218,8 @@ impl SpaceInner {
         let envelope = event.envelope();
         let mut payload = Vec::new();
         event.payload().encode(&mut payload)?;
-        let name = |key| self.name_of(key).map_or(Cow::Borrowed(""), |name| Cow::Owned(name.to_string()));
-        let mut wire = WireEvent::from_envelope(envelope, &payload, name)?;
+        let names = self.names_in(envelope);
+        let mut wire = WireEvent::from_envelope(envelope, &payload, |key| names.of(key))?;
         let causes = self.hashes.causes(envelope.id).map_or_else(|| self.causes_of(event), Ok)?;
         set_causes(&mut wire, &causes);
         let hash = hash_event(&wire);
