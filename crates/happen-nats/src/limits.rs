@@ -118,6 +118,10 @@ pub const SILENT_LOOKS_MAX: u32 = 160;
 /// before another one is asked to: five times as long as between two signs of life.
 pub const MIRROR_SILENT_MS: u64 = 5_000;
 
+/// After how many looks for an entry that does not come it is asked how long that server has heard nothing: with
+/// [`CONNECTION_LOOK_MS`] between two looks, each second.
+pub const ROUSE_LOOKS: u32 = 40;
+
 /// How often [`MIRROR_SILENT_MS`] doubles when it is in vain that another server was asked: up to 80 s.
 pub const MIRROR_ROUSED_DOUBLE_MAX: u32 = 4;
 

@@ -68,6 +68,8 @@ pub(crate) struct Sending {
     silent: u32,
     /// After how many such looks the log is read anew; 0 as long as it never was in vain.
     silent_max: u32,
+    /// The same looks, also beyond those after which it was read anew.
+    unheard: u32,
 }
 
 /// An entry on its way.
@@ -311,13 +313,16 @@ impl Writer {
         let first = self.state.flights.front();
         let waits = first.is_some_and(|flight| flight.acknowledged && matches!(flight.came, Came::NotYet));
         self.state.silent = if waits { self.state.silent + 1 } else { 0 };
+        self.state.unheard = if waits { self.state.unheard.wrapping_add(1) } else { 0 };
+        if waits && self.state.unheard.is_multiple_of(limits::ROUSE_LOOKS) {
+            self.route.rouse().await;
+        }
         let looks = self.state.silent_max.clamp(limits::SILENT_LOOKS, limits::SILENT_LOOKS_MAX);
         if self.state.silent >= looks {
             self.state.silent = 0;
             // A reader that is replaced before it has begun never reads anything.
             self.state.silent_max = looks * 2;
             self.trouble.send_replace(Some(self.route.silent().to_owned()));
-            self.route.rouse().await;
             self.anew.notify_one();
         }
     }
