@@ -511,7 +511,7 @@ async fn a_server_that_hears_nothing_of_the_log_is_replaced_before_it_notices() 
     let writes = NatsStore::open(client(&east).await, options()).await.unwrap();
     // Servers do not list the consumers that they have for others, but they tell what was answered.
     let mut told = client(&east).await.subscribe("$JS.EVENT.ADVISORY.API").await.unwrap();
-    let patient = options().commit_wait(Duration::from_secs(60)).mirror_of("east");
+    let patient = options().commit_wait(Duration::from_secs(40)).mirror_of("east");
     let follows = NatsStore::open(of_all(&west).await, patient).await.unwrap();
     write(&follows, "one").await.unwrap();
     let log = async |client| async_nats::jetstream::new(client).get_stream("happen_shop").await.unwrap();

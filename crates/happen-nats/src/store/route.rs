@@ -36,8 +36,8 @@ struct Unheard {
 }
 
 impl Unheard {
-    /// Whether another server of the region is to have the log come: the one that does heard from the region that writes,
-    /// and not for long, or has led for long and heard nothing. `idle` is the time since it heard something.
+    /// Whether another server of the region is to have the log come: the one that does has not heard from the region that
+    /// writes for long, or never since it began long ago. `idle` is the time since it heard something, if it did.
     fn is_over(&mut self, leader: Option<&str>, idle: Option<Duration>, now: Duration) -> bool {
         if self.leader.as_deref() != leader {
             self.leader = leader.map(str::to_owned);
@@ -47,7 +47,7 @@ impl Unheard {
         let long = silent.saturating_mul(1 << self.roused.min(limits::MIRROR_ROUSED_DOUBLE_MAX));
         let known = now.saturating_sub(self.since);
         let over = match idle {
-            // A server that has just begun counts from when it heard something, and was not asked yet.
+            // Right after another one was asked to, this may be the one before.
             Some(idle) => idle >= silent && (self.roused == 0 || known >= long),
             None => known >= long,
         };

@@ -1,0 +1,135 @@
+//! What do signatures cost? Two pairs of spaces exchange the same events through one server on loopback, in turns: of one
+//! pair each signs what leaves it and checks what comes. Figures are medians over rounds.
+//!
+//! Run: `cargo run --release --bin signed [events of one round] [rounds]`. The server has to be installed
+//! (`cargo xtask setup`).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use async_nats::ConnectOptions;
+use happen::env::RealEnv;
+use happen::identity::{Identity, Signer as _, TrustStore, Trusted};
+use happen::{Config, Context, Event, Space};
+use happen_core::env::Env;
+use happen_ed25519::KeyPair;
+use happen_nats::{Connection, LinkOptions, NatsLink};
+use happen_testing::NatsServer;
+use happen_testing::link::until;
+
+/// Events on their way at once in the flood.
+const AHEAD: u64 = 8_000;
+/// After how many of them their sender looks whether there is room.
+const TOGETHER: u64 = 100;
+
+fn payload() -> String {
+    (0..200).map(|at| char::from(b'a' + at % 26)).collect()
+}
+
+/// Two spaces of one name, and how many events have come to the second.
+struct Pair {
+    here: Space,
+    _there: Space,
+    came: Arc<AtomicU64>,
+}
+
+impl Pair {
+    async fn start(server: &NatsServer, name: &str, signs: bool) -> Self {
+        let env: Arc<dyn Env> = Arc::new(RealEnv::new());
+        let [here, there] =
+            [space(server, &env, name, "here").await, space(server, &env, name, "there").await];
+        if signs {
+            let [sends, answers] = [(), ()].map(|()| KeyPair::generate().expect("a key"));
+            let trust = TrustStore::new();
+            trust.trust(Trusted::new(sends.public_key()).nodes([""])).expect("trust");
+            trust.trust(Trusted::new(answers.public_key()).nodes(["sink", "echo"])).expect("trust");
+            here.identity(Identity::new(sends).trust(&trust)).expect("an identity");
+            there.identity(Identity::new(answers).trust(&trust)).expect("an identity");
+        }
+        let came = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&came);
+        there.node("sink").on("string", move |_: &Event<String>, _: &Context| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        there.node("echo").on("string", |text: &Event<String>, _: &Context| text.payload().clone());
+        here.start().await.expect("a start");
+        there.start().await.expect("a start");
+        until(&env, "they know each other", || here.remote_nodes().len() == 2).await;
+        Self { here, _there: there, came }
+    }
+
+    /// Events a second that nobody waits for, up to their handler.
+    async fn flood(&self, events: u64) -> f64 {
+        let (space, payload, came) = (self.here.clone(), payload(), Arc::clone(&self.came));
+        let begun = Instant::now();
+        let sending = tokio::spawn(async move {
+            let before = came.load(Ordering::Relaxed);
+            let mut sent = 0;
+            while sent < events {
+                for _ in 0..TOGETHER {
+                    space.send("sink", payload.clone()).forget();
+                }
+                sent += TOGETHER;
+                while sent - (came.load(Ordering::Relaxed) - before) > AHEAD {
+                    tokio::time::sleep(Duration::from_micros(100)).await;
+                }
+            }
+            while came.load(Ordering::Relaxed) - before < sent {
+                tokio::time::sleep(Duration::from_micros(100)).await;
+            }
+            sent
+        });
+        let sent = sending.await.expect("a sender");
+        assert!(self.here.dead_letters().is_empty());
+        sent as f64 / begun.elapsed().as_secs_f64()
+    }
+
+    /// The median of one ask alone, in microseconds.
+    async fn alone(&self, asks: u64) -> f64 {
+        let mut times = Vec::new();
+        for _ in 0..asks {
+            let begun = Instant::now();
+            self.here.send("echo", payload()).reply::<String>().await.expect("a reply");
+            times.push(begun.elapsed().as_secs_f64() * 1e6);
+        }
+        median(times)
+    }
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() {
+    let mut arguments = std::env::args().skip(1).map(|text| text.parse::<u64>().expect("a number"));
+    let events = arguments.next().unwrap_or(200_000);
+    let rounds = arguments.next().unwrap_or(5);
+    let server = NatsServer::start();
+    let pairs = [Pair::start(&server, "plain", false).await, Pair::start(&server, "signed", true).await];
+    let (mut floods, mut alones) = ([const { Vec::new() }; 2], [const { Vec::new() }; 2]);
+    for _ in 0..rounds {
+        for (pair, (flood, alone)) in pairs.iter().zip(floods.iter_mut().zip(&mut alones)) {
+            flood.push(pair.flood(events).await);
+            alone.push(pair.alone(events / 40).await);
+        }
+    }
+    println!("payload 200 bytes, {events} events, {rounds} rounds");
+    let [plain, signed] = floods.map(median);
+    println!("send -> handler: {plain:.0}/s, signed and checked {signed:.0}/s, {:.2} of it", signed / plain);
+    let [plain, signed] = alones.map(median);
+    println!(
+        "ask alone, p50: {plain:.0} us, signed and checked both ways {signed:.0} us, {:.0} more",
+        signed - plain
+    );
+}
+
+async fn space(server: &NatsServer, env: &Arc<dyn Env>, name: &str, member: &str) -> Space {
+    let space = Space::in_env(Config::default(), Arc::clone(env)).expect("a space");
+    let connection = Connection::open(&server.url(), ConnectOptions::new()).await.expect("a connection");
+    let link = NatsLink::new(&connection, Arc::clone(env), LinkOptions::new(name, member)).expect("names");
+    space.join(link).expect("a link");
+    space
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}
