@@ -23,6 +23,9 @@ use crate::limits;
 
 /// The log of a space as the servers of one region have it.
 ///
+/// Servers that choose who leads them answer nothing for some seconds. So whatever is asked of a region is asked again for
+/// [`limits::OPEN_WAIT_MS`] before it counts as one that does not answer.
+///
 /// # Examples
 ///
 /// What is done when the region that writes is lost, by a person or by whatever decides in their place:
