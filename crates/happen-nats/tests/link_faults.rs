@@ -16,7 +16,7 @@ use happen_core::env::Env;
 use happen_core::link::{ConnectionStatus, Inbound, NodePresence, Notice, Replies};
 use happen_nats::{Connection, Connector, LinkOptions, NatsLink, limits};
 use happen_testing::link::{next_reply, until};
-use happen_testing::{NatsCluster, NatsServer, Way};
+use happen_testing::{NatsCluster, NatsServer, SetClock, Way};
 
 type Shared<T> = Arc<Mutex<T>>;
 
@@ -379,34 +379,22 @@ async fn messages_that_the_client_had_no_room_for_are_told() {
     assert_eq!(next_reply(&mut *replies).await.unwrap().unwrap(), b"on");
 }
 
-#[tokio::test]
-#[expect(clippy::disallowed_methods, reason = "the thread stands still, and all that it would run")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_that_stood_still_takes_nobody_for_gone() {
-    let env = env();
+    let clock = Arc::new(SetClock::over(env()));
+    let env = Arc::clone(&clock) as Arc<dyn Env>;
     let server = NatsServer::start();
-    let other = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let there = Desk::new("b");
+    let proxy = Way::to(server.port());
+    let [(a, _), (_b, there)] = &two(&server.url(), &proxy.url(), &env).await;
     there.never_answers.store(true, Ordering::SeqCst);
-    let (url, desk) = (server.url(), Arc::clone(&there));
-    let joins = other.spawn(async move {
-        let link = link(&url, &self::env(), "member-b").await;
-        link.attach(desk).await.unwrap();
-        link
-    });
-    let b = joins.await.unwrap();
-    let a = link(&server.url(), &env, "member-a").await;
-    a.attach(Desk::new("a")).await.unwrap();
-    until(&env, "they know each other", || a.listens("anything")).await;
     let mut waiting = a.request("b", b"waits".to_vec()).unwrap();
     until(&env, "it has come", || there.came() == 1).await;
-    // All of this process is on this thread.
-    std::thread::sleep(limits::SILENT_MAX + 2 * limits::HEARTBEAT);
-    // It may look for silence before it reads what came.
-    env.sleep(limits::HEARTBEAT).await;
+    // What the other one says meanwhile has not been read when it is looked for silence.
+    proxy.cut();
+    clock.stand_still((limits::SILENT_MAX + 2 * limits::HEARTBEAT).as_millis() as u64);
+    env.sleep(limits::HEARTBEAT * 3 / 2).await;
     assert!(next_reply(&mut *waiting).now_or_never().is_none());
     assert_eq!(a.peers().len(), 1);
-    drop(b);
-    other.shutdown_background();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

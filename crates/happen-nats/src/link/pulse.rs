@@ -17,6 +17,7 @@ use super::connection::Status;
 use super::frame::{Header, Input, Unreadable, kind};
 use super::presence::{Nodes, Presence, announce, by_id, change, equal, plain};
 use super::roster::Heard;
+use super::silence::Silence;
 use super::wire::{Way, has_closed, lock};
 use crate::limits;
 
@@ -172,12 +173,10 @@ impl Pulse {
         }
         self.tell(kind::BEAT, &[self.stamp]).await;
         let now = self.shared.wire.env.monotonic();
-        let stood_still = now.saturating_sub(self.beat_at) > limits::STOOD_STILL;
-        self.beat_at = now;
+        let went_unread = Silence::went_unread(std::mem::replace(&mut self.beat_at, now), now);
         let (silent, all) = {
             let mut roster = lock(&self.shared.roster);
-            if stood_still {
-                // What the others said meanwhile has not been read.
+            if went_unread {
                 roster.hear_anew(now);
             }
             (roster.silent(now), roster.all())

@@ -72,11 +72,18 @@ impl Roster {
             return Ok(None);
         }
         let member = Arc::new(Member::new(wire, header.name, header.instance)?);
-        let now = wire.env.monotonic();
-        let silence = self.silenced.remove(&header.instance).unwrap_or_else(|| Silence::begins(now));
+        let silence = self.silence_of(header.instance, wire.env.monotonic());
         self.members
             .insert(header.instance, Entry { member: Arc::clone(&member), silence, told: None, parts: None });
         Ok(Some(member))
+    }
+
+    /// The silence of a member that is heard now, for the first time or again.
+    fn silence_of(&mut self, instance: u64, now: Duration) -> Silence {
+        let mut silence = self.silenced.remove(&instance).unwrap_or_else(|| Silence::begins(now));
+        // By whatever it was heard: it may be an event, and its next heartbeat not have come.
+        silence.ends(now, false);
+        silence
     }
 
     /// Notes what a member tells of itself.
@@ -236,6 +243,22 @@ impl Roster {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_comes_back_is_not_silent_any_more() {
+        let mut roster = Roster::default();
+        let last = Duration::from_secs(100);
+        let mut silence = Silence::begins(last);
+        silence.ends(last, true);
+        roster.silenced.insert(7, silence);
+        let back = last + limits::SILENT_ADAPTED_MAX;
+        let mut silence = roster.silence_of(7, back);
+        assert!(!silence.is_too_long(back + limits::SILENT_MAX));
+        // Its next heartbeat tells that it made a pause.
+        silence.ends(back, true);
+        assert!(!silence.is_too_long(back + limits::SILENT_ADAPTED_MAX));
+        assert!(roster.silenced.is_empty());
+    }
 
     #[test]
     fn listeners_are_remembered_up_to_a_limit() {

@@ -21,6 +21,12 @@ impl Silence {
         Self { since: now, beat: None, pause: Duration::ZERO }
     }
 
+    /// Whether a process that looks for silence now, and did so last at this time, stood still itself between: then it has
+    /// not read what was said.
+    pub(super) fn went_unread(last: Duration, now: Duration) -> bool {
+        now.saturating_sub(last) > limits::STOOD_STILL
+    }
+
     /// Begins anew, because the member could not be heard whatever it said.
     pub(super) fn begins_anew(&mut self, now: Duration) {
         (self.since, self.beat) = (now, None);
@@ -112,6 +118,13 @@ mod tests {
         let (silence, now) = after(&[1_000]);
         assert!(silence.may_be_a_pause(now + limits::SILENT_ADAPTED_MAX));
         assert!(!silence.may_be_a_pause(now + limits::SILENT_ADAPTED_MAX + A_LITTLE));
+    }
+
+    #[test]
+    fn a_process_that_looks_too_late_has_not_read() {
+        let last = Duration::from_secs(100);
+        assert!(!Silence::went_unread(last, last + limits::STOOD_STILL));
+        assert!(Silence::went_unread(last, last + limits::STOOD_STILL + A_LITTLE));
     }
 
     #[test]

@@ -308,7 +308,7 @@ impl Writer {
         true
     }
 
-    /// Has the log read anew when it has an entry and does not give it.
+    /// Has the log read anew when it has an entry and does not give it, and looked after where it is got from elsewhere.
     async fn look_for_silence(&mut self) {
         let first = self.state.flights.front();
         let waits = first.is_some_and(|flight| flight.acknowledged && matches!(flight.came, Came::NotYet));
