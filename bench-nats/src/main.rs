@@ -5,7 +5,6 @@
 //! installed (`cargo xtask setup`).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -14,24 +13,17 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use happen::env::RealEnv;
 use happen::{Config, Context, Event, Hub, Link, Space, done};
+use happen_bench_nats::{Came, flooded, link, median, p50, payload, rate, space};
 use happen_core::env::Env;
 use happen_core::link::{Inbound, NodePresence, Replies};
 use happen_nats::{Connection, LinkOptions, NatsLink};
 use happen_testing::NatsServer;
 use happen_testing::link::{Probe, next_reply, until};
-use tokio::sync::Semaphore;
 
-/// Events on their way at once in the flood: a reader of any queue would keep the sender from running ahead further.
-const AHEAD: u64 = 8_000;
-/// After how many of them their sender looks whether there is room.
-const TOGETHER: u64 = 100;
+const SPACE: &str = "bench";
 /// Requests in flight.
 const IN_FLIGHT: u64 = 64;
 const BATCH: usize = 100;
-
-fn payload() -> String {
-    (0..200).map(|at| char::from(b'a' + at % 26)).collect()
-}
 
 struct Parts {
     here: Space,
@@ -43,37 +35,6 @@ struct Parts {
     hub_here: Space,
     link_here: Arc<NatsLink>,
     taken: Arc<Came>,
-}
-
-/// What came of a flood. Its sender waits here, as the bare client's sender waits for its connection.
-#[derive(Debug)]
-struct Came {
-    count: AtomicU64,
-    ahead: Semaphore,
-}
-
-impl Default for Came {
-    fn default() -> Self {
-        Self { count: AtomicU64::new(0), ahead: Semaphore::new(AHEAD as usize) }
-    }
-}
-
-impl Came {
-    fn one(&self) {
-        if (self.count.fetch_add(1, Ordering::Relaxed) + 1).is_multiple_of(TOGETHER) {
-            self.ahead.add_permits(TOGETHER as usize);
-        }
-    }
-
-    /// Waits until so many may leave.
-    async fn room(&self) {
-        self.ahead.acquire_many(TOGETHER as u32).await.expect("a place").forget();
-    }
-
-    /// Waits until all that may leave have come.
-    async fn all(&self) {
-        drop(self.ahead.acquire_many(AHEAD as u32).await.expect("all places"));
-    }
 }
 
 /// A member that counts what it gets.
@@ -112,8 +73,8 @@ async fn main() {
     let rounds = arguments.next().unwrap_or(5);
     let server = NatsServer::start();
     let env: Arc<dyn Env> = Arc::new(RealEnv::new());
-    let here = space(&server, &env, "here").await;
-    let there = space(&server, &env, "there").await;
+    let here = space(&server, &env, SPACE, "here").await;
+    let there = space(&server, &env, SPACE, "there").await;
     let came = Arc::new(Came::default());
     let count = Arc::clone(&came);
     there.node("sink").on("string", move |_: &Event<String>, _: &Context| {
@@ -131,7 +92,7 @@ async fn main() {
     there.start().await.expect("a start");
     let probe = Probe::new("probe");
     let connection = Connection::open(&server.url(), ConnectOptions::new()).await.expect("a connection");
-    let options = LinkOptions::new("bench", "probe");
+    let options = LinkOptions::new(SPACE, "probe");
     let stranger = NatsLink::new(&connection, Arc::clone(&env), options).expect("names");
     stranger.attach(Arc::clone(&probe) as _).await.expect("a place");
     until(&env, "all are known", || here.remote_nodes().len() == 5).await;
@@ -154,8 +115,8 @@ async fn main() {
     hub_here.start().await.expect("a start");
     hub_there.start().await.expect("a start");
     let taken = Arc::new(Came::default());
-    let link_here = link(&server, &env, "link-here").await;
-    let link_there = link(&server, &env, "link-there").await;
+    let link_here = link(&server, &env, SPACE, "link-here").await;
+    let link_there = link(&server, &env, SPACE, "link-there").await;
     link_there.attach(Arc::new(Counter(Arc::clone(&taken)))).await.expect("a place");
     link_here.attach(Arc::new(Counter::default())).await.expect("a place");
     until(&env, "the links know each other", || {
@@ -196,15 +157,13 @@ async fn main() {
         note("batches of 100, each awaited: events/s", parts.awaited(BATCH).await);
         note("stream: items/s", parts.stream().await);
     }
-    let median = |name: &str| {
+    let figure = |name: &str| {
         let (_, all) = figures.iter().find(|(known, _)| *known == name).expect("a figure");
-        let mut all = all.clone();
-        all.sort_by(f64::total_cmp);
-        all[all.len() / 2]
+        median(all.clone())
     };
     for (name, all) in &figures {
         let (least, most) = all.iter().fold((f64::MAX, 0.0f64), |(l, m), x| (l.min(*x), m.max(*x)));
-        println!("{name:44} {:>12.1}   ({least:.1} to {most:.1})", median(name));
+        println!("{name:44} {:>12.1}   ({least:.1} to {most:.1})", figure(name));
     }
     for (what, ours, raw) in [
         ("send -> handler / raw", "send -> handler: events/s", "raw: events/s"),
@@ -220,43 +179,8 @@ async fn main() {
         ("batch / singles", "batches of 100, each awaited: events/s", "singles, each awaited: events/s"),
         ("batch / send -> handler", "batches of 100, each awaited: events/s", "send -> handler: events/s"),
     ] {
-        println!("{what:44} {:>12.2}", median(ours) / median(raw));
+        println!("{what:44} {:>12.2}", figure(ours) / figure(raw));
     }
-}
-
-async fn space(server: &NatsServer, env: &Arc<dyn Env>, name: &str) -> Space {
-    let space = Space::in_env(Config::default(), Arc::clone(env)).expect("a space");
-    space.join(link(server, env, name).await).expect("a link");
-    space
-}
-
-async fn link(server: &NatsServer, env: &Arc<dyn Env>, name: &str) -> Arc<NatsLink> {
-    let connection = Connection::open(&server.url(), ConnectOptions::new()).await.expect("a connection");
-    NatsLink::new(&connection, Arc::clone(env), LinkOptions::new("bench", name)).expect("names")
-}
-
-fn rate(count: u64, took: Duration) -> f64 {
-    count as f64 / took.as_secs_f64()
-}
-
-/// Sends from a task of its own, as the bare client does.
-async fn flooded(events: u64, mut send: impl FnMut() + Send + 'static, came: &Arc<Came>) -> f64 {
-    let begun = Instant::now();
-    let room = Arc::clone(came);
-    let sending = tokio::spawn(async move {
-        for _ in 0..events / TOGETHER {
-            room.room().await;
-            (0..TOGETHER).for_each(|_| send());
-        }
-        room.all().await;
-    });
-    sending.await.expect("a sender");
-    rate(events / TOGETHER * TOGETHER, begun.elapsed())
-}
-
-fn p50(mut times: Vec<Duration>) -> f64 {
-    times.sort();
-    times[times.len() / 2].as_secs_f64() * 1e6
 }
 
 impl Parts {

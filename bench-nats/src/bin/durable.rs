@@ -13,6 +13,7 @@ use async_nats::{Client, HeaderMap};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use happen::{Config, Event, Space};
+use happen_bench_nats::median;
 use happen_nats::{Connection, Nats};
 use happen_testing::{NatsCluster, NatsServer};
 use serde::{Deserialize, Serialize};
@@ -221,9 +222,4 @@ async fn measure<F: Future<Output = ()>>(operations: u64, operate: impl Fn(u64) 
         }
     }
     round
-}
-
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
 }

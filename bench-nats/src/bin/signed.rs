@@ -5,33 +5,22 @@
 //! (`cargo xtask setup`).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use async_nats::ConnectOptions;
 use happen::env::RealEnv;
 use happen::identity::{Identity, Signer as _, TrustStore, Trusted};
-use happen::{Config, Context, Event, Space};
+use happen::{Context, Event, Space};
+use happen_bench_nats::{Came, flooded, median, p50, payload, space};
 use happen_core::env::Env;
 use happen_ed25519::KeyPair;
-use happen_nats::{Connection, LinkOptions, NatsLink};
 use happen_testing::NatsServer;
 use happen_testing::link::until;
 
-/// Events on their way at once in the flood.
-const AHEAD: u64 = 8_000;
-/// After how many of them their sender looks whether there is room.
-const TOGETHER: u64 = 100;
-
-fn payload() -> String {
-    (0..200).map(|at| char::from(b'a' + at % 26)).collect()
-}
-
-/// Two spaces of one name, and how many events have come to the second.
+/// Two spaces of one name, and what came of a flood to the second.
 struct Pair {
     here: Space,
     _there: Space,
-    came: Arc<AtomicU64>,
+    came: Arc<Came>,
 }
 
 impl Pair {
@@ -47,10 +36,10 @@ impl Pair {
             here.identity(Identity::new(sends).trust(&trust)).expect("an identity");
             there.identity(Identity::new(answers).trust(&trust)).expect("an identity");
         }
-        let came = Arc::new(AtomicU64::new(0));
+        let came = Arc::new(Came::default());
         let count = Arc::clone(&came);
         there.node("sink").on("string", move |_: &Event<String>, _: &Context| {
-            count.fetch_add(1, Ordering::Relaxed);
+            count.one();
         });
         there.node("echo").on("string", |text: &Event<String>, _: &Context| text.payload().clone());
         here.start().await.expect("a start");
@@ -61,28 +50,10 @@ impl Pair {
 
     /// Events a second that nobody waits for, up to their handler.
     async fn flood(&self, events: u64) -> f64 {
-        let (space, payload, came) = (self.here.clone(), payload(), Arc::clone(&self.came));
-        let begun = Instant::now();
-        let sending = tokio::spawn(async move {
-            let before = came.load(Ordering::Relaxed);
-            let mut sent = 0;
-            while sent < events {
-                for _ in 0..TOGETHER {
-                    space.send("sink", payload.clone()).forget();
-                }
-                sent += TOGETHER;
-                while sent - (came.load(Ordering::Relaxed) - before) > AHEAD {
-                    tokio::time::sleep(Duration::from_micros(100)).await;
-                }
-            }
-            while came.load(Ordering::Relaxed) - before < sent {
-                tokio::time::sleep(Duration::from_micros(100)).await;
-            }
-            sent
-        });
-        let sent = sending.await.expect("a sender");
+        let (space, payload) = (self.here.clone(), payload());
+        let rate = flooded(events, move || space.send("sink", payload.clone()).forget(), &self.came).await;
         assert!(self.here.dead_letters().is_empty());
-        sent as f64 / begun.elapsed().as_secs_f64()
+        rate
     }
 
     /// The median of one ask alone, in microseconds.
@@ -91,9 +62,9 @@ impl Pair {
         for _ in 0..asks {
             let begun = Instant::now();
             self.here.send("echo", payload()).reply::<String>().await.expect("a reply");
-            times.push(begun.elapsed().as_secs_f64() * 1e6);
+            times.push(begun.elapsed());
         }
-        median(times)
+        p50(times)
     }
 }
 
@@ -119,17 +90,4 @@ async fn main() {
         "ask alone, p50: {plain:.0} us, signed and checked both ways {signed:.0} us, {:.0} more",
         signed - plain
     );
-}
-
-async fn space(server: &NatsServer, env: &Arc<dyn Env>, name: &str, member: &str) -> Space {
-    let space = Space::in_env(Config::default(), Arc::clone(env)).expect("a space");
-    let connection = Connection::open(&server.url(), ConnectOptions::new()).await.expect("a connection");
-    let link = NatsLink::new(&connection, Arc::clone(env), LinkOptions::new(name, member)).expect("names");
-    space.join(link).expect("a link");
-    space
-}
-
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
 }
