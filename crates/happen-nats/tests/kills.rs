@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -91,8 +93,13 @@ struct Process(Child);
 
 impl Process {
     fn start(role: &str, url: &str) -> Self {
+        Self::start_with(role, url, &std::env::temp_dir())
+    }
+
+    /// With its temporary files in this folder.
+    fn start_with(role: &str, url: &str, temporary: &Path) -> Self {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.env(ROLE, role).env(URL, url);
+        command.env(ROLE, role).env(URL, url).env("TMPDIR", temporary);
         command.args(["--exact", "a_process_that_another_test_kills", "--nocapture", "--test-threads=1"]);
         Self(command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap())
     }
@@ -234,6 +241,28 @@ async fn a_process_that_is_killed_is_told_as_its_nodes_that_are_down() {
     assert_eq!((&content["affected_nodes"], &content["is_cut"]), (&json!(["mails", "notes"]), &json!(false)));
     drop(bank);
     watching.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_killed_process_has_left_in_temporary_files_goes_with_the_next_one() {
+    let env: Arc<dyn Env> = Arc::new(RealEnv::new());
+    let server = NatsServer::start();
+    let temporary = tempfile::tempdir().unwrap();
+    let there = || -> Vec<_> {
+        fs::read_dir(temporary.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+    };
+    let begun = env.monotonic();
+    let mut before = Vec::new();
+    for _ in 0..3 {
+        let process = Process::start_with("bank", &server.url(), temporary.path());
+        while there().len() != 1 || there() == before {
+            assert!(env.monotonic() - begun < secs(120), "{:?} is there, after {before:?}", there());
+            env.sleep(Duration::from_millis(20)).await;
+        }
+        drop(process);
+        before = there();
+        assert_eq!(before.len(), 1, "nobody is left who could remove it");
+    }
 }
 
 /// Waits as long as the log gets on.

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::entry::{Digest, Standing};
 use super::message::WriterId;
+use super::scratch::Scratch;
 use super::snapshot::{Header, Snapshots};
 use crate::limits;
 
@@ -33,7 +34,7 @@ pub(crate) struct Copy {
     own: Mutex<WriterId>,
     /// Messages that were left out because they are none of this log.
     refused: AtomicU64,
-    _folder: tempfile::TempDir,
+    _folder: Scratch,
 }
 
 /// How the copy stood after each of the last entries.
@@ -50,7 +51,7 @@ impl Copy {
     ///
     /// When the folder cannot be made, and as [`Snapshots::load`].
     pub(crate) async fn new(env: Arc<dyn Env>, snapshots: &Snapshots) -> Result<(Self, Header)> {
-        let folder = temporary()?;
+        let folder = Scratch::new()?;
         let header = snapshots.load(&folder.path().join(DATABASE)).await?.unwrap_or_default();
         let mut own: WriterId = Default::default();
         env.fill_random(&mut own);
@@ -87,8 +88,8 @@ impl Copy {
     /// # Errors
     ///
     /// As [`SqliteStore::backup`].
-    pub(crate) async fn write(&self) -> Result<(tempfile::TempDir, PathBuf)> {
-        let folder = temporary()?;
+    pub(crate) async fn write(&self) -> Result<(Scratch, PathBuf)> {
+        let folder = Scratch::new()?;
         self.store.backup(folder.path()).await?;
         let file = folder.path().join(DATABASE);
         Ok((folder, file))
@@ -196,8 +197,8 @@ impl Copy {
 /// # Errors
 ///
 /// As [`SqliteStore::restore`].
-pub(crate) async fn restored(backup: &Path) -> Result<(tempfile::TempDir, PathBuf)> {
-    let folder = temporary()?;
+pub(crate) async fn restored(backup: &Path) -> Result<(Scratch, PathBuf)> {
+    let folder = Scratch::new()?;
     SqliteStore::restore(backup, folder.path()).await?;
     let file = folder.path().join(DATABASE);
     Ok((folder, file))
@@ -239,13 +240,6 @@ fn check_meant(error: &Error) -> Result<()> {
         K::Conflict { .. } | K::Misuse { .. } | K::Oversized { .. } => Ok(()),
         _ => Err(error.duplicate()),
     }
-}
-
-fn temporary() -> Result<tempfile::TempDir> {
-    tempfile::Builder::new().prefix("happen-").tempdir().map_err(|error| {
-        let what = "make a temporary folder for a copy of the log".to_owned();
-        Error::new(ErrorKind::Io { what }).with_source(error)
-    })
 }
 
 /// The file of a store in a folder.

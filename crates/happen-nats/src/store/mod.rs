@@ -13,6 +13,7 @@ mod follower;
 mod message;
 mod region;
 mod route;
+mod scratch;
 mod snapshot;
 mod stream;
 mod writer;

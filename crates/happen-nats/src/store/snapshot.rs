@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::entry::Standing;
 use super::message::Writers;
+use super::scratch::Scratch;
 use super::writer::told;
 use super::{NatsStoreOptions, stream};
 use crate::bytes::{Put, Take, unreadable};
@@ -150,7 +151,7 @@ impl Snapshots {
         if place.is_some() {
             return Ok(());
         }
-        let folder = tempfile::tempdir().map_err(|error| failed("make a folder for the copy", &error))?;
+        let folder = Scratch::new()?;
         let file = folder.path().join(COPY);
         match there.load(&file).await? {
             Some(header) => self.save(&header, &file, stream).await.map(drop),
