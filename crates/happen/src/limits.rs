@@ -208,9 +208,16 @@ pub const ROUTE_TRIES_MAX: usize = 8;
 /// Routers that an event goes through on its way to one node. More are a circle.
 pub const ROUTERS_NESTED_MAX: usize = 8;
 
-/// Hashes of events that crossed a link or were asked for, so that effects can tell the hashes of their causes; about
-/// 70 bytes each. Effects mostly follow at once, so few of the newest are ever needed.
+/// Events that crossed a link or whose hashes were asked for, so that effects can tell the hashes of their causes; 40
+/// bytes each beside their frames. Effects mostly follow at once, so few of the newest are ever needed.
 pub const LINK_HASHES_MAX: usize = 16_384;
+
+/// Bytes of a frame that is kept to be hashed when that is asked for. Of a larger one the hash is computed at once: that
+/// takes little beside its way.
+pub const LINK_FRAME_KEPT_BYTES_MAX: usize = 1_024;
+
+/// Bytes of all frames that are kept so: half a KiB for each of [`LINK_HASHES_MAX`], and with larger ones for fewer.
+pub const LINK_FRAMES_KEPT_BYTES_MAX: usize = LINK_HASHES_MAX * 512;
 
 /// Batches that one call brings to a store. As many as flows of some nodes may run at once; a larger group would make
 /// those at its end wait for those at its beginning.

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use happen_core::codec::{self, WireEvent, WireParcel};
+use happen_core::codec::{self, SUM_BYTES, WireEvent, WireParcel};
 use happen_core::event::{Envelope, PATH_HOPS_MAX, Purpose};
 use happen_core::hash::{EventHash, hash_event};
 use happen_core::payload::Dynamic;
@@ -27,6 +27,18 @@ pub(crate) struct Sent<'s> {
     pub(crate) purpose: Option<Purpose>,
     /// The key by which it is known when it is sent once more.
     pub(crate) key: Option<&'s str>,
+    /// Whether it has a sum in front instead of a hash, which is computed by whoever asks for it.
+    pub(crate) summed: bool,
+}
+
+impl Sent<'_> {
+    fn encode(self, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> Result<()>) -> Result<()> {
+        if self.summed { codec::encode_summed(out, write) } else { write(out) }
+    }
+
+    const fn bytes_in_front(self) -> usize {
+        if self.summed { SUM_BYTES } else { 0 }
+    }
 }
 
 /// The names of the nodes that an envelope tells of, each looked up once, for as long as the envelope is encoded.
@@ -88,8 +100,8 @@ impl SpaceInner {
         mut hashed: impl FnMut(EventId, EventHash),
     ) -> Result<Vec<u8>> {
         let bytes_max = self.config.event_bytes_max;
-        let mut note = |wire: &WireEvent<'_>| {
-            self.hashes.note(wire);
+        let mut note = |wire: &WireEvent<'_>, frame: Option<&[u8]>| {
+            self.hashes.note(wire, frame);
             wire.hash.into_iter().for_each(|hash| hashed(wire.id, hash));
         };
         let singles = || (0..event.len()).filter_map(|index| event.single(index));
@@ -97,8 +109,8 @@ impl SpaceInner {
             let part = self.part_of(single, &causes)?;
             let wire = wire_of(single, sent, &part)?;
             let mut frame = Vec::with_capacity(part.payload.len() + ENVELOPE_BYTES);
-            wire.encode_into(&mut frame, bytes_max)?;
-            note(&wire);
+            sent.encode(&mut frame, |out| wire.encode_into(out, bytes_max))?;
+            note(&wire, Some(&frame[sent.bytes_in_front()..]));
             return Ok(frame);
         }
         let parts: Vec<_> = singles().map(|single| self.part_of(single, &causes)).collect::<Result<_>>()?;
@@ -106,8 +118,8 @@ impl SpaceInner {
         let wires: Vec<_> = wires.map(|(single, part)| wire_of(single, sent, part)).collect::<Result<_>>()?;
         let bytes: usize = parts.iter().map(|part| part.payload.len() + ENVELOPE_BYTES).sum();
         let mut frame = Vec::with_capacity(bytes);
-        codec::encode_batch_into(&wires, &mut frame, bytes_max)?;
-        wires.iter().for_each(note);
+        sent.encode(&mut frame, |out| codec::encode_batch_into(&wires, out, bytes_max))?;
+        wires.iter().for_each(|wire| note(wire, None));
         Ok(frame)
     }
 
@@ -127,13 +139,15 @@ impl SpaceInner {
     ///
     /// When its metadata have no form in JSON.
     pub(crate) fn event_in(&self, parcel: &WireParcel<'_>) -> Result<Arc<dyn ErasedEvent>> {
-        let events = parcel.events().iter().map(|event| self.event_of(event)).collect::<Result<Vec<_>>>()?;
-        if let WireParcel::Batch(_) = parcel {
-            let batch = Batch::new(events).ok_or_else(|| unreadable("batch"))?;
-            return Ok(Arc::new(batch));
-        }
-        let event = events.into_iter().next().ok_or_else(|| unreadable("event"))?;
-        Ok(Arc::new(event))
+        let events = match parcel {
+            WireParcel::Batch(events) => events.iter().map(|event| self.event_of(event)),
+            parcel => {
+                let event = parcel.events().first().ok_or_else(|| unreadable("event"))?;
+                return Ok(Arc::new(self.event_of(event)?));
+            }
+        };
+        let batch = Batch::new(events.collect::<Result<_>>()?).ok_or_else(|| unreadable("batch"))?;
+        Ok(Arc::new(batch))
     }
 
     fn event_of(&self, event: &WireEvent<'_>) -> Result<Event> {
@@ -155,7 +169,7 @@ fn wire_of<'a>(event: &'a dyn ErasedEvent, sent: Sent<'a>, part: &'a Part) -> Re
     set_causes(&mut wire, &part.causes);
     wire.purpose = sent.purpose.unwrap_or(wire.purpose);
     wire.key = sent.key.map(Cow::Borrowed);
-    wire.hash = Some(hash_event(&wire));
+    wire.hash = (!sent.summed).then(|| hash_event(&wire));
     Ok(wire)
 }
 

@@ -14,7 +14,8 @@ use happen::identity::{
 use happen::store::MemoryStore;
 use happen::{Config, Context, ErrorKind, Event, EventId, Hub, Link, Routing, Space, limits, secs};
 use happen_core::codec::{
-    Addressee, CauseLink, SealTree, WireEvent, WireParcel, WireSeal, WireUser, encode_batch_into, seal_leaf,
+    Addressee, CauseLink, SealTree, WireEvent, WireParcel, WireSeal, WireUser, encode_batch_into,
+    encode_summed, seal_leaf,
 };
 use happen_core::env::Env;
 use happen_core::hash::hash_event;
@@ -524,6 +525,16 @@ fn a_key_says_only_what_it_may() {
         *changed.last_mut().unwrap() ^= 1;
         let frame = sealed(&sim, &by, 101, &changed);
         assert_eq!(bank.post(&sim, "payments", &frame).await, Err("invalid".into()));
+        // Nor does it stand for a hash, and a sum is for those who do not sign.
+        let mut event = WireEvent::decode(inside, EVENT_BYTES_MAX).unwrap();
+        event.hash = None;
+        let (mut bare, mut summed) = (Vec::new(), Vec::new());
+        event.encode_into(&mut bare, EVENT_BYTES_MAX).unwrap();
+        encode_summed(&mut summed, |out| event.encode_into(out, EVENT_BYTES_MAX)).unwrap();
+        let frame = sealed(&sim, &by, 102, &bare);
+        assert_eq!(bank.post(&sim, "payments", &frame).await, Err("invalid".into()));
+        let frame = sealed(&sim, &by, 103, &summed);
+        assert_eq!(bank.post(&sim, "payments", &frame).await, Err("undecodable".into()));
     });
 }
 

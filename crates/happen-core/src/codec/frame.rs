@@ -72,6 +72,9 @@ pub enum FrameProblem {
     /// The marker byte 0xc1, which MessagePack never uses.
     #[error("a marker that MessagePack does not use")]
     Reserved,
+    /// A frame whose sum is another than the one in front of it.
+    #[error("bytes that were changed on their way: they do not fit their sum")]
+    Changed,
     /// More arrays and maps inside one another than the limit.
     #[error("nested deeper than {max}")]
     TooDeep {

@@ -10,6 +10,7 @@ pub(crate) mod msgpack;
 mod record;
 mod reply;
 mod seal;
+mod sum;
 
 pub use batch::{WireParcel, encode_batch_into};
 pub use event::{CauseLink, Handover, WireDelegation, WireEvent, WirePath, WireTrace, WireUser};
@@ -18,6 +19,7 @@ pub use frame::{FORMAT_VERSION, FrameError, FrameProblem, UnknownField};
 pub use record::{PointKind, StepOutcome, WireChange, WireFlow, WirePoint, WireRecord, WireStep};
 pub use reply::{Outcome, WireReply};
 pub use seal::{Addressee, SealHash, SealTree, Statement, WireSeal, seal_leaf};
+pub use sum::{SUM_BYTES, encode_summed, open_summed};
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -740,6 +740,10 @@ fn the_vectors_in_the_documentation_are_true() {
         assert_eq!(as_hex(&bytes), as_hex(&documented), "{name}");
         assert_eq!(WireRecord::decode(&documented, RECORD_BYTES_MAX).unwrap(), record);
     }
+    let documented = vectors.remove("sum-smallest").unwrap_or_default();
+    let mut summed = Vec::new();
+    encode_summed(&mut summed, |out| smallest().encode_into(out, EVENT_BYTES_MAX)).unwrap();
+    assert_eq!(as_hex(&summed), as_hex(&documented));
     // That they are signed as the document says is tested where keys are.
     for (name, frame, path) in [("seal-alone", smallest(), 0), ("seal-second-of-three", ordinary(), 2)] {
         let documented = vectors.remove(name).unwrap_or_default();

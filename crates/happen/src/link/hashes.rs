@@ -1,5 +1,6 @@
-//! The hashes of events that left this process, came into it, or were asked for. Owns the bounded memory that lets an
-//! effect tell the hash of its cause.
+//! The events that left this process, came into it, or whose hashes were asked for. Owns the bounded memory that lets an
+//! effect tell the hash of its cause, and when a hash is computed: most events have no effect that leaves, and a hash takes
+//! longer than all else that is done for an event on its way.
 
 use happen_core::codec::{CauseLink, WireEvent};
 use happen_core::hash::{EventHash, HashMismatch, hash_event};
@@ -7,11 +8,12 @@ use happen_core::{ErasedEvent, Error, Event, EventId, EventType, Payload, Result
 
 use crate::current;
 use crate::limits;
+use crate::link::frames::{Frames, Kept};
 use crate::space::{Space, SpaceInner};
 use crate::sync::{Mutex, lock};
 use crate::wire::Framed;
 
-/// Hashes by event, the newest up to a limit.
+/// Hashes by event, or what they are computed over; of the newest events up to a limit.
 #[derive(Debug, Default)]
 pub(crate) struct Hashes(Mutex<Noted>);
 
@@ -19,21 +21,45 @@ pub(crate) struct Hashes(Mutex<Noted>);
 ///
 /// Every event that leaves or comes is noted, and few are looked for. So the index has nothing that had to be kept up when
 /// an event is replaced: an entry that leads to another event by now is passed over, and gives way to newer ones.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Noted {
-    hashed: Vec<Hashed>,
+    events: Vec<Known>,
     /// Where the oldest stands once all places are taken.
     oldest: usize,
     /// By the ids of the events; none before the first.
     buckets: Vec<Bucket>,
+    frames: Frames,
+    /// Where a frame is written that nobody has given.
+    written: Vec<u8>,
+}
+
+impl Default for Noted {
+    fn default() -> Self {
+        let frames = Frames::new(limits::LINK_FRAMES_KEPT_BYTES_MAX);
+        Self { events: Vec::new(), oldest: 0, buckets: Vec::new(), frames, written: Vec::new() }
+    }
+}
+
+/// An event, as its frame until its hash is asked for.
+#[derive(Debug)]
+struct Known {
+    event: EventId,
+    frame: Kept,
+    hashed: Option<Box<Hashed>>,
 }
 
 /// A hash, and what it was computed over beside the event itself.
 #[derive(Debug)]
 struct Hashed {
-    event: EventId,
     hash: EventHash,
     causes: Box<[Cause]>,
+}
+
+impl Hashed {
+    fn of(event: &WireEvent<'_>) -> Box<Self> {
+        let hash = event.hash.unwrap_or_else(|| hash_event(event));
+        Box::new(Self { hash, causes: event.causes().map(Cause::of).collect() })
+    }
 }
 
 /// Where events stand whose ids have some bits in common; the newest of them, where there are many.
@@ -67,33 +93,61 @@ fn place_of(event: EventId) -> (usize, u16) {
 }
 
 impl Noted {
-    fn of(&self, event: EventId) -> Option<&Hashed> {
+    fn place(&self, event: EventId) -> Option<usize> {
         let (bucket, tag) = place_of(event);
-        let found = self.buckets.get(bucket)?.entries.iter().filter(|entry| entry.tag == tag);
-        found
-            .filter_map(|entry| self.hashed.get(usize::from(entry.place)))
-            .find(|hashed| hashed.event == event)
+        let mut found = self.buckets.get(bucket)?.entries.iter().filter(|entry| entry.tag == tag);
+        let is_it = |place: &usize| self.events.get(*place).is_some_and(|known| known.event == event);
+        found.find_map(|entry| Some(usize::from(entry.place)).filter(is_it))
     }
 
-    fn note(&mut self, hashed: Hashed) {
-        if self.of(hashed.event).is_some() {
+    fn of(&mut self, event: EventId) -> Option<&Hashed> {
+        let place = self.place(event)?;
+        let known = &mut self.events[place];
+        if known.hashed.is_none() {
+            // The event was read from these bytes, or written to them.
+            let event = WireEvent::decode(self.frames.of(known.frame)?, usize::MAX).ok()?;
+            known.hashed = Some(Hashed::of(&event));
+        }
+        known.hashed.as_deref()
+    }
+
+    fn note(&mut self, event: &WireEvent<'_>, frame: Option<&[u8]>) {
+        if self.place(event.id).is_some() {
             return;
         }
+        let known = self.known(event, frame);
         if self.buckets.is_empty() {
             self.buckets = vec![Bucket::default(); BUCKETS];
         }
-        let (bucket, tag) = place_of(hashed.event);
-        let place = if self.hashed.len() < limits::LINK_HASHES_MAX { self.hashed.len() } else { self.oldest };
-        match self.hashed.get_mut(place) {
+        let (bucket, tag) = place_of(event.id);
+        let place = if self.events.len() < limits::LINK_HASHES_MAX { self.events.len() } else { self.oldest };
+        match self.events.get_mut(place) {
             Some(oldest) => {
-                *oldest = hashed;
+                *oldest = known;
                 self.oldest = (place + 1) % limits::LINK_HASHES_MAX;
             }
-            None => self.hashed.push(hashed),
+            None => self.events.push(known),
         }
         let Bucket { entries, next } = &mut self.buckets[bucket];
         entries[usize::from(*next)] = Entry { place: place as u16, tag };
         *next = (*next + 1) % BUCKET_ENTRIES as u8;
+    }
+
+    fn known(&mut self, event: &WireEvent<'_>, frame: Option<&[u8]>) -> Known {
+        let known = |frame, hashed| Known { event: event.id, frame, hashed };
+        let bytes_max = limits::LINK_FRAME_KEPT_BYTES_MAX;
+        let frame = match frame {
+            Some(frame) => Some(frame).filter(|frame| frame.len() <= bytes_max),
+            None if event.hash.is_some() => None,
+            None => {
+                self.written.clear();
+                event.encode_into(&mut self.written, bytes_max).is_ok().then_some(&*self.written)
+            }
+        };
+        match frame {
+            Some(frame) => known(self.frames.keep(frame), None),
+            None => known(Kept::default(), Some(Hashed::of(event))),
+        }
     }
 }
 
@@ -142,11 +196,10 @@ impl Hashes {
         }
     }
 
-    /// Notes the hash of an event that has one. The first stays: an event never has two.
-    pub(crate) fn note(&self, event: &WireEvent<'_>) {
-        let Some(hash) = event.hash else { return };
-        let causes = event.causes().map(Cause::of).collect();
-        lock(&self.0).note(Hashed { event: event.id, hash, causes });
+    /// Notes an event, and by its hash or its bytes what effects have to tell of it. The first counts: an event never has
+    /// two. Whoever has its bytes at hand gives them.
+    pub(crate) fn note(&self, event: &WireEvent<'_>, frame: Option<&[u8]>) {
+        lock(&self.0).note(event, frame);
     }
 }
 
@@ -225,7 +278,7 @@ impl SpaceInner {
         let hash = hash_event(&wire);
         if note {
             wire.hash = Some(hash);
-            self.hashes.note(&wire);
+            self.hashes.note(&wire, None);
         }
         Ok(hash)
     }
@@ -292,11 +345,73 @@ mod tests {
     fn noted(hashes: &Hashes, id: EventId, byte: u8) {
         let mut event = WireEvent::new(id, "e", 1, &[]);
         event.hash = Some([byte; 32].into());
-        hashes.note(&event);
+        hashes.note(&event, None);
     }
 
     fn places(hashes: &Hashes) -> usize {
-        lock(&hashes.0).hashed.len()
+        lock(&hashes.0).events.len()
+    }
+
+    /// An event with causes of all kinds, and its frame, of so many bytes.
+    fn caused(causes: &[Cause], frame_bytes: usize) -> (WireEvent<'_>, Vec<u8>) {
+        let id = EventId::from_halves(1, 9).unwrap();
+        let of = |payload_bytes| {
+            let mut event = WireEvent::new(id, "effect", 1, &[7; 2_048][..payload_bytes]);
+            set_causes(&mut event, causes);
+            let mut frame = Vec::new();
+            event.encode_into(&mut frame, usize::MAX).unwrap();
+            (event, frame)
+        };
+        let around = of(300).1.len() - 300;
+        let (event, frame) = of(frame_bytes - around);
+        assert_eq!(frame.len(), frame_bytes);
+        (event, frame)
+    }
+
+    #[test]
+    fn a_hash_that_is_asked_for_later_is_the_one_that_it_had_at_once() {
+        let id = |low| EventId::from_halves(1, low).unwrap();
+        let causes = [
+            Cause::Known(id(1), EventHash::from([1; 32])),
+            Cause::Local(id(2), EventType::new("order.placed")),
+            Cause::Bare(id(3)),
+        ];
+        let max = limits::LINK_FRAME_KEPT_BYTES_MAX;
+        for (frame_bytes, is_kept) in [(500, true), (max, true), (max + 1, false)] {
+            let (event, frame) = caused(&causes, frame_bytes);
+            for given in [Some(&frame[..]), None] {
+                let hashes = Hashes::default();
+                hashes.note(&event, given);
+                assert_eq!(lock(&hashes.0).events[0].hashed.is_none(), is_kept, "{frame_bytes} bytes");
+                let told = hashes.causes(event.id).unwrap();
+                assert_eq!(format!("{told:?}"), format!("{causes:?}"));
+                assert_eq!(hashes.of(event.id), Some(hash_event(&event)));
+            }
+        }
+    }
+
+    #[test]
+    fn an_event_in_the_place_of_another_has_nothing_of_it() {
+        let hashes = Hashes::default();
+        let ids: Vec<_> = (1..=limits::LINK_HASHES_MAX as u64 + 3)
+            .map(|low| EventId::from_halves(1, low).unwrap())
+            .collect();
+        let (all, late) = ids.split_at(limits::LINK_HASHES_MAX);
+        let events = |id: EventId, payload| WireEvent::new(id, "e", 1, payload);
+        for (at, id) in all.iter().enumerate() {
+            // Some have their hashes from the beginning, some when they are asked for, and some never.
+            let mut event = events(*id, &[1; 100]);
+            event.hash = (at == 1).then(|| hash_event(&event));
+            hashes.note(&event, None);
+        }
+        assert!(hashes.of(all[0]).is_some());
+        for id in late {
+            hashes.note(&events(*id, &[2]), None);
+        }
+        for id in late {
+            assert_eq!(hashes.of(*id), Some(hash_event(&events(*id, &[2]))));
+        }
+        assert!(all[..3].iter().all(|id| hashes.of(*id).is_none()));
     }
 
     #[test]

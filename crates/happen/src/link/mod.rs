@@ -1,6 +1,7 @@
 //! What joins a space with others: the space's own end of a link, and a link between spaces of one process. Owns the
 //! way from events to frames and back; handlers never see any of it, and what carries the frames is the link's business.
 
+mod frames;
 mod hashes;
 mod hub;
 mod incoming;

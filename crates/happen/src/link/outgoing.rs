@@ -36,7 +36,8 @@ impl SpaceInner {
     ) -> Result<Option<Away>> {
         let node = &*there.node;
         let linked = self.linked(node)?;
-        let frame = self.frame(sender, event, Sent { purpose: None, key: keyed.map(|keyed| keyed.key()) })?;
+        let frame =
+            self.frame(sender, event, Sent { key: keyed.map(|keyed| keyed.key()), ..Sent::default() })?;
         let to = To::Node { node: Arc::clone(&there.node), member: there.member.clone() };
         if !wants_replies && !self.is_remembered_elsewhere(node) {
             return self.leave_by(linked, to, event, frame).map(|()| None);
@@ -153,7 +154,7 @@ impl SpaceInner {
             return Takers::of_arrival();
         }
         let purpose = stored.then_some(Purpose::Stored);
-        let frame = match self.frame(sender, event, Sent { purpose, key: None }) {
+        let frame = match self.frame(sender, event, Sent { purpose, ..Sent::default() }) {
             Ok(frame) => frame,
             Err(error) => {
                 self.not_everyone_reached(event, error);
@@ -198,6 +199,8 @@ impl SpaceInner {
 
     fn frame(&self, sender: Sender<'_>, event: &dyn ErasedEvent, sent: Sent<'_>) -> Result<Vec<u8>> {
         let causes = |single: &dyn ErasedEvent| Ok(self.causes_from(sender, single));
+        // Where nobody signs, a hash says no more than a sum does: whoever changes an event makes both anew.
+        let sent = Sent { summed: self.guard.get().is_none(), ..sent };
         self.frame_for(event, sent, causes, |_, _| {})
     }
 
