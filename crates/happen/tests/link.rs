@@ -4,11 +4,14 @@
 use std::sync::Arc;
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{self, Poll};
 
-use happen::{Config, Context, Error, ErrorKind, Event, Hub, Link, Space, limits};
+use happen::{Config, Context, Error, ErrorKind, Event, EventId, Hub, Link, Space, limits};
+use happen_core::codec::{Outcome, WireEvent, WireReply, encode_summed, open_summed};
 use happen_core::env::{BoxFuture, Env};
-use happen_core::link::{ConnectionStatus, Inbound, Notice, Peer, Replies};
+use happen_core::limits::EVENT_BYTES_MAX;
+use happen_core::link::{ConnectionStatus, Inbound, NodePresence, Notice, Peer, Replies};
 use happen_testing::link::{Probe, until};
 use happen_testing::{Simulator, link_contract};
 
@@ -36,6 +39,87 @@ fn a_local_stream_ends_when_its_handler_does() {
             let items = space.send("b", count).stream::<u64>().collect().await.unwrap();
             assert_eq!(items, (0..count).collect::<Vec<_>>());
         }
+    });
+}
+
+/// Answers the event that it is asked with what is made of it.
+struct Answering(Box<dyn Fn(EventId) -> Vec<u8> + Send + Sync>);
+
+impl std::fmt::Debug for Answering {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Answering")
+    }
+}
+
+impl Inbound for Answering {
+    fn post(&self, _: &str, _: &[u8]) {}
+
+    fn request(&self, _: &str, frame: &[u8]) -> Box<dyn Replies> {
+        let asked = open_summed(frame).unwrap().unwrap();
+        let id = WireEvent::decode(asked, EVENT_BYTES_MAX).unwrap().id;
+        Box::new(Answer(Some((self.0)(id))))
+    }
+
+    fn publish(&self, _: &[u8]) {}
+
+    fn presence(&self) -> Vec<NodePresence> {
+        vec![NodePresence { id: "bank".into(), handles: vec![], share: None }]
+    }
+}
+
+struct Answer(Option<Vec<u8>>);
+
+impl Replies for Answer {
+    fn poll_next(&mut self, _: &mut task::Context<'_>) -> Poll<Option<happen::Result<Vec<u8>>>> {
+        Poll::Ready(self.0.take().map(Ok))
+    }
+}
+
+#[test]
+fn a_flipped_bit_of_a_reply_is_never_believed() {
+    let sim = Simulator::new(1);
+    sim.run(async {
+        let hub = Hub::in_env(sim.env());
+        let asking = Space::in_env(Config::default(), sim.env()).unwrap();
+        asking.join(hub.link("asking")).unwrap();
+        let (bit, summed) = (Arc::new(AtomicUsize::new(usize::MAX)), Arc::new(AtomicBool::new(true)));
+        let (flipped, is_summed) = (Arc::clone(&bit), Arc::clone(&summed));
+        let answering = Answering(Box::new(move |id| {
+            let reply = WireReply::new(id, Outcome::Value { event_type: "u64".into(), bytes: &[7] });
+            let write = |out: &mut Vec<u8>| reply.encode_into(out, EVENT_BYTES_MAX);
+            let mut frame = Vec::new();
+            if is_summed.load(Ordering::SeqCst) {
+                encode_summed(&mut frame, write).unwrap();
+            } else {
+                write(&mut frame).unwrap();
+            }
+            let bit = flipped.load(Ordering::SeqCst);
+            if let Some(byte) = frame.get_mut(bit / 8) {
+                *byte ^= 1 << (bit % 8);
+            }
+            frame
+        }));
+        let link = hub.link("answering");
+        link.attach(Arc::new(answering)).await.unwrap();
+        asking.start().await.unwrap();
+        let ask = async || asking.send("bank", 1u64).reply::<u64>().await;
+
+        let whole = ask().await.unwrap();
+        assert_eq!(*whole, 7);
+        let mut bits = 0;
+        loop {
+            bit.store(bits, Ordering::SeqCst);
+            match ask().await {
+                Err(error) => assert_eq!(error.code(), "undecodable", "bit {bits}: {error}"),
+                // Behind the last.
+                Ok(_) => break,
+            }
+            bits += 1;
+        }
+        assert!(bits > 40 * 8, "{bits}");
+        // A sum is no proof of who answers, and whoever leaves it out is read as well.
+        summed.store(false, Ordering::SeqCst);
+        assert_eq!(*ask().await.unwrap(), 7);
     });
 }
 

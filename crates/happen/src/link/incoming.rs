@@ -514,22 +514,27 @@ impl Answers {
     }
 
     fn failure(&self, error: &Error) -> Result<Vec<u8>> {
-        let mut frame = Vec::new();
         // Of what was not taken in, nothing is known here.
         let to = if error.find_cause::<NotTaken>().is_some() { EventId::MIN } else { self.to };
         let mut reply = WireReply::new(to, codec::Outcome::Error(WireError::of(error)));
         reply.sequence = self.items;
         reply.first = self.first();
-        reply.encode_into(&mut frame, self.error_bytes_max)?;
-        Ok(frame)
+        self.encoded(&reply, self.error_bytes_max)
     }
 
     fn frame(&self, outcome: codec::Outcome<'_>) -> Result<Vec<u8>> {
-        let mut frame = Vec::new();
         let mut reply = WireReply::new(self.to, outcome);
         reply.sequence = self.items;
         reply.first = self.first();
-        reply.encode_into(&mut frame, self.bytes_max)?;
+        self.encoded(&reply, self.bytes_max)
+    }
+
+    fn encoded(&self, reply: &WireReply<'_>, bytes_max: usize) -> Result<Vec<u8>> {
+        let mut frame = Vec::new();
+        match self.sealing {
+            Some(_) => reply.encode_into(&mut frame, bytes_max)?,
+            None => codec::encode_summed(&mut frame, |out| reply.encode_into(out, bytes_max))?,
+        }
         Ok(frame)
     }
 

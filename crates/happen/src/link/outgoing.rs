@@ -319,12 +319,12 @@ impl Away {
 
     /// The reply in a frame, when it is to be trusted.
     fn open<'f>(&self, frame: &'f [u8]) -> Result<&'f [u8]> {
-        match self.space.guard.get().zip(self.asked.as_ref()) {
-            Some((guard, asked)) => {
-                guard.open_reply(asked, frame).map_err(|error| error.at_event(self.event))
-            }
-            None => Ok(WireSeal::open(frame)?.1),
-        }
+        let opened = match self.space.guard.get().zip(self.asked.as_ref()) {
+            Some((guard, asked)) => guard.open_reply(asked, frame),
+            None => WireSeal::open(frame).map(|(_, inside)| inside),
+        };
+        let whole = opened.and_then(|frame| Ok(codec::open_summed(frame)?.unwrap_or(frame)));
+        whole.map_err(|error| error.at_event(self.event))
     }
 
     fn read(&mut self, frame: &[u8]) -> Result<Answered> {
