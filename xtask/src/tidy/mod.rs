@@ -62,6 +62,9 @@ pub(crate) fn run(root: &Path) -> Result<(), Failure> {
         println!("{} does not exist, so no feature was checked for its test", coverage::FILE);
     }
     findings.extend(dependencies::check(root)?);
+    let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
+    let (workspace, reasons) = (read(dependencies::WORKSPACE), read(dependencies::REASONS));
+    findings.extend(dependencies::check_reasons(&workspace, &reasons));
     findings.sort();
     findings.dedup();
     for finding in &findings {
