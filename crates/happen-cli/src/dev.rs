@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use clap::{Args, ValueHint};
+use clap::{Args, ValueHint, value_parser};
 use happen_nats::limits::SERVER_VERSION_MIN;
 use happen_testing::find_nats_server_program;
 
@@ -24,7 +24,7 @@ pub(crate) struct DevArguments {
     #[arg(long, value_name = "PATH", default_value = "./nats-data", value_hint = ValueHint::DirPath)]
     folder: PathBuf,
     /// The port on this machine that it listens on
-    #[arg(long, value_name = "N", default_value_t = PORT)]
+    #[arg(long, value_name = "N", default_value_t = PORT, value_parser = value_parser!(u16).range(1..))]
     port: u16,
 }
 
@@ -32,11 +32,16 @@ pub(crate) struct DevArguments {
 ///
 /// # Errors
 ///
-/// [`Failure::Store`] when no server is installed, or it cannot be started so.
+/// [`Failure::Store`] when no server is installed, when one has the port or the folder already, or when it cannot be
+/// started so.
 pub(crate) fn run(arguments: &DevArguments, output: &Output) -> Result<(), Failure> {
     let DevArguments { folder, port, .. } = arguments;
     let program = program()?;
     check_version(&program)?;
+    // The server would tell in its own words, after the address was printed.
+    if let Err(error) = listen_on(*port) {
+        return Err(Failure::Store(format!("port {port} cannot be had ({error}); name another with --port")));
+    }
     let cannot = |what: &str, error: &io::Error| {
         Failure::Store(format!("cannot {what} {} ({error}); name another with --folder", folder.display()))
     };
@@ -48,15 +53,18 @@ pub(crate) fn run(arguments: &DevArguments, output: &Output) -> Result<(), Failu
             "the name of the folder is no text; name another with --folder".to_owned(),
         ));
     };
+    // Two servers on the same streams would each write over what the other one has acknowledged.
+    if let Some(earlier) = port_of_server_in(&config) {
+        return Err(Failure::Store(format!(
+            "a server that listens on port {earlier} has {}; stop that one, or name another folder with --folder",
+            folder.display()
+        )));
+    }
     let text = format!(
-        "# Written by `happen dev --nats`, anew at each start.\nserver_name: dev\nlisten: \"127.0.0.1:{port}\"\n\
+        "# Written by `happen dev --nats`, anew at each start.\nserver_name: dev\n{LISTEN}{port}\"\n\
          jetstream {{ store_dir: {streams:?}, sync_interval: always }}\n"
     );
     fs::write(&config, text).map_err(|error| cannot("write into", &error))?;
-    // The server would tell in its own words, after the address was printed.
-    if let Err(error) = TcpListener::bind((Ipv4Addr::LOCALHOST, *port)) {
-        return Err(Failure::Store(format!("port {port} cannot be had ({error}); name another with --port")));
-    }
     output.write(&format!("HAPPEN_URL=nats://127.0.0.1:{port}/{SPACE}\n"))?;
     let mut command = Command::new(&program);
     command.arg("-c").arg(&config);
@@ -74,6 +82,19 @@ fn become_it(mut command: Command) -> io::Result<()> {
 #[cfg(not(unix))]
 fn become_it(mut command: Command) -> io::Result<()> {
     command.status().map(drop)
+}
+
+/// Listens on this port for a moment, which nobody else may do then.
+fn listen_on(port: u16) -> io::Result<()> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map(drop)
+}
+
+/// The port of the server that was started last in a folder, by its configuration there, while somebody listens on it.
+/// The server itself locks nothing.
+fn port_of_server_in(config: &Path) -> Option<u16> {
+    let text = fs::read_to_string(config).ok()?;
+    let port = text.lines().find_map(|line| line.strip_prefix(LISTEN)?.strip_suffix('"')?.parse().ok())?;
+    listen_on(port).is_err().then_some(port)
 }
 
 /// The program, which tests of programs find in the same way.
@@ -112,6 +133,8 @@ fn version(text: &str) -> Option<(i64, i64)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
+/// What stands in the configuration before the port.
+const LISTEN: &str = "listen: \"127.0.0.1:";
 /// The port that servers of NATS have by default.
 const PORT: u16 = 4222;
 /// The space of the address that is printed; there may be any others.

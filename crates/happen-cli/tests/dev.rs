@@ -83,6 +83,39 @@ fn a_server_runs_until_it_is_interrupted_and_keeps_what_it_has() {
 }
 
 #[test]
+fn a_folder_has_one_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, first) = (happen_testing::nats_server_program(), port());
+    let mut command = dev(folder.path(), Some(&server), first);
+    let mut running = Dev(command.stderr(Stdio::piped()).spawn().unwrap());
+    let mut told = BufReader::new(running.0.stderr.take().unwrap()).lines();
+    assert!(told.any(|line| line.unwrap().ends_with("Server is ready")), "it did not start");
+    let config = folder.path().join("nats-data/server.conf");
+    let written = fs::read_to_string(&config).unwrap();
+
+    let refused = failure(&dev(folder.path(), Some(&server), port()).output().unwrap());
+    let expected = format!("happen: a server that listens on port {first} has ");
+    assert!(refused.starts_with(&expected), "{refused}");
+    let refused = failure(&dev(folder.path(), Some(&server), first).output().unwrap());
+    assert!(refused.starts_with(&format!("happen: port {first} cannot be had ")), "{refused}");
+    assert_eq!(
+        fs::read_to_string(&config).unwrap(),
+        written,
+        "the configuration of a running server was changed"
+    );
+
+    let none = dev(folder.path(), Some(&server), 0).output().unwrap();
+    assert_eq!(none.status.code(), Some(2), "{none:?}");
+    drop(running);
+    let other = port();
+    let mut command = dev(folder.path(), Some(&server), other);
+    let mut again = Dev(command.stderr(Stdio::null()).spawn().unwrap());
+    let mut line = String::new();
+    BufReader::new(again.0.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, format!("HAPPEN_URL=nats://127.0.0.1:{other}/main\n"));
+}
+
+#[test]
 fn what_keeps_a_server_from_starting_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let told = failure(&dev(folder.path(), None, port()).output().unwrap());
