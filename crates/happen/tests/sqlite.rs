@@ -739,6 +739,23 @@ fn a_folder_that_may_not_be_written_is_told_and_can_be_read() {
 }
 
 #[test]
+fn a_file_is_no_folder_of_a_store() {
+    let around = tempfile::tempdir().unwrap();
+    let file = around.path().join("file");
+    fs::write(&file, "a text").unwrap();
+    for path in [file.clone(), file.join("below")] {
+        let error = open(&path).unwrap_err();
+        assert_eq!(error.code(), "misuse", "{error:?}");
+        assert!(
+            error.to_string().contains("file") && error.to_string().contains("is not a folder"),
+            "{error}"
+        );
+        assert!(!error.is_retryable(), "the same call would fail again");
+    }
+    assert_eq!(fs::read_to_string(&file).unwrap(), "a text");
+}
+
+#[test]
 fn a_running_store_is_copied_and_restored() {
     let folders = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let store = Arc::new(open(folders.0.path()).unwrap());

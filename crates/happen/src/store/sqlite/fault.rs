@@ -142,6 +142,11 @@ pub(super) fn file(doing: &str, path: &Path, error: std::io::Error) -> Error {
             );
             Error::misuse(what).with_source(StoreFault::ReadOnly { folder: path.to_owned() })
         }
+        // A folder that is there already is made without an error: this is something else, or lies behind it.
+        K::AlreadyExists | K::NotADirectory => {
+            Error::misuse(format!("{} is not a folder, and cannot become one; give another", path.display()))
+                .with_source(error)
+        }
         K::StorageFull | K::QuotaExceeded => {
             let what =
                 format!("{doing} {}: there is no room left; make room and try again; that", path.display());

@@ -427,8 +427,8 @@ fn take_lock(folder: &Path) -> Result<File> {
             let folder = folder.to_owned();
             let holder = pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"));
             let what = format!(
-                "{} belongs to a running space ({holder}); stop that one, or open the store with \
-                 `SqliteStore::open_read_only`; so it",
+                "the store in {}, which {holder} has open (stop that one, or read the store with \
+                 `SqliteStore::open_read_only`),",
                 folder.display()
             );
             return Err(Error::new(ErrorKind::Busy { what }).with_source(StoreFault::InUse { folder, pid }));
