@@ -164,6 +164,11 @@ fn a_missing_folder_is_told_and_never_made() {
     fs::write(shop.around().join("file"), "").unwrap();
     let told = failure(&run(&shop, &["store", "info", "--store", "file"]), 1);
     assert_eq!(told, "file is not a folder; name the folder of a store with --store");
+    for arguments in [&["send", "orders", "place"][..], &["demo"]] {
+        let arguments = [arguments, &["--store", "file"]].concat();
+        let told = failure(&run(&shop, &arguments), 1);
+        assert_eq!(told, "file is not a folder; name the folder of a store with --store", "{arguments:?}");
+    }
 }
 
 #[test]
@@ -688,6 +693,8 @@ fn why_tells_causes_of_an_event_and_reasons_of_a_document() {
     for name in ["orders/none", "nobody", "019b8d99-6900-7000-8000-000000000009"] {
         assert!(failure(&run(&shop, &["why", name]), 4).contains(name), "{name}");
     }
+    let told = failure(&run(&shop, &["why", "nobody"]), 4);
+    assert!(told.ends_with("; no document is called so: `happen state ls`"), "{told}");
     let told = failure(&run(&shop, &["why", "order-1"]), 2);
     assert!(told.starts_with("`order-1` is a correlation"), "{told}");
 }
@@ -1510,6 +1517,7 @@ fn a_running_space_is_read_beside_and_not_written() {
         &["state", "set", "orders", "1", "--revision", "2"][..],
         &["store", "prune", "--before", "0s"],
         &["store", "restore", "copy"],
+        &["demo", "--store", "./data"],
     ] {
         assert_eq!(failure(&run(&shop, arguments), 1), held);
     }

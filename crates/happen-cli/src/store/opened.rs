@@ -7,7 +7,7 @@ use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
-use happen::store::{SqliteOptions, SqliteStore, Store, StoreInfo, Verified};
+use happen::store::{SqliteOptions, SqliteStore, Store, StoreFault, StoreInfo, Verified};
 use happen::{Error, ErrorKind};
 use happen_nats::{Address, Connection, NatsStore};
 
@@ -185,29 +185,40 @@ pub(crate) fn in_memory() -> Failure {
 ///
 /// As [`Opened::at`].
 pub(crate) async fn open_to_read(folder: &Path) -> Result<SqliteStore, Failure> {
+    check_folder(folder)?;
+    let opened = SqliteStore::open_read_only(folder, options().readers(1)).await;
+    opened.map_err(|error| match error.find_cause::<StoreFault>() {
+        // What cannot be opened to read is told by the same fault as what cannot be opened to write.
+        Some(StoreFault::ReadOnly { folder }) => {
+            Failure::Store(format!("{} cannot be read; allow this user to read it", folder.display()))
+        }
+        _ => of_store(&Address::Folder(folder.to_owned()), &error),
+    })
+}
+
+/// Tells what is wrong with a path that should be the folder of a store.
+///
+/// # Errors
+///
+/// [`Failure::Store`] when there is nothing, or no folder, or it cannot be looked at.
+pub(crate) fn check_folder(folder: &Path) -> Result<(), Failure> {
     match fs::metadata(folder) {
-        Ok(found) if found.is_dir() => {}
+        Ok(found) if found.is_dir() => Ok(()),
         Ok(_) => {
             let folder = folder.display();
-            return Err(Failure::Store(format!(
-                "{folder} is not a folder; name the folder of a store with --store"
-            )));
+            Err(Failure::Store(format!("{folder} is not a folder; name the folder of a store with --store")))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let folder = folder.display();
-            return Err(Failure::Store(format!(
+            Err(Failure::Store(format!(
                 "there is no folder {folder}; name the folder of a store with --store or HAPPEN_STORE"
-            )));
+            )))
         }
         Err(error) => {
             let folder = folder.display();
-            return Err(Failure::Store(format!(
-                "cannot look into {folder} ({error}); allow this user to read it"
-            )));
+            Err(Failure::Store(format!("cannot look into {folder} ({error}); allow this user to read it")))
         }
     }
-    let opened = SqliteStore::open_read_only(folder, options().readers(1)).await;
-    opened.map_err(|error| of_store(&Address::Folder(folder.to_owned()), &error))
 }
 
 /// Opens the store in this folder to write, as its only process. Makes nothing.

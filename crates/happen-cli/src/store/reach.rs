@@ -13,7 +13,8 @@ use happen_ed25519::KeyPair;
 use happen_nats::{Access, Address, Connector, LinkOptions, Nats, NatsStoreOptions};
 
 use crate::failure::Failure;
-use crate::store::env as real_env;
+use crate::store::opened::check_folder;
+use crate::store::{env as real_env, of_store};
 
 /// How a space on NATS is reached.
 #[derive(Debug, Clone, Default, Args)]
@@ -154,7 +155,14 @@ impl Reach {
     /// As [`Reach::identity`], and what opening says.
     pub(crate) async fn space(&self, address: &Address, config: Config) -> Result<Space, Failure> {
         Ok(match address {
-            Address::Folder(folder) => Space::open_with(folder, config).await?,
+            Address::Folder(folder) => {
+                // What is not there yet is made.
+                if folder.exists() {
+                    check_folder(folder)?;
+                }
+                let opened = Space::open_with(folder, config).await;
+                opened.map_err(|error| of_store(address, &error))?
+            }
             Address::Nats { servers, space } => {
                 let mut nats = Nats::at(format!("{servers}/{space}")).config(config).access(self.access()?);
                 if let Some(prefix) = self.prefix()? {

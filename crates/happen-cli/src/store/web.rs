@@ -132,7 +132,12 @@ pub(crate) async fn why(arguments: &WhyArguments, output: &Output) -> Result<(),
                 Err(failure)
             }
             _ => {
-                let event = event(&store, &journal, name).await?;
+                let event = event(&store, &journal, name).await.map_err(|failure| match failure {
+                    Failure::NotFound(text) if !is_id => {
+                        Failure::NotFound(format!("{text}; no document is called so: `happen state ls`"))
+                    }
+                    failure => failure,
+                })?;
                 let causes = journal.why(event).await.map_err(|error| of_store(store.address(), &error))?;
                 list(&store, &journal, &causes, &arguments.place, output).await
             }
