@@ -164,7 +164,7 @@ fn a_missing_folder_is_told_and_never_made() {
     fs::write(shop.around().join("file"), "").unwrap();
     let told = failure(&run(&shop, &["store", "info", "--store", "file"]), 1);
     assert_eq!(told, "file is not a folder; name the folder of a store with --store");
-    for arguments in [&["send", "orders", "place"][..], &["demo"]] {
+    for arguments in [&["send", "orders", "place"][..], &["balance"], &["demo"]] {
         let arguments = [arguments, &["--store", "file"]].concat();
         let told = failure(&run(&shop, &arguments), 1);
         assert_eq!(told, "file is not a folder; name the folder of a store with --store", "{arguments:?}");

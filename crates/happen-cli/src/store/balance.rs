@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use clap::Args;
 use happen::Error;
 use happen::balance::{BalanceReport, Finding, NodeBalance, NodePlace, NodeStanding};
-use happen::control::{self, Answer, Client, Request};
+use happen::control::{self, Answer, Request};
 use happen_nats::Address;
 use serde_json::{Value as Json, json};
 
@@ -15,7 +15,7 @@ use crate::failure::Failure;
 use crate::output::{Output, number, plain};
 use crate::store::hand::other_answer;
 use crate::store::moment::span;
-use crate::store::opened::Opened;
+use crate::store::opened::{Opened, channel};
 use crate::store::presence::Presence;
 use crate::store::table::Listing;
 use crate::store::{Place, env, of_store};
@@ -264,11 +264,11 @@ async fn all(store: &Opened) -> Result<All, Failure> {
 }
 
 async fn ask(place: &Place, address: &Address) -> Result<BalanceReport, Failure> {
-    if let Address::Folder(folder) = address {
-        let failed = |error| of_store(address, &error);
-        if let Some(mut client) = Client::connect(folder).map_err(failed)? {
-            return report_in(client.ask(&Request::Balance).await.map_err(failed)?);
-        }
+    if let Address::Folder(folder) = address
+        && let Some(mut client) = channel(folder)?
+    {
+        let answer = client.ask(&Request::Balance).await;
+        return report_in(answer.map_err(|error| of_store(address, &error))?);
     }
     let store = place.open_to_read().await?;
     let answer = control::carry_out(&store.shared(), &env(), Request::Balance).await;

@@ -1,7 +1,6 @@
 //! What is done by hand: `happen send`, `flows cancel` and `retry`, `dead redrive` and `drop`. Owns the way to whoever does
 //! it, the space that runs or the store of one that does not, and how it is told; what is done is the library's.
 
-use std::io;
 use std::sync::Arc;
 
 use clap::Args;
@@ -17,7 +16,7 @@ use serde_json::{Value as Json, json};
 use crate::failure::Failure;
 use crate::output::{Output, Reader, count_of};
 use crate::store::ids::{each, event};
-use crate::store::opened::{Opened, check_folder, open_to_write};
+use crate::store::opened::{Opened, channel, open_to_write};
 use crate::store::presence::Presence;
 use crate::store::state::content;
 use crate::store::table::Listing;
@@ -117,9 +116,7 @@ impl Hand {
             let way = Way::Beside(Box::new(Opened::at(&address, &place.reach).await?));
             return Ok(Self { address, way });
         };
-        check_folder(folder)?;
-        let client = Client::connect(folder).map_err(|error| not_reached(&address, &error))?;
-        let way = match client {
+        let way = match channel(folder)? {
             Some(client) => Way::Live(client),
             None => Way::Stopped(Arc::new(open_to_write(folder).await?)),
         };
@@ -159,16 +156,6 @@ impl Hand {
             Way::Stopped(store) => store.close().await,
             Way::Beside(store) => store.close().await,
         }
-    }
-}
-
-/// Why the space in a folder could not be asked.
-fn not_reached(address: &Address, error: &Error) -> Failure {
-    match error.find_cause::<io::Error>() {
-        Some(cause) if cause.kind() == io::ErrorKind::PermissionDenied => Failure::Store(format!(
-            "this user may not change what is in {address}; do it as the one whose space it is"
-        )),
-        _ => of_store(address, error),
     }
 }
 

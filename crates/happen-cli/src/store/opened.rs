@@ -7,6 +7,7 @@ use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
+use happen::control::Client;
 use happen::store::{SqliteOptions, SqliteStore, Store, StoreFault, StoreInfo, Verified};
 use happen::{Error, ErrorKind};
 use happen_nats::{Address, Connection, NatsStore};
@@ -219,6 +220,22 @@ pub(crate) fn check_folder(folder: &Path) -> Result<(), Failure> {
             Err(Failure::Store(format!("cannot look into {folder} ({error}); allow this user to read it")))
         }
     }
+}
+
+/// The way to the space that runs in this folder, if one does.
+///
+/// # Errors
+///
+/// As [`check_folder`], and [`Failure::Store`] when this user may not ask the space.
+pub(crate) fn channel(folder: &Path) -> Result<Option<Client>, Failure> {
+    check_folder(folder)?;
+    Client::connect(folder).map_err(|error| match error.find_cause::<io::Error>() {
+        Some(cause) if cause.kind() == io::ErrorKind::PermissionDenied => Failure::Store(format!(
+            "this user may not ask the space in {}; do it as the one whose space it is",
+            folder.display()
+        )),
+        _ => of_store(&Address::Folder(folder.to_owned()), &error),
+    })
 }
 
 /// Opens the store in this folder to write, as its only process. Makes nothing.

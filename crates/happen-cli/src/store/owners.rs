@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use clap::Args;
-use happen::control::{self, Answer, Client, NodeOwner, Request};
+use happen::control::{self, Answer, NodeOwner, Request};
 use happen_nats::Address;
 use serde_json::json;
 
@@ -15,7 +15,7 @@ use crate::store::doctor::{Holder, holder};
 use crate::store::inbox::kept;
 use crate::store::moment::Utc;
 use crate::store::nodes::known;
-use crate::store::opened::Opened;
+use crate::store::opened::{Opened, channel};
 use crate::store::presence::Presence;
 use crate::store::table::Listing;
 use crate::store::{Place, now_unix_ms, of_store};
@@ -150,7 +150,7 @@ async fn in_folder(store: &Opened, folder: &Path) -> Result<BTreeMap<String, Fou
     let mut nodes: BTreeMap<_, _> =
         known(store).await?.into_keys().map(|node| (node, Found::default())).collect();
     let failed = |error| of_store(store.address(), &error);
-    let Some(mut client) = Client::connect(folder).map_err(failed)? else { return Ok(nodes) };
+    let Some(mut client) = channel(folder)? else { return Ok(nodes) };
     let Answer::Stats(stats) = client.ask(&Request::Stats).await.map_err(failed)? else { return Ok(nodes) };
     for node in stats.nodes {
         let (process, is_durable) = (process.clone(), Some(node.is_durable));
