@@ -483,7 +483,7 @@ impl fmt::Display for ErrorKind {
                 write!(f, "node `{node}` has no handler for `{event_type}`; register one with `on`")
             }
             Self::Refused { node, reason } => write!(f, "node `{node}` refused the event: {reason}"),
-            Self::Busy { what } => write!(f, "{what} takes nothing more now; send later or raise the limit"),
+            Self::Busy { what } => write!(f, "{what} takes nothing more now; try again later"),
             Self::Failed => f.write_str("the handler failed"),
             Self::Panicked { message } => write!(f, "the handler panicked: {message}"),
             Self::TimedOut { after } => write!(f, "no answer within {after:?}"),

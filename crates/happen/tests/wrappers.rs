@@ -548,7 +548,7 @@ fn a_breaker_opens_is_probed_and_closes() {
         let error = ask::<u64>(&space, &node).await.unwrap_err();
         assert_eq!(
             error.to_string(),
-            "the breaker `bank`, open for another 1ms, takes nothing more now; send later or raise the limit"
+            "the breaker `bank`, open for another 1ms, takes nothing more now; try again later"
         );
         assert_eq!(log.take(), [] as [u128; 0], "the handler was left alone");
         log.env.sleep(millis(1)).await;
