@@ -1,6 +1,8 @@
 //! Folders for what this process needs only while it runs. Owns which of them are still wanted, and takes away those of
 //! processes that were killed; does not know what is in them.
 
+#[cfg(unix)]
+use std::fs::TryLockError;
 use std::fs::{self, File};
 use std::io;
 use std::path::Path;
@@ -8,8 +10,10 @@ use std::path::Path;
 use happen_core::{Error, ErrorKind, Result};
 use tempfile::TempDir;
 
-/// What the names of these folders begin with.
+/// What the names of these folders begin with; letters and digits by chance follow, so many that nobody else has chosen
+/// such a name.
 const NAMED: &str = "happen-log-";
+const NAMED_BY_CHANCE: usize = 16;
 
 /// A folder that goes when this does, or with the next [`Scratch::new`] of this machine if the process is killed.
 pub(crate) struct Scratch {
@@ -36,7 +40,7 @@ impl Scratch {
             Error::new(ErrorKind::Io { what }).with_source(error)
         };
         loop {
-            let folder = tempfile::Builder::new().prefix(NAMED).tempdir_in(place).map_err(failed)?;
+            let folder = named().tempdir_in(place).map_err(failed)?;
             match hold(folder.path()) {
                 Ok(held) => return Ok(Self { _held: held, folder }),
                 // Somebody took it for deserted before it was held.
@@ -52,12 +56,24 @@ impl Scratch {
     }
 }
 
+fn named() -> tempfile::Builder<'static, 'static> {
+    let mut named = tempfile::Builder::new();
+    named.prefix(NAMED).rand_bytes(NAMED_BY_CHANCE);
+    named
+}
+
+fn is_named_so(name: &[u8]) -> bool {
+    let by_chance = name.strip_prefix(NAMED.as_bytes());
+    by_chance.is_some_and(|rest| rest.len() == NAMED_BY_CHANCE && rest.iter().all(u8::is_ascii_alphanumeric))
+}
+
 /// Removes the folders that nobody holds. What cannot be looked at or removed is somebody else's, or goes at this moment.
 fn remove_deserted(place: &Path) {
     for entry in fs::read_dir(place).into_iter().flatten().flatten() {
-        let ours = entry.file_name().as_encoded_bytes().starts_with(NAMED.as_bytes());
-        // A link by this name is not followed.
-        if !ours || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+        // A link by such a name is not followed.
+        if !is_named_so(entry.file_name().as_encoded_bytes())
+            || !entry.file_type().is_ok_and(|kind| kind.is_dir())
+        {
             continue;
         }
         if let Ok(Some(_held)) = hold(&entry.path())
@@ -69,11 +85,16 @@ fn remove_deserted(place: &Path) {
     }
 }
 
-/// Takes the lock on a folder. Those who clean temporary folders by age leave one alone that is locked.
+/// Takes the lock on a folder; none where folders have no locks, as on some network file systems: one of a killed process
+/// stays there. Those who clean temporary folders by age leave one alone that is locked.
 #[cfg(unix)]
 fn hold(folder: &Path) -> io::Result<Option<File>> {
     let held = File::open(folder)?;
-    held.try_lock()?;
+    match held.try_lock() {
+        Ok(()) => {}
+        Err(busy @ TryLockError::WouldBlock) => return Err(busy.into()),
+        Err(TryLockError::Error(_)) => return Ok(None),
+    }
     // Between opening and locking, whoever removed it may have let go of it.
     fs::metadata(folder)?;
     Ok(Some(held))
@@ -132,12 +153,18 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let elsewhere = tempfile::tempdir().unwrap();
         fs::write(elsewhere.path().join("kept"), []).unwrap();
-        fs::create_dir(place.path().join("happen-logs")).unwrap();
-        fs::write(place.path().join("happen-log-file"), []).unwrap();
-        std::os::unix::fs::symlink(elsewhere.path(), place.path().join("happen-log-link")).unwrap();
+        let others = ["happen-log-", "happen-log-archive", "happen-log-of-November-2026", "happen-logs"];
+        for name in others {
+            fs::create_dir(place.path().join(name)).unwrap();
+        }
+        let [file, link] = ["f", "l"].map(|letter| format!("{NAMED}{}", letter.repeat(NAMED_BY_CHANCE)));
+        fs::write(place.path().join(&file), []).unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), place.path().join(&link)).unwrap();
 
         drop(Scratch::new_in(place.path()).unwrap());
-        assert_eq!(names(place.path()), ["happen-log-file", "happen-log-link", "happen-logs"]);
+        let mut stay = [&others.map(str::to_owned)[..], &[file, link]].concat();
+        stay.sort();
+        assert_eq!(names(place.path()), stay);
         assert!(elsewhere.path().join("kept").exists());
     }
 
