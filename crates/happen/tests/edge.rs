@@ -1062,3 +1062,38 @@ fn ten_thousand_events_that_waited_leave_in_bulk() {
         assert_eq!(handled(&world.centre, "hub").await, (0..10_000).collect::<Vec<_>>());
     });
 }
+
+#[test]
+fn what_nobody_waits_for_and_cannot_be_stored_is_a_dead_letter() {
+    let sim = Simulator::new(5);
+    let world = World::new(&sim);
+    sim.run(async {
+        let centre = world.centre();
+        // The event of this one begins several flows, and is stored before them.
+        let twice = centre.space.node("twice");
+        twice.on("reading", |_: &Event<Reading>, _: &Context| ());
+        twice.on("reading", |_: &Event<Reading>, _: &Context| ());
+        let sending = Space::in_env(Config::default(), Arc::clone(&world.env)).unwrap();
+        sending.join(world.hub.link("sending")).unwrap();
+        centre.start().await;
+        sending.start().await.unwrap();
+        centre.store.fill(true);
+        for node in ["hub", "twice"] {
+            sending.send(node, Reading { number: 1 }).forget();
+            centre.space.send(node, Reading { number: 2 }).forget();
+        }
+        world.env.sleep(secs(1)).await;
+        let letters = centre.space.dead_letters();
+        assert_eq!(letters.iter().map(|letter| letter.code).collect::<Vec<_>>(), ["io"; 4]);
+        centre.store.fill(false);
+        for letter in letters {
+            centre.space.redrive(letter.event_id()).await.unwrap();
+        }
+        let both = async || handled(&world.centre, "hub").await.len() == 2;
+        until(&world.env, "both are handled", both).await;
+        // Whoever waits is told, and there is no letter.
+        centre.store.fill(true);
+        assert_eq!(sending.send("hub", Reading { number: 3 }).await.unwrap_err().code(), "io");
+        assert!(centre.space.dead_letters().is_empty());
+    });
+}

@@ -215,12 +215,17 @@ async fn store_all(
     if let Err(error) = stored {
         let error = error.at_event(event.envelope().id);
         flows.iter().for_each(|flow| durable.ended(flow));
-        match told {
-            Told::Outcome(to) | Told::Stored(to) => drop(to.send(Err(error))),
-            Told::Nobody => {
-                let node = flows.first().map_or("$space", |flow| &*flow.node.name);
-                space.bury(&**event, node, &error);
+        let unheard = match told {
+            Told::Outcome(to) => {
+                drop(to.send(Err(error)));
+                None
             }
+            Told::Stored(to) => to.send(Err(error)).err().and_then(Result::err),
+            Told::Nobody => Some(error),
+        };
+        if let Some(error) = unheard {
+            let node = flows.first().map_or("$space", |flow| &*flow.node.name);
+            space.bury(&**event, node, &error);
         }
         return;
     }

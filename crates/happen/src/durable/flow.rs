@@ -724,12 +724,15 @@ impl StoredFlow {
         true
     }
 
-    /// Ends a flow that the store does not take: nothing of it has happened.
+    /// Ends a flow that the store does not take: nothing of it has happened. Where nobody is there any more who is told,
+    /// its event is a dead letter.
     fn refuse_storing(&self, error: &Error) -> Turn {
         let error = error.duplicate().at_event(self.event.envelope().id).at_node(&self.node.name);
         let told = std::mem::take(&mut *lock(&self.told));
-        if let Some(stored) = told.stored {
-            drop(stored.send(Err(error.duplicate())));
+        if let Some(stored) = told.stored
+            && let Err(Err(error)) = stored.send(Err(error.duplicate()))
+        {
+            self.node.space.bury(&*self.event, &self.node.name, &error);
         }
         for reply in told.replies {
             reply.refuse(error.duplicate());
