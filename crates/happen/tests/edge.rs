@@ -2,18 +2,24 @@
 //! it, whoever is cut off or killed meanwhile, and is handled once and in order. In virtual time.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use happen::identity::{Identity, KeyKind, Seed, Signer, TrustStore, Trusted};
-use happen::store::{List, MemoryStore, Read, Select, Store, Tag};
+use happen::journal::Journal;
+use happen::store::{List, MemoryStore, Read, Select, Start, Store, Tag};
 use happen::{
     Config, Context, Delivery, Error, ErrorKind, Event, Hub, OutboxLimits, Routing, Space, Step, done,
     limits, millis, next, secs,
 };
+use happen_core::codec::{CauseLink, WireParcel, WireRecord};
 use happen_core::env::Env;
+use happen_core::hash::hash_event;
+use happen_core::limits::RECORD_BYTES_MAX;
 use happen_core::link::Link;
 use happen_ed25519::KeyPair;
+use happen_testing::link::{Probe, next_reply};
 use happen_testing::{Dies, FaultyLink, FaultyStore, Simulator, check_seeds};
 use serde::{Deserialize, Serialize};
 
@@ -243,7 +249,7 @@ fn a_cut_at_any_time_and_a_link_that_loses_neither_lose_nor_double_nor_turn_arou
             }
             until(&world.env, "all are handled", async || handled(&world.centre, "hub").await.len() >= 100)
                 .await;
-            world.env.sleep(secs(60)).await;
+            world.env.sleep(secs(20)).await;
             assert_eq!(handled(&world.centre, "hub").await, (0..100).collect::<Vec<_>>());
             assert!(edge.space.outboxes().is_empty());
         });
@@ -290,7 +296,7 @@ fn a_process_that_dies_at_any_commit_loses_nothing_and_hands_nothing_over_twice(
                         let measured = edge.space.send("meter", Measure { number });
                         measured.idempotency_key(number.to_string()).await.unwrap();
                     }
-                    world.env.sleep(secs(60)).await;
+                    world.env.sleep(secs(20)).await;
                     let mut measured = handled(&world.edge, "meter").await;
                     assert_eq!(handled(&world.centre, "hub").await, measured, "{dies:?} {at} {victim}");
                     measured.sort_unstable();
@@ -353,7 +359,7 @@ fn a_question_of_a_step_survives_whoever_dies_and_is_answered_the_same() {
                     let mut charged = handled(&world.centre, "bank").await;
                     charged.sort_unstable();
                     assert_eq!(charged, [0, 1, 2], "{dies:?} {at} {victim}");
-                    world.env.sleep(secs(60)).await;
+                    world.env.sleep(secs(20)).await;
                     assert!(keys(&world.edge, "flow/").await.is_empty());
                     assert!(keys(&world.edge, "dead/").await.is_empty());
                     assert_eq!(edge.waiting(), 0);
@@ -683,7 +689,7 @@ fn what_such_a_node_had_not_ended_is_handled_again_or_not_as_it_is_set() {
                 drop(centre);
                 let (centre, seen) = forgetful(&world, delivery, 10);
                 centre.start().await;
-                world.env.sleep(secs(60)).await;
+                world.env.sleep(secs(20)).await;
                 assert_eq!(seen.lock().unwrap().len(), usize::from(again), "{delivery:?}");
                 assert!(edge.space.outboxes().is_empty());
             });
@@ -1060,6 +1066,215 @@ fn ten_thousand_events_that_waited_leave_in_bulk() {
         until(&world.env, "all are handled", async || handled(&world.centre, "hub").await.len() == 10_000)
             .await;
         assert_eq!(handled(&world.centre, "hub").await, (0..10_000).collect::<Vec<_>>());
+    });
+}
+
+/// The events and batches in a log, as they are there.
+async fn frames(store: &Arc<dyn Store>) -> Vec<Vec<u8>> {
+    let (mut frames, mut start) = (Vec::new(), Some(Start::Edge));
+    while let Some(from) = start {
+        let page = store.read(Read { start: from, ..Read::forward(Select::All) }).await.unwrap();
+        let records = page.records.iter();
+        let records = records.map(|record| WireRecord::decode(&record.bytes, RECORD_BYTES_MAX).unwrap());
+        frames.extend(records.map(|record| record.event.into_owned()).filter(|frame| !frame.is_empty()));
+        start = page.next.map(Start::Position);
+    }
+    frames
+}
+
+/// Looks at every event that these stores have, as `verify` does for each alone: an event has one hash wherever it is, and
+/// its effects tell that one. Gives how many causes were told by their hashes from one store to another.
+async fn told_of_each_other(stores: &[&Arc<dyn Store>]) -> usize {
+    let (mut hashes, mut causes) = (BTreeMap::new(), Vec::new());
+    for (place, store) in stores.iter().enumerate() {
+        assert!(Journal::new(Arc::clone(store)).verify().await.unwrap().is_whole());
+        for frame in frames(store).await {
+            for event in WireParcel::decode(&frame, RECORD_BYTES_MAX).unwrap().events() {
+                let hash = event.hash.unwrap();
+                assert_eq!(hash, hash_event(event));
+                let (_, known) = *hashes.entry(event.id).or_insert((place, hash));
+                assert_eq!(known, hash, "{} {} in {place}", event.event_type, event.id);
+                causes.extend(event.causes().filter_map(|cause| match cause {
+                    CauseLink::Known { id, hash } => Some((place, *id, *hash)),
+                    _ => None,
+                }));
+            }
+        }
+    }
+    let beyond = causes.iter().filter(|(place, id, hash)| {
+        hashes.get(id).is_some_and(|(other, known)| {
+            assert_eq!(known, hash, "{id} as a cause in {place}");
+            other != place
+        })
+    });
+    beyond.count()
+}
+
+/// A third process, which remembers nothing: what it gets it sends on to nodes of both, alone and as a batch, and to
+/// everybody.
+fn relay(world: &World) -> Space {
+    let space = Space::in_env(Config::default(), Arc::clone(&world.env)).unwrap();
+    space.join(world.hub.link("relay")).unwrap();
+    space.node("relay").on("measure", async |measure: Event<Measure>, cx: Context| {
+        let number = measure.number * 10;
+        cx.send("hub", Reading { number }).await?;
+        cx.send("ledger", [1, 2].map(|more| Paid { number: number + more, receipt: 2 })).await?;
+        cx.send("shop", Measure { number }).await?;
+        cx.broadcast(Paid { number, receipt: 0 })?;
+        Ok::<_, Error>(())
+    });
+    space
+}
+
+#[test]
+fn the_stores_of_spaces_on_a_link_agree_on_each_event_and_its_causes() {
+    for signs in [&[][..], &["edge"], &["edge", "centre"], &["edge", "centre", "relay"]] {
+        check_seeds(0..5, |sim| {
+            let world = World::new(&sim);
+            sim.run(async {
+                let (edge, centre, relay) = (world.edge(), world.centre(), relay(&world));
+                let pair = |number| KeyPair::from_seed(&Seed::new(KeyKind::User, [number; 32]));
+                let trust = TrustStore::new();
+                for ((name, space), number) in
+                    [("edge", &edge.space), ("centre", &centre.space), ("relay", &relay)].into_iter().zip(1..)
+                {
+                    let trusted = Trusted::new(pair(number).public_key());
+                    trust.trust(trusted.nodes(["*"]).origins(["*"])).unwrap();
+                    if signs.contains(&name) {
+                        let identity = Identity::new(pair(number)).trust(&trust);
+                        space.identity(identity.accept_unsigned()).unwrap();
+                    }
+                }
+                // From here to there by the outbox, as an answer, and as a broadcast, and back in the same ways.
+                edge.space.node("begin").on("measure", async |measure: Event<Measure>, cx: Context| {
+                    let number = measure.number;
+                    cx.broadcast(Paid { number, receipt: 1 })?;
+                    cx.send("relay", Measure { number }).await?;
+                    cx.send("bank", Charge { number }).reply::<Paid>().await?;
+                    Ok::<_, Error>(())
+                });
+                let ledger = async |paid: Event<Paid>, cx: Context| {
+                    cx.broadcast(Charge { number: paid.number })?;
+                    cx.send("meter", Measure { number: 1_000 + paid.number }).await.map(drop)
+                };
+                centre.space.node("ledger").on("paid", ledger);
+                edge.space.node("book").on("charge", |_: &Event<Charge>, _: &Context| ());
+                for space in [&relay, &centre.space, &edge.space] {
+                    space.start().await.unwrap();
+                }
+                for number in 1..=5 {
+                    edge.space.send("begin", Measure { number }).reply::<()>().await.unwrap();
+                }
+                world.env.sleep(secs(5)).await;
+                assert!(edge.space.outboxes().is_empty() && centre.space.outboxes().is_empty());
+                for space in [&relay, &centre.space, &edge.space] {
+                    assert!(space.dead_letters().is_empty(), "{:?}", space.dead_letters());
+                    assert_eq!(space.refused_frames(), 0);
+                }
+                let beyond = told_of_each_other(&[&world.edge, &world.centre]).await;
+                assert!(beyond >= 60, "{beyond}");
+            });
+        });
+    }
+}
+
+/// So many events that nothing is remembered of those before, at neither end.
+async fn flood(edge: &Process) {
+    let text = "x".repeat(limits::LINK_FRAME_KEPT_BYTES_MAX / 2);
+    for _ in 0..limits::LINK_HASHES_MAX {
+        edge.space.send("sink", text.clone()).await.unwrap();
+    }
+}
+
+#[test]
+fn what_is_handed_over_is_stored_as_it_left_whatever_comes_before_its_turn() {
+    let sim = Simulator::new(5);
+    let world = World::new(&sim);
+    sim.run(async {
+        let edge = world.edge();
+        edge.start().await;
+        edge.measure(1..=5).await;
+        let (stranger, probe) = (world.hub.link("stranger"), Probe::new("hub"));
+        stranger.attach(Arc::clone(&probe) as _).await.unwrap();
+        until(&world.env, "all left", async || probe.frames().len() >= 5).await;
+
+        let centre = world.centre();
+        centre.space.node("sink").ephemeral().on("string", |_: &Event<String>, _: &Context| ());
+        centre.start().await;
+        // One is on its way into the store, and the others stand behind it.
+        centre.store.takes(secs(20));
+        let mut replies = Vec::new();
+        for frame in probe.frames().into_iter().take(5) {
+            replies.push(stranger.request_at("centre", "hub", frame).unwrap());
+            world.env.sleep(millis(100)).await;
+        }
+        flood(&edge).await;
+        for reply in &mut replies {
+            next_reply(&mut **reply).await.unwrap().unwrap();
+        }
+        until(&world.env, "all are handled", async || handled(&world.centre, "hub").await.len() == 5).await;
+        assert_eq!(told_of_each_other(&[&world.edge, &world.centre]).await, 5);
+    });
+}
+
+#[test]
+fn an_event_is_stored_as_it_came_whatever_comes_before_it_is_stored() {
+    let sim = Simulator::new(5);
+    let world = World::new(&sim);
+    sim.run(async {
+        let (edge, centre) = (world.edge(), world.centre());
+        edge.space.node("begin").on("measure", async |measure: Event<Measure>, cx: Context| {
+            cx.broadcast(Paid { number: measure.number, receipt: 1 }).map(drop)
+        });
+        edge.space.node("end").on("charge", |_: &Event<Charge>, _: &Context| ());
+        let env = Arc::clone(&world.env);
+        centre.space.node("ledger").serial().on("paid", move |paid: Event<Paid>, cx: Context| {
+            let env = Arc::clone(&env);
+            async move {
+                env.sleep(secs(20)).await;
+                cx.send("end", Charge { number: paid.number }).await.map(drop)
+            }
+        });
+        centre.space.node("sink").ephemeral().on("string", |_: &Event<String>, _: &Context| ());
+        centre.start().await;
+        edge.start().await;
+        for number in [1, 2] {
+            edge.space.send("begin", Measure { number }).reply::<()>().await.unwrap();
+        }
+        flood(&edge).await;
+        assert_eq!(centre.space.flows_under_way(), 2, "one that runs, and one behind it");
+        let ended = async || told_of_each_other(&[&world.edge, &world.centre]).await == 4;
+        until(&world.env, "the effect is back", ended).await;
+    });
+}
+
+#[test]
+fn what_leaves_after_a_restart_is_what_is_stored() {
+    let sim = Simulator::new(5);
+    let world = World::new(&sim);
+    let edge = || {
+        let edge = world.edge();
+        edge.space.node("begin").on("measure", async |measure: Event<Measure>, cx: Context| {
+            cx.sleep(secs(10)).await;
+            cx.broadcast(Paid { number: measure.number, receipt: 1 }).map(drop)
+        });
+        edge
+    };
+    sim.run(async {
+        let centre = world.centre();
+        centre.space.node("ledger").on("paid", |_: &Event<Paid>, _: &Context| ());
+        centre.start().await;
+        let first = edge();
+        first.start().await;
+        first.space.send("begin", Measure { number: 1 }).await.unwrap();
+        world.env.sleep(secs(1)).await;
+        first.space.stop().await.unwrap();
+        drop(first);
+        // Nothing that the event came from was seen by this one.
+        let second = edge();
+        second.start().await;
+        let came = async || told_of_each_other(&[&world.edge, &world.centre]).await == 1;
+        until(&world.env, "it is stored beyond the link", came).await;
     });
 }
 

@@ -34,6 +34,7 @@ use crate::space::{SpaceInner, yield_now};
 use crate::sync::{Mutex, isolated, lock};
 use crate::table::Phase;
 use crate::web;
+use crate::wire::Framed;
 
 /// What a space is taking in.
 #[derive(Default)]
@@ -64,6 +65,8 @@ struct Queue {
 /// An event that was handed over, and who is told.
 struct Handed {
     event: Arc<dyn ErasedEvent>,
+    /// The event as it is stored by a node that stores it.
+    framed: Option<Framed>,
     handover: Handover,
     to: oneshot::Sender<Outcome>,
 }
@@ -111,7 +114,7 @@ pub(crate) struct NotTaken;
 ///
 /// # Errors
 ///
-/// [`ErrorKind::Busy`] when events of too many spaces come at once.
+/// [`ErrorKind::Busy`] when events of too many spaces come at once, and when it cannot be encoded.
 pub(crate) fn take_in(
     node: &Arc<NodeInner>,
     event: &Arc<dyn ErasedEvent>,
@@ -122,10 +125,12 @@ pub(crate) fn take_in(
         return Err(Error::misuse("an event was handed over without a link; please report this"));
     };
     let lane = linked.taking_in.lane((Arc::clone(&node.name), handover.space))?;
+    // Now, and not when its turn has come: of its causes nothing may be remembered then.
+    let framed = if node.is_durable() { Some(space.framed_arrival(&**event)?) } else { None };
     let (to, from) = oneshot::channel();
     let begins = {
         let mut queue = lock(&lane.queue);
-        queue.waiting.push_back(Handed { event: Arc::clone(event), handover, to });
+        queue.waiting.push_back(Handed { event: Arc::clone(event), framed, handover, to });
         !std::mem::replace(&mut queue.runs, true)
     };
     if begins {
@@ -263,7 +268,7 @@ impl Lane {
         };
         let stored = known.last;
         let mut storing = Vec::with_capacity(some.len());
-        for Handed { event, handover, to } in some {
+        for Handed { event, framed, handover, to } in some {
             // Who has gone hands it over again.
             if to.is_closed() {
                 continue;
@@ -276,7 +281,8 @@ impl Lane {
                 Turn::Before => was_taken(durable, node, &event).await,
                 Turn::Next => {
                     let write = next.write(&key, event.envelope().id);
-                    let admitted = isolated("taking in an event", || admit(space, node, &event, write));
+                    let admitted =
+                        isolated("taking in an event", || admit(space, node, (&event, framed), write));
                     match admitted.and_then(|admitted| admitted) {
                         Ok((batch, flows, coming)) => {
                             flows.iter().for_each(|flow| durable.begun(flow));
@@ -302,7 +308,7 @@ impl Lane {
 
     /// Hands what was handed over to a node that is not durable.
     async fn handle(self: &Arc<Self>, node: &Arc<NodeInner>, some: VecDeque<Handed>) {
-        for Handed { event, handover, to } in some {
+        for Handed { event, handover, to, .. } in some {
             if to.is_closed() {
                 continue;
             }
@@ -471,7 +477,7 @@ impl Storing {
 fn admit(
     space: &Arc<SpaceInner>,
     node: &Arc<NodeInner>,
-    event: &Arc<dyn ErasedEvent>,
+    (event, framed): (&Arc<dyn ErasedEvent>, Option<Framed>),
     taken: Write,
 ) -> Result<(Batch, Vec<Arc<StoredFlow>>, Coming)> {
     let table = node.table.load();
@@ -484,7 +490,10 @@ fn admit(
     let event = changed.as_ref().unwrap_or(event);
     let coming = check_room(node, &table)?;
     let flows = flows_for(node, &table, &route.entries, &**event)?;
-    let framed = space.framed_arrival(&**event)?;
+    let framed = match framed.filter(|_| changed.is_none()) {
+        Some(framed) => framed,
+        None => space.framed_arrival(&**event)?,
+    };
     let records = vec![event_record(space, &**event, &framed, &flows)?];
     let mut documents = flows.iter().map(|flow| flow.first_write()).collect::<Result<Vec<_>>>()?;
     documents.push(taken);

@@ -112,10 +112,15 @@ impl Noted {
     }
 
     fn note(&mut self, event: &WireEvent<'_>, frame: Option<&[u8]>) {
-        if self.place(event.id).is_some() {
+        let noted = self.place(event.id);
+        if noted.is_some_and(|place| self.is_known(&self.events[place])) {
             return;
         }
         let known = self.known(event, frame);
+        if let Some(place) = noted {
+            self.events[place] = known;
+            return;
+        }
         if self.buckets.is_empty() {
             self.buckets = vec![Bucket::default(); BUCKETS];
         }
@@ -131,6 +136,12 @@ impl Noted {
         let Bucket { entries, next } = &mut self.buckets[bucket];
         entries[usize::from(*next)] = Entry { place: place as u16, tag };
         *next = (*next + 1) % BUCKET_ENTRIES as u8;
+    }
+
+    /// Whether there is something yet that tells the hash: a frame gives way to newer ones before its event does, when many
+    /// are large.
+    fn is_known(&self, known: &Known) -> bool {
+        known.hashed.is_some() || self.frames.of(known.frame).is_some()
     }
 
     fn known(&mut self, event: &WireEvent<'_>, frame: Option<&[u8]>) -> Known {
@@ -183,7 +194,8 @@ impl Hashes {
         lock(&self.0).of(event).map(|hashed| hashed.hash)
     }
 
-    fn causes(&self, event: EventId) -> Option<Vec<Cause>> {
+    /// The causes of an event as it told of them first.
+    pub(super) fn causes(&self, event: EventId) -> Option<Vec<Cause>> {
         lock(&self.0).of(event).map(|hashed| hashed.causes.to_vec())
     }
 
@@ -196,8 +208,8 @@ impl Hashes {
         }
     }
 
-    /// Notes an event, and by its hash or its bytes what effects have to tell of it. The first counts: an event never has
-    /// two. Whoever has its bytes at hand gives them.
+    /// Notes an event, and by its hash or its bytes what effects have to tell of it. The first counts as long as it is
+    /// known: an event never has two. Whoever has its bytes at hand gives them.
     pub(crate) fn note(&self, event: &WireEvent<'_>, frame: Option<&[u8]>) {
         lock(&self.0).note(event, frame);
     }
@@ -412,6 +424,26 @@ mod tests {
             assert_eq!(hashes.of(*id), Some(hash_event(&events(*id, &[2]))));
         }
         assert!(all[..3].iter().all(|id| hashes.of(*id).is_none()));
+    }
+
+    #[test]
+    fn an_event_whose_frame_is_gone_is_noted_like_a_new_one() {
+        let hashes = Hashes::default();
+        let id = |low| EventId::from_halves(1, low).unwrap();
+        let (frame, payload) = ([0; limits::LINK_FRAME_KEPT_BYTES_MAX], [1]);
+        let mut event = WireEvent::new(id(1), "e", 1, &payload);
+        hashes.note(&event, None);
+        let others = limits::LINK_FRAMES_KEPT_BYTES_MAX / frame.len();
+        for low in 0..others as u64 {
+            hashes.note(&WireEvent::new(id(2 + low), "e", 1, &[]), Some(&frame));
+        }
+        assert_eq!((hashes.of(event.id), places(&hashes)), (None, others + 1));
+        event.hash = Some(hash_event(&event));
+        hashes.note(&event, None);
+        assert_eq!((hashes.of(event.id), places(&hashes)), (event.hash, others + 1));
+        // That one counts from now on.
+        hashes.note(&WireEvent::new(event.id, "other", 1, &[]), None);
+        assert_eq!(hashes.of(event.id), event.hash);
     }
 
     #[test]

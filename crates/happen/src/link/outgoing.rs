@@ -217,11 +217,15 @@ impl SpaceInner {
         Ok((sealed, Some(leaf)))
     }
 
-    /// The causes of an event that is just being sent: their types stand in the flow that sends it.
+    /// The causes of an event that is just being sent: their types stand in the flow that sends it. One that is stored, or
+    /// left before, tells of them as it did then, whatever is known of them now: its hash is one over that.
     fn causes_from(&self, sender: Sender<'_>, event: &dyn ErasedEvent) -> Vec<Cause> {
         let envelope = event.envelope();
         if envelope.cause.is_none() {
             return Vec::new();
+        }
+        if let Some(told) = self.hashes.causes(envelope.id) {
+            return told;
         }
         sender.with_cause(|flow| {
             let causes = envelope.causes().map(|id| {
