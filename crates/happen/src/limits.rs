@@ -189,6 +189,10 @@ pub const HANDOVER_AGAIN_MS_MAX: u64 = 1_000;
 /// Bytes by which the frame of an event grows when it is handed over: its field in the envelope has 58.
 pub const HANDOVER_BYTES: usize = 64;
 
+/// Bytes that are left free in a frame for the hash of each event that leaves without one, because nobody signs: whoever
+/// stores the event stores its hash. With its name it has 40, and may make the lengths around it longer.
+pub const HASH_BYTES: usize = 44;
+
 /// Pairs of a node and a space that hands events over to it of which a process has in mind how far they are; beyond it one
 /// that is at rest is forgotten. What is stored is looked up again then.
 pub const HANDOVER_LANES_MAX: usize = 16_384;

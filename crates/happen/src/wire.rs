@@ -10,6 +10,7 @@ use happen_core::hash::{EventHash, hash_event};
 use happen_core::payload::Dynamic;
 use happen_core::{Batch, ErasedEvent, Error, ErrorKind, Event, EventId, EventType, NodeKey, Result};
 
+use crate::limits;
 use crate::link::{Cause, set_causes};
 use crate::space::SpaceInner;
 
@@ -27,17 +28,41 @@ pub(crate) struct Sent<'s> {
     pub(crate) purpose: Option<Purpose>,
     /// The key by which it is known when it is sent once more.
     pub(crate) key: Option<&'s str>,
-    /// Whether it has a sum in front instead of a hash, which is computed by whoever asks for it.
+    /// Whether it has a sum in front; then an event that is stamped now has no hash, which is computed by whoever asks for
+    /// it.
     pub(crate) summed: bool,
 }
 
 impl Sent<'_> {
-    fn encode(self, out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>) -> Result<()>) -> Result<()> {
+    /// Appends what `write` appends, with its sum in front if it has one.
+    ///
+    /// # Errors
+    ///
+    /// That of `write`.
+    pub(crate) fn encode(
+        self,
+        out: &mut Vec<u8>,
+        write: impl FnOnce(&mut Vec<u8>) -> Result<()>,
+    ) -> Result<()> {
         if self.summed { codec::encode_summed(out, write) } else { write(out) }
     }
 
     const fn bytes_in_front(self) -> usize {
         if self.summed { SUM_BYTES } else { 0 }
+    }
+
+    /// Checks that a frame of so many events is no larger than the limit when it is stored where it arrives.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Oversized`].
+    fn check_storable(self, frame: &[u8], events: usize, bytes_max: usize) -> Result<()> {
+        let hashes = if self.summed { events * limits::HASH_BYTES } else { 0 };
+        let bytes = frame.len() - self.bytes_in_front() + hashes;
+        if bytes > bytes_max {
+            return Err(Error::new(ErrorKind::Oversized { bytes, bytes_max }));
+        }
+        Ok(())
     }
 }
 
@@ -110,6 +135,7 @@ impl SpaceInner {
             let wire = wire_of(single, sent, &part)?;
             let mut frame = Vec::with_capacity(part.payload.len() + ENVELOPE_BYTES);
             sent.encode(&mut frame, |out| wire.encode_into(out, bytes_max))?;
+            sent.check_storable(&frame, 1, bytes_max)?;
             note(&wire, Some(&frame[sent.bytes_in_front()..]));
             return Ok(frame);
         }
@@ -119,6 +145,7 @@ impl SpaceInner {
         let bytes: usize = parts.iter().map(|part| part.payload.len() + ENVELOPE_BYTES).sum();
         let mut frame = Vec::with_capacity(bytes);
         sent.encode(&mut frame, |out| codec::encode_batch_into(&wires, out, bytes_max))?;
+        sent.check_storable(&frame, wires.len(), bytes_max)?;
         wires.iter().for_each(|wire| note(wire, None));
         Ok(frame)
     }

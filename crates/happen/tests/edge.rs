@@ -13,7 +13,7 @@ use happen::{
     Config, Context, Delivery, Error, ErrorKind, Event, Hub, OutboxLimits, Routing, Space, Step, done,
     limits, millis, next, secs,
 };
-use happen_core::codec::{CauseLink, WireParcel, WireRecord};
+use happen_core::codec::{CauseLink, Outcome, WireParcel, WireRecord, WireReply, open_summed};
 use happen_core::env::Env;
 use happen_core::hash::hash_event;
 use happen_core::limits::RECORD_BYTES_MAX;
@@ -1275,6 +1275,81 @@ fn what_leaves_after_a_restart_is_what_is_stored() {
         second.start().await;
         let came = async || told_of_each_other(&[&world.edge, &world.centre]).await == 1;
         until(&world.env, "it is stored beyond the link", came).await;
+    });
+}
+
+#[test]
+fn a_flipped_bit_of_what_is_handed_over_is_never_believed() {
+    let sim = Simulator::new(5);
+    let world = World::new(&sim);
+    sim.run(async {
+        let edge = world.edge();
+        let probe = Probe::new("hub");
+        let stranger = world.hub.link("stranger");
+        stranger.attach(Arc::clone(&probe) as _).await.unwrap();
+        edge.start().await;
+        edge.measure([1]).await;
+        until(&world.env, "the frame left", async || !probe.frames().is_empty()).await;
+        let frame = probe.frames().remove(0);
+        edge.space.stop().await.unwrap();
+
+        let centre = world.centre();
+        centre.start().await;
+        let told = async |frame: Vec<u8>| {
+            let mut replies = stranger.request_at("centre", "hub", frame).unwrap();
+            let reply = next_reply(&mut *replies).await.unwrap().unwrap();
+            let reply = open_summed(&reply).unwrap().unwrap();
+            match WireReply::decode(reply, 1 << 20).unwrap().outcome {
+                Outcome::Error(told) => told.code().to_owned(),
+                other => format!("{other:?}"),
+            }
+        };
+        for bit in 0..frame.len() * 8 {
+            let mut changed = frame.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(told(changed).await, "undecodable", "bit {bit}");
+        }
+        assert_eq!(centre.space.refused_frames() as usize, frame.len() * 8);
+        assert_eq!(told(frame).await, "End");
+        until(&world.env, "it is handled", async || handled(&world.centre, "hub").await == [1]).await;
+    });
+}
+
+/// What is stored has hashes, which do not leave with an event that nobody signs.
+#[test]
+fn what_is_not_too_large_to_leave_is_not_too_large_to_be_stored() {
+    let sim = Simulator::new(5);
+    let world = World::new(&sim);
+    let config = Config { event_bytes_max: 4_096, ..Config::default() };
+    sim.run(async {
+        let centre = world.process("centre", &world.centre, config.clone());
+        centre.space.node("notes").on("string", |_: &Event<String>, _: &Context| ());
+        let sending = Space::in_env(config, Arc::clone(&world.env)).unwrap();
+        sending.join(world.hub.link("sending")).unwrap();
+        centre.start().await;
+        sending.start().await.unwrap();
+        let (mut taken, mut refused, mut forgotten) = (0, 0, 0);
+        for bytes in 3_880..4_100 {
+            let alone = sending.send("notes", "x".repeat(bytes)).await;
+            let batch = sending.send("notes", vec!["x".repeat((bytes - 3_880) / 4); 30]).await;
+            for sent in [alone.map(drop), batch.map(drop)] {
+                match sent {
+                    Ok(()) => taken += 1,
+                    Err(error) => {
+                        assert_eq!(error.code(), "oversized");
+                        refused += 1;
+                    }
+                }
+            }
+            sending.send("notes", "x".repeat(bytes)).forget();
+            forgotten += 1;
+        }
+        world.env.sleep(secs(1)).await;
+        assert!(taken > 10 && refused > 10, "{taken} taken, {refused} refused");
+        let stored = frames(&world.centre).await.len();
+        assert_eq!(stored, taken + forgotten - sending.dead_letters().len());
+        assert!(centre.space.dead_letters().is_empty(), "{:?}", centre.space.dead_letters().len());
+        assert_eq!(centre.space.refused_frames(), 0);
     });
 }
 

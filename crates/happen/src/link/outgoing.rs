@@ -96,7 +96,10 @@ impl SpaceInner {
         first.handover = Some(handover);
         let (id, sender) = (first.id, first.sender.clone());
         let mut frame = Vec::new();
-        parcel.encode_into(&mut frame, self.config.event_bytes_max + limits::HANDOVER_BYTES)?;
+        let bytes_max = self.config.event_bytes_max + limits::HANDOVER_BYTES;
+        // The hash that is stored with it does not cover what is said of its being handed over.
+        let sent = Sent { summed: self.guard.get().is_none(), ..Sent::default() };
+        sent.encode(&mut frame, |out| parcel.encode_into(out, bytes_max))?;
         let linked = self.linked(to)?;
         let member = self.instance_elsewhere(to);
         // What left before is signed before.
