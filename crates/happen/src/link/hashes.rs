@@ -102,13 +102,25 @@ impl Noted {
 
     fn of(&mut self, event: EventId) -> Option<&Hashed> {
         let place = self.place(event)?;
-        let known = &mut self.events[place];
-        if known.hashed.is_none() {
-            // The event was read from these bytes, or written to them.
-            let event = WireEvent::decode(self.frames.of(known.frame)?, usize::MAX).ok()?;
-            known.hashed = Some(Hashed::of(&event));
+        if self.events[place].hashed.is_none() {
+            let hashed = Hashed::of(&self.read(place)?);
+            self.events[place].hashed = Some(hashed);
         }
-        known.hashed.as_deref()
+        self.events[place].hashed.as_deref()
+    }
+
+    /// The causes alone: whoever stores the event hashes it once more.
+    fn causes(&self, event: EventId) -> Option<Vec<Cause>> {
+        let place = self.place(event)?;
+        match &self.events[place].hashed {
+            Some(hashed) => Some(hashed.causes.to_vec()),
+            None => Some(self.read(place)?.causes().map(Cause::of).collect()),
+        }
+    }
+
+    /// An event as its frame tells, which it was read from or written to.
+    fn read(&self, place: usize) -> Option<WireEvent<'_>> {
+        WireEvent::decode(self.frames.of(self.events[place].frame)?, usize::MAX).ok()
     }
 
     fn note(&mut self, event: &WireEvent<'_>, frame: Option<&[u8]>) {
@@ -196,7 +208,7 @@ impl Hashes {
 
     /// The causes of an event as it told of them first.
     pub(super) fn causes(&self, event: EventId) -> Option<Vec<Cause>> {
-        lock(&self.0).of(event).map(|hashed| hashed.causes.to_vec())
+        lock(&self.0).causes(event)
     }
 
     /// A cause as an effect tells of it: by its hash where that is known, by its type where it stayed here.

@@ -36,8 +36,8 @@ impl SpaceInner {
     ) -> Result<Option<Away>> {
         let node = &*there.node;
         let linked = self.linked(node)?;
-        let frame =
-            self.frame(sender, event, Sent { key: keyed.map(|keyed| keyed.key()), ..Sent::default() })?;
+        let key = keyed.map(|keyed| keyed.key());
+        let frame = self.frame(sender, event, Sent { key, ..self.leaving() })?;
         let to = To::Node { node: Arc::clone(&there.node), member: there.member.clone() };
         if !wants_replies && !self.is_remembered_elsewhere(node) {
             return self.leave_by(linked, to, event, frame).map(|()| None);
@@ -71,7 +71,7 @@ impl SpaceInner {
         event: &dyn ErasedEvent,
     ) -> Result<Away> {
         let linked = self.linked(process)?;
-        let frame = self.frame(Sender::Space(self), event, Sent::default())?;
+        let frame = self.frame(Sender::Space(self), event, self.leaving())?;
         self.carry_all();
         let (frame, leaf) = self.sealed(Addressee::Node(process), event, frame)?;
         let replies = linked.link.request(process, frame)?;
@@ -98,8 +98,7 @@ impl SpaceInner {
         let mut frame = Vec::new();
         let bytes_max = self.config.event_bytes_max + limits::HANDOVER_BYTES;
         // The hash that is stored with it does not cover what is said of its being handed over.
-        let sent = Sent { summed: self.guard.get().is_none(), ..Sent::default() };
-        sent.encode(&mut frame, |out| parcel.encode_into(out, bytes_max))?;
+        self.leaving().encode(&mut frame, |out| parcel.encode_into(out, bytes_max))?;
         let linked = self.linked(to)?;
         let member = self.instance_elsewhere(to);
         // What left before is signed before.
@@ -157,7 +156,7 @@ impl SpaceInner {
             return Takers::of_arrival();
         }
         let purpose = stored.then_some(Purpose::Stored);
-        let frame = match self.frame(sender, event, Sent { purpose, ..Sent::default() }) {
+        let frame = match self.frame(sender, event, Sent { purpose, ..self.leaving() }) {
             Ok(frame) => frame,
             Err(error) => {
                 self.not_everyone_reached(event, error);
@@ -200,10 +199,14 @@ impl SpaceInner {
         self.depart(linked, Departure { to, by, frame, leaf, event: event.to_shared() })
     }
 
+    /// How what leaves is encoded. Where nobody signs, a hash says no more than a sum does: whoever changes an event makes
+    /// both anew.
+    fn leaving(&self) -> Sent<'static> {
+        Sent { summed: self.guard.get().is_none(), ..Sent::default() }
+    }
+
     fn frame(&self, sender: Sender<'_>, event: &dyn ErasedEvent, sent: Sent<'_>) -> Result<Vec<u8>> {
         let causes = |single: &dyn ErasedEvent| Ok(self.causes_from(sender, single));
-        // Where nobody signs, a hash says no more than a sum does: whoever changes an event makes both anew.
-        let sent = Sent { summed: self.guard.get().is_none(), ..sent };
         self.frame_for(event, sent, causes, |_, _| {})
     }
 
