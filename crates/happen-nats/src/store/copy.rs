@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::entry::{Digest, Standing};
 use super::message::WriterId;
-use super::scratch::Scratch;
+use super::scratch::{self, Scratch};
 use super::snapshot::{Header, Snapshots};
 use crate::limits;
 
@@ -51,6 +51,7 @@ impl Copy {
     ///
     /// When the folder cannot be made, and as [`Snapshots::load`].
     pub(crate) async fn new(env: Arc<dyn Env>, snapshots: &Snapshots) -> Result<(Self, Header)> {
+        scratch::remove_deserted();
         let folder = Scratch::new()?;
         let header = snapshots.load(&folder.path().join(DATABASE)).await?.unwrap_or_default();
         let mut own: WriterId = Default::default();

@@ -15,7 +15,7 @@ use tempfile::TempDir;
 const NAMED: &str = "happen-log-";
 const NAMED_BY_CHANCE: usize = 16;
 
-/// A folder that goes when this does, or with the next [`Scratch::new`] of this machine if the process is killed.
+/// A folder that goes when this does, or with the next [`remove_deserted`] on this machine if the process is killed.
 pub(crate) struct Scratch {
     /// The lock on the folder, which the system lets go of however the process ends. Before the folder, for not every
     /// system removes one that is open.
@@ -34,7 +34,6 @@ impl Scratch {
     }
 
     fn new_in(place: &Path) -> Result<Self> {
-        remove_deserted(place);
         let failed = |error| {
             let what = format!("make a folder for a copy of the log in {}", place.display());
             Error::new(ErrorKind::Io { what }).with_source(error)
@@ -67,8 +66,13 @@ fn is_named_so(name: &[u8]) -> bool {
     by_chance.is_some_and(|rest| rest.len() == NAMED_BY_CHANCE && rest.iter().all(u8::is_ascii_alphanumeric))
 }
 
+/// Removes the folders of processes that were killed.
+pub(crate) fn remove_deserted() {
+    remove_deserted_in(&std::env::temp_dir());
+}
+
 /// Removes the folders that nobody holds. What cannot be looked at or removed is somebody else's, or goes at this moment.
-fn remove_deserted(place: &Path) {
+fn remove_deserted_in(place: &Path) {
     for entry in fs::read_dir(place).into_iter().flatten().flatten() {
         // A link by such a name is not followed.
         if !is_named_so(entry.file_name().as_encoded_bytes())
@@ -137,6 +141,7 @@ mod tests {
         let first = Scratch::new_in(place.path()).unwrap();
         fs::write(first.path().join("happen.db"), [0; 100]).unwrap();
         let second = Scratch::new_in(place.path()).unwrap();
+        remove_deserted_in(place.path());
         let mut both =
             [&first, &second].map(|one| one.path().file_name().unwrap().to_str().unwrap().to_owned());
         both.sort();
@@ -161,7 +166,7 @@ mod tests {
         fs::write(place.path().join(&file), []).unwrap();
         std::os::unix::fs::symlink(elsewhere.path(), place.path().join(&link)).unwrap();
 
-        drop(Scratch::new_in(place.path()).unwrap());
+        remove_deserted_in(place.path());
         let mut stay = [&others.map(str::to_owned)[..], &[file, link]].concat();
         stay.sort();
         assert_eq!(names(place.path()), stay);
@@ -175,6 +180,7 @@ mod tests {
             for _ in 0..8 {
                 scope.spawn(|| {
                     for _ in 0..50 {
+                        remove_deserted_in(place.path());
                         let scratch = Scratch::new_in(place.path()).unwrap();
                         let file = scratch.path().join("own");
                         fs::write(&file, []).unwrap();
