@@ -14,9 +14,13 @@ use happen_core::link::{Inbound, NodePresence, Notice, Replies};
 
 use crate::limits;
 
-/// A member that keeps the frames it gets, as they are, and answers none: to send them on changed.
+/// What a probe answers a frame with.
+type Answer = Box<dyn Fn(&[u8]) -> Vec<Vec<u8>> + Send + Sync>;
+
+/// A member that keeps the frames it gets, as they are, to send them on changed; and answers none, or what it was given.
 pub struct Probe {
     node: String,
+    answer: Answer,
     frames: Mutex<Vec<Vec<u8>>>,
     left: Mutex<Vec<String>>,
 }
@@ -25,7 +29,17 @@ impl Probe {
     /// A member with one node, which listens to everything.
     #[must_use]
     pub fn new(node: impl Into<String>) -> Arc<Self> {
-        Arc::new(Self { node: node.into(), frames: Mutex::default(), left: Mutex::default() })
+        Self::answering(node, |_| Vec::new())
+    }
+
+    /// The same, which answers each frame that it is asked with by these.
+    #[must_use]
+    pub fn answering(
+        node: impl Into<String>,
+        answer: impl Fn(&[u8]) -> Vec<Vec<u8>> + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        let answer: Answer = Box::new(answer);
+        Arc::new(Self { node: node.into(), answer, frames: Mutex::default(), left: Mutex::default() })
     }
 
     /// The frames that came so far.
@@ -52,7 +66,7 @@ impl Inbound for Probe {
 
     fn request(&self, _: &str, frame: &[u8]) -> Box<dyn Replies> {
         self.keep(frame);
-        Box::new(NoReplies)
+        Box::new(Answers((self.answer)(frame).into_iter()))
     }
 
     fn publish(&self, frame: &[u8]) {
@@ -74,11 +88,11 @@ impl Inbound for Probe {
     }
 }
 
-struct NoReplies;
+struct Answers(std::vec::IntoIter<Vec<u8>>);
 
-impl Replies for NoReplies {
+impl Replies for Answers {
     fn poll_next(&mut self, _: &mut Context<'_>) -> Poll<Option<Result<Vec<u8>>>> {
-        Poll::Ready(None)
+        Poll::Ready(self.0.next().map(Ok))
     }
 }
 

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{self, Poll};
 use std::time::Duration;
 
 use happen::env::RealEnv;
@@ -21,7 +20,6 @@ use happen_core::env::Env;
 use happen_core::hash::hash_event;
 
 use happen_core::limits::EVENT_BYTES_MAX;
-use happen_core::link::{Inbound, NodePresence, Replies};
 use happen_ed25519::{Ed25519, KeyPair};
 use happen_testing::link::{Probe, next_reply, until};
 use happen_testing::{Simulator, link_contract};
@@ -566,32 +564,6 @@ fn every_event_of_a_batch_is_looked_at() {
     });
 }
 
-/// Answers everything with the same frames.
-#[derive(Debug)]
-struct Liar(Vec<Vec<u8>>);
-
-impl Inbound for Liar {
-    fn post(&self, _: &str, _: &[u8]) {}
-
-    fn request(&self, _: &str, _: &[u8]) -> Box<dyn Replies> {
-        Box::new(Lies(self.0.clone().into_iter()))
-    }
-
-    fn publish(&self, _: &[u8]) {}
-
-    fn presence(&self) -> Vec<NodePresence> {
-        vec![NodePresence { id: "payments".into(), handles: vec![], share: None }]
-    }
-}
-
-struct Lies(std::vec::IntoIter<Vec<u8>>);
-
-impl Replies for Lies {
-    fn poll_next(&mut self, _: &mut task::Context<'_>) -> Poll<Option<happen::Result<Vec<u8>>>> {
-        Poll::Ready(self.0.next().map(Ok))
-    }
-}
-
 #[test]
 fn a_reply_is_believed_only_from_whom_was_asked_and_to_what_was_asked() {
     let sim = Simulator::new(11);
@@ -604,7 +576,7 @@ fn a_reply_is_believed_only_from_whom_was_asked_and_to_what_was_asked() {
         let (_, inside) = WireSeal::open(&answer).unwrap();
         for (lie, code) in [(answer.clone(), "bad-signature"), (inside.to_vec(), "unsigned")] {
             let hub = Hub::in_env(sim.env());
-            hub.link("liar").attach(Arc::new(Liar(vec![lie]))).await.unwrap();
+            hub.link("liar").attach(Probe::answering("payments", move |_| vec![lie.clone()])).await.unwrap();
             let shop = Space::in_env(Config::default(), sim.env()).unwrap();
             shop.join(hub.link("shop")).unwrap();
             shop.identity(Identity::new(key(SHOP)).trust(&trust())).unwrap();

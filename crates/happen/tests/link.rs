@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{self, Poll};
 
-use happen::{Config, Context, Error, ErrorKind, Event, EventId, Hub, Link, Space, limits};
+use happen::{Config, Context, Error, ErrorKind, Event, Hub, Link, Space, limits};
 use happen_core::codec::{Outcome, WireEvent, WireReply, encode_summed, open_summed};
 use happen_core::env::{BoxFuture, Env};
 use happen_core::limits::EVENT_BYTES_MAX;
-use happen_core::link::{ConnectionStatus, Inbound, NodePresence, Notice, Peer, Replies};
+use happen_core::link::{ConnectionStatus, Inbound, Notice, Peer, Replies};
 use happen_testing::link::{Probe, until};
 use happen_testing::{Simulator, link_contract};
 
@@ -42,39 +41,6 @@ fn a_local_stream_ends_when_its_handler_does() {
     });
 }
 
-/// Answers the event that it is asked with what is made of it.
-struct Answering(Box<dyn Fn(EventId) -> Vec<u8> + Send + Sync>);
-
-impl std::fmt::Debug for Answering {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Answering")
-    }
-}
-
-impl Inbound for Answering {
-    fn post(&self, _: &str, _: &[u8]) {}
-
-    fn request(&self, _: &str, frame: &[u8]) -> Box<dyn Replies> {
-        let asked = open_summed(frame).unwrap().unwrap();
-        let id = WireEvent::decode(asked, EVENT_BYTES_MAX).unwrap().id;
-        Box::new(Answer(Some((self.0)(id))))
-    }
-
-    fn publish(&self, _: &[u8]) {}
-
-    fn presence(&self) -> Vec<NodePresence> {
-        vec![NodePresence { id: "bank".into(), handles: vec![], share: None }]
-    }
-}
-
-struct Answer(Option<Vec<u8>>);
-
-impl Replies for Answer {
-    fn poll_next(&mut self, _: &mut task::Context<'_>) -> Poll<Option<happen::Result<Vec<u8>>>> {
-        Poll::Ready(self.0.take().map(Ok))
-    }
-}
-
 #[test]
 fn a_flipped_bit_of_a_reply_is_never_believed() {
     let sim = Simulator::new(1);
@@ -84,7 +50,9 @@ fn a_flipped_bit_of_a_reply_is_never_believed() {
         asking.join(hub.link("asking")).unwrap();
         let (bit, summed) = (Arc::new(AtomicUsize::new(usize::MAX)), Arc::new(AtomicBool::new(true)));
         let (flipped, is_summed) = (Arc::clone(&bit), Arc::clone(&summed));
-        let answering = Answering(Box::new(move |id| {
+        let answering = Probe::answering("bank", move |asked| {
+            let asked = open_summed(asked).unwrap().unwrap();
+            let id = WireEvent::decode(asked, EVENT_BYTES_MAX).unwrap().id;
             let reply = WireReply::new(id, Outcome::Value { event_type: "u64".into(), bytes: &[7] });
             let write = |out: &mut Vec<u8>| reply.encode_into(out, EVENT_BYTES_MAX);
             let mut frame = Vec::new();
@@ -97,10 +65,9 @@ fn a_flipped_bit_of_a_reply_is_never_believed() {
             if let Some(byte) = frame.get_mut(bit / 8) {
                 *byte ^= 1 << (bit % 8);
             }
-            frame
-        }));
-        let link = hub.link("answering");
-        link.attach(Arc::new(answering)).await.unwrap();
+            vec![frame]
+        });
+        hub.link("answering").attach(answering).await.unwrap();
         asking.start().await.unwrap();
         let ask = async || asking.send("bank", 1u64).reply::<u64>().await;
 
