@@ -16,6 +16,12 @@ const AHEAD: u64 = 8_000;
 /// After how many of them their sender looks whether there is room.
 const TOGETHER: u64 = 100;
 
+/// The numbers that the program was started with, and those of `defaults` for what was not given.
+pub fn arguments<const N: usize>(defaults: [u64; N]) -> [u64; N] {
+    let mut given = std::env::args().skip(1).map(|text| text.parse().expect("a number"));
+    defaults.map(|default| given.next().unwrap_or(default))
+}
+
 pub fn payload() -> String {
     (0..200).map(|at| char::from(b'a' + at % 26)).collect()
 }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use happen::env::RealEnv;
 use happen::{Config, Context, Event, Hub, Link, Space, done};
-use happen_bench_nats::{Came, flooded, link, median, p50, payload, rate, space};
+use happen_bench_nats::{Came, arguments, flooded, link, median, p50, payload, rate, space};
 use happen_core::env::Env;
 use happen_core::link::{Inbound, NodePresence, Replies};
 use happen_nats::{Connection, LinkOptions, NatsLink};
@@ -68,9 +68,7 @@ impl Replies for Echo {
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
-    let mut arguments = std::env::args().skip(1).map(|text| text.parse::<u64>().expect("a number"));
-    let events = arguments.next().unwrap_or(200_000);
-    let rounds = arguments.next().unwrap_or(5);
+    let [events, rounds] = arguments([200_000, 5]);
     let server = NatsServer::start();
     let env: Arc<dyn Env> = Arc::new(RealEnv::new());
     let here = space(&server, &env, SPACE, "here").await;

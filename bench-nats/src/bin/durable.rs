@@ -13,7 +13,7 @@ use async_nats::{Client, HeaderMap};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use happen::{Config, Event, Space};
-use happen_bench_nats::median;
+use happen_bench_nats::{arguments, median};
 use happen_nats::{Connection, Nats};
 use happen_testing::{NatsCluster, NatsServer};
 use serde::{Deserialize, Serialize};
@@ -54,10 +54,7 @@ struct Round {
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
-    let mut arguments = std::env::args().skip(1).map(|text| text.parse::<u64>().expect("a number"));
-    let operations = arguments.next().unwrap_or(4_000);
-    let rounds = arguments.next().unwrap_or(5);
-    let servers = arguments.next().unwrap_or(3);
+    let [operations, rounds, servers] = arguments([4_000, 5, 3]);
     let (cluster, server);
     let url = match servers {
         1 => {

@@ -17,6 +17,7 @@ use async_nats::ConnectOptions;
 use happen::env::RealEnv;
 use happen::journal::{Journal, Query};
 use happen::{Context, Error, Event, Space};
+use happen_bench_nats::arguments;
 use happen_core::env::Env;
 use happen_nats::{Connection, LinkOptions, Nats, NatsLink, NatsStore, NatsStoreOptions};
 use happen_testing::NatsServer;
@@ -28,9 +29,7 @@ const ROUNDS: usize = 11;
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
-    let mut arguments = std::env::args().skip(1).map(|text| text.parse::<u64>().expect("a number"));
-    let records = arguments.next().unwrap_or(1_000_000);
-    let nodes = arguments.next().unwrap_or(10_000);
+    let [records, nodes] = arguments([1_000_000, 10_000]);
     idle(nodes).await;
     back().await;
     when(records).await;

@@ -10,7 +10,7 @@ use std::time::Instant;
 use happen::env::RealEnv;
 use happen::identity::{Identity, Signer as _, TrustStore, Trusted};
 use happen::{Context, Event, Space};
-use happen_bench_nats::{Came, flooded, median, p50, payload, space};
+use happen_bench_nats::{Came, arguments, flooded, median, p50, payload, space};
 use happen_core::env::Env;
 use happen_ed25519::KeyPair;
 use happen_testing::NatsServer;
@@ -70,9 +70,7 @@ impl Pair {
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
-    let mut arguments = std::env::args().skip(1).map(|text| text.parse::<u64>().expect("a number"));
-    let events = arguments.next().unwrap_or(200_000);
-    let rounds = arguments.next().unwrap_or(5);
+    let [events, rounds] = arguments([200_000, 5]);
     let server = NatsServer::start();
     let pairs = [Pair::start(&server, "plain", false).await, Pair::start(&server, "signed", true).await];
     let (mut floods, mut alones) = ([const { Vec::new() }; 2], [const { Vec::new() }; 2]);
