@@ -165,6 +165,17 @@ impl Snapshots {
     ///
     /// [`ErrorKind::Io`].
     pub(crate) async fn forget_behind(&self, sequence: u64) -> Result<()> {
+        let begun = self.env.monotonic();
+        loop {
+            // A copy that was let go when nobody could say so is not found by the next look.
+            let forgotten = Box::pin(self.try_forget_behind(sequence)).await;
+            if !self.again(begun, &forgotten).await {
+                return forgotten;
+            }
+        }
+    }
+
+    async fn try_forget_behind(&self, sequence: u64) -> Result<()> {
         if self.kept().await?.is_none_or(|kept| kept <= sequence) {
             return Ok(());
         }
@@ -356,8 +367,29 @@ const BUCKET_HASH_DIGITS: usize = 16;
 #[cfg(test)]
 mod tests {
     use happen::env::RealEnv;
+    use happen_testing::NatsServer;
 
     use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_copy_is_let_go_however_late_the_servers_answer() {
+        let server = NatsServer::start();
+        let client = async_nats::connect(server.url()).await.unwrap();
+        let mut context = async_nats::jetstream::new(client);
+        context.set_timeout(Duration::from_millis(limits::ASK_WAIT_MS));
+        let env: Arc<dyn Env> = Arc::new(RealEnv::new());
+        let options = NatsStoreOptions::new("shop", Arc::clone(&env));
+        let snapshots = Snapshots::new(context, &options, 1).unwrap();
+        snapshots.objects().await.unwrap();
+        // Servers that choose who leads them answer nothing; neither does one that stands still.
+        server.pause();
+        let answers = async {
+            env.sleep(Duration::from_millis(limits::ASK_WAIT_MS * 3)).await;
+            server.go_on();
+        };
+        let (forgotten, ()) = tokio::join!(Box::pin(snapshots.forget_behind(7)), answers);
+        forgotten.unwrap();
+    }
 
     #[test]
     fn a_header_is_read_as_it_was_written() {
